@@ -1,0 +1,58 @@
+"""Bottom-up feature extractors: timm models at strides 4, 8, 16 and 32 (section 4, "Backbone")."""
+
+from pathlib import Path
+
+import timm
+from torch import nn
+
+from onenet.errors import UserError
+
+TIMM_NAMES = {
+    "tiny": "test_resnet",  # 0.4 M parameters, for proxies and tests
+    "resnet18": "resnet18",
+    "resnet50": "resnet50",
+    "resnet101": "resnet101",
+}
+
+
+def make_backbone(name: str, weights: str = "none") -> nn.Module:
+    """A module from images [B, 3, H, W] to four maps [B, C_i, H / 2^i, W / 2^i] for i = 2..5.
+
+    H and W are multiples of 32. `.feature_info.channels()` gives the C_i.
+    `weights`: `none` (random), a timm tag such as `resnet50.tv_in1k` (fetched or cached), or the
+    path of a local file. Raises UserError where they cannot be had.
+    """
+    architecture = TIMM_NAMES[name]
+    options = {"features_only": True, "out_indices": (1, 2, 3, 4)}
+    if weights == "none":
+        return timm.create_model(architecture, **options)
+    if Path(weights).is_file():
+        # `checkpoint_path` does not work together with features_only; the overlay does.
+        overlay = {"file": weights}
+        try:
+            return timm.create_model(
+                architecture, pretrained=True, pretrained_cfg_overlay=overlay, **options
+            )
+        except Exception as error:
+            raise UserError(
+                f"backbone.weights={weights} does not fit {architecture}: {_first_line(error)}\n"
+                f"Give a state dict of timm's {architecture}, or backbone.weights=none."
+            ) from error
+    if weights.partition(".")[0] != architecture or not timm.is_model_pretrained(weights):
+        tags = ", ".join(timm.list_pretrained(f"{architecture}.*")[:6])
+        raise UserError(
+            f"backbone.weights={weights} is neither a file nor a timm tag of {architecture}.\n"
+            f"Tags: {tags}. Or give the path of a local file, or none."
+        )
+    try:
+        return timm.create_model(weights, pretrained=True, **options)
+    except Exception as error:  # no network, no such file on the hub, a damaged cache
+        raise UserError(
+            f"backbone.weights={weights} could not be fetched: {_first_line(error)}\n"
+            "Download the file elsewhere and give its path: backbone.weights=/path/to/file "
+            "(.safetensors or .pth), or train from scratch: backbone.weights=none."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

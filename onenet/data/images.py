@@ -1,0 +1,60 @@
+"""Where the pixels of a data set come from. No torch."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from onenet.data.annotations import Annotations
+from onenet.data.shapes import ShapesConfig, draw_scene, make_scene
+
+
+class BadImage(Exception):
+    """A file that cannot be read as the image that its annotations describe."""
+
+
+class ImageSource(Protocol):
+    annotations: Annotations
+
+    def read(self, image: int) -> np.ndarray:
+        """[H, W, 3] uint8 RGB of image number `image`. Raises BadImage, naming the file."""
+
+
+class DrawnImages:
+    """The built-in images, drawn when first asked for and then kept (about 40 KB each)."""
+
+    def __init__(self, annotations: Annotations, config: ShapesConfig, split: str):
+        self.annotations, self.config, self.split = annotations, config, split
+        self._drawn: dict[int, np.ndarray] = {}
+
+    def read(self, image: int) -> np.ndarray:
+        if image not in self._drawn:
+            scene = make_scene(self.config, self.split, image)
+            self._drawn[image] = draw_scene(self.config, self.split, image, scene)
+        return self._drawn[image]
+
+
+class ImageFiles:
+    """Files in a folder: any format that Pillow reads, any colour mode, EXIF rotation applied."""
+
+    def __init__(self, annotations: Annotations, paths: list[Path]):
+        self.annotations, self.paths = annotations, paths
+
+    def read(self, image: int) -> np.ndarray:
+        path, size_hw = self.paths[image], tuple(self.annotations.sizes_hw[image])
+        try:
+            with Image.open(path) as stored:
+                turned = ImageOps.exif_transpose(stored)
+                # The annotations are drawn on the turned image by most tools, on the raw by some.
+                pixels = np.asarray(
+                    (stored if stored.size[::-1] == size_hw else turned).convert("RGB")
+                )
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise BadImage(f"{path}: {error}") from error
+        if pixels.shape[:2] != size_hw:
+            height, width = pixels.shape[:2]
+            raise BadImage(
+                f"{path} is {width}×{height}, its annotations say {size_hw[1]}×{size_hw[0]}"
+            )
+        return pixels

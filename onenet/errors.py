@@ -1,0 +1,8 @@
+"""The one exception that is meant for the person at the keyboard."""
+
+
+class UserError(Exception):
+    """Input that cannot work: at most three lines that name the key, file or id, and the way out.
+
+    `run.py` and the analysis scripts print it without a traceback and exit with status 2.
+    """

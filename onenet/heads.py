@@ -1,0 +1,65 @@
+"""The dense head and its cascade (section 4, "Head"; section 4.1, "Multi-head Training", Figure 4).
+
+B images, P = H·W slots, K classes, C channels.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onenet.boxes import grid_points, ltrb_to_xyxy
+from onenet.structures import HeadOutput
+
+
+class CascadeHead(nn.Module):
+    """Prediction heads in a row, which share the class and the box convolution.
+
+    One head: F1 = relu(conv(F0)). Several: F1 = relu(conv([F0, F0])), Fj = relu(conv([F0, Fj-1])),
+    where each 2C -> C convolution is the stage's own. From each Fj the shared convolutions give
+    class logits and, through a ReLU, the distances from the grid point to the box's sides.
+    At inference the first `infer_heads` are computed, the answer is the last one's.
+
+    `box_unit`: pixels that an output of 1 stands for. `prior`: the score, in 0..1, that every slot
+    gives every class at the start (as in RetinaNet).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        heads: int = 1,
+        stride: int = 4,
+        box_unit: float = 4.0,
+        prior: float = 0.01,
+    ):
+        super().__init__()
+        self.stride, self.box_unit = stride, box_unit
+        width = channels if heads == 1 else 2 * channels
+        self.features = nn.ModuleList(
+            nn.Conv2d(width, channels, 3, padding=1) for _ in range(heads)
+        )
+        self.class_conv = nn.Conv2d(channels, num_classes, 3, padding=1)
+        self.box_conv = nn.Conv2d(channels, 4, 3, padding=1)
+        for conv in [*self.features, self.class_conv, self.box_conv]:
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+        nn.init.constant_(self.class_conv.bias, -math.log((1 - prior) / prior))
+
+    def forward(self, feature: Tensor, num_heads: int) -> list[HeadOutput]:
+        """[B, C, H, W] -> the outputs of the first `num_heads` heads, 1 <= num_heads <= heads."""
+        points_xy = grid_points(*feature.shape[-2:], self.stride, device=feature.device)
+        outputs, previous = [], feature
+        for conv in self.features[:num_heads]:
+            stacked = torch.cat([feature, previous], dim=1) if len(self.features) > 1 else feature
+            previous = F.relu(conv(stacked))
+            class_logits = _slots_last(self.class_conv(previous))  # [B, P, K]
+            ltrb = _slots_last(F.relu(self.box_conv(previous))).float() * self.box_unit
+            outputs.append(HeadOutput(class_logits, ltrb_to_xyxy(points_xy, ltrb), points_xy))
+        return outputs
+
+
+def _slots_last(maps: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H·W, C]."""
+    return maps.flatten(2).transpose(1, 2)

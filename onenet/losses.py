@@ -1,0 +1,104 @@
+"""The training loss: focal loss over all slots, L1 and GIoU over the positives (section 4).
+
+B images, P prediction slots, K classes, N ground truths, M matches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onenet.assigners import Assigner
+from onenet.boxes import iou_and_giou
+from onenet.costs import MatchingCost, normalized
+from onenet.structures import HeadOutput, Matches, Target
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Section 5: λ_cls, λ_L1, λ_giou = 2, 5, 2. Apart from the weights of the matching cost."""
+
+    cls: float = 2.0
+    l1: float = 5.0
+    giou: float = 2.0
+
+
+def sigmoid_focal_loss(
+    logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Sum over all elements of the focal loss: [...], [...] of 0 and 1 -> scalar."""
+    prob = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    wrong = prob + targets - 2 * prob * targets  # 1 - p of the true answer
+    weight = (1 - alpha) + (2 * alpha - 1) * targets
+    return (weight * wrong**gamma * cross_entropy).sum()
+
+
+@dataclass(frozen=True)
+class DetectionLoss:
+    """Matches each head's predictions with the objects and sums the losses over the heads."""
+
+    matching_cost: MatchingCost
+    assigner: Assigner
+    weights: LossWeights = LossWeights()
+    alpha: float = 0.25
+    gamma: float = 2.0
+    l1_format: str = "cxcywh"
+
+    def match(self, output: HeadOutput, targets: Sequence[Target]) -> list[Matches]:
+        """The positive samples of each image, by its own predictions. Float32 under any autocast."""
+        with torch.autocast(output.class_logits.device.type, enabled=False):
+            return [
+                self.assigner(self.matching_cost(output, image, target))
+                if len(target.gt_labels)
+                else _no_matches(target)
+                for image, target in enumerate(targets)
+            ]
+
+    def __call__(
+        self, outputs: Sequence[HeadOutput], targets: Sequence[Target]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total to minimise, and its parts for the log.
+
+        The parts are weighted and summed over heads: `loss_cls`, `loss_l1`, `loss_giou`, each
+        divided by the number of objects of the batch (at least 1); and the counts `objects` and
+        `conflicts` over all heads.
+        """
+        num_objects = max(1, sum(len(t.gt_labels) for t in targets))
+        sums = dict.fromkeys(("loss_cls", "loss_l1", "loss_giou"), 0.0)
+        conflicts = torch.zeros((), dtype=torch.int64)
+        for output in outputs:
+            matches = self.match(output, targets)
+            for name, value in self.parts(output, targets, matches).items():
+                sums[name] = sums[name] + value / num_objects
+            conflicts = conflicts + sum(m.conflicts for m in matches)
+        total = sums["loss_cls"] + sums["loss_l1"] + sums["loss_giou"]
+        objects = torch.tensor(len(outputs) * sum(len(t.gt_labels) for t in targets))
+        return total, {**sums, "objects": objects, "conflicts": conflicts}
+
+    def parts(
+        self, output: HeadOutput, targets: Sequence[Target], matches: Sequence[Matches]
+    ) -> dict[str, Tensor]:
+        """The weighted sums of one head's losses, not yet divided by the number of objects."""
+        logits = output.class_logits.float()
+        is_class = torch.zeros_like(logits)  # [B, P, K]
+        l1, giou = logits.new_zeros(()), logits.new_zeros(())
+        for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
+            is_class[image, match.pred_idx, target.gt_labels[match.gt_idx]] = 1
+            boxes = output.boxes_xyxy[image, match.pred_idx].float()  # [M, 4]
+            gt = target.gt_xyxy[match.gt_idx]
+            difference = normalized(boxes, target.size_hw, self.l1_format) - normalized(
+                gt, target.size_hw, self.l1_format
+            )
+            l1 = l1 + difference.abs().sum()
+            giou = giou + (1 - iou_and_giou(boxes, gt)[1]).sum()
+        focal = sigmoid_focal_loss(logits, is_class, self.alpha, self.gamma)
+        w = self.weights
+        return {"loss_cls": w.cls * focal, "loss_l1": w.l1 * l1, "loss_giou": w.giou * giou}
+
+
+def _no_matches(target: Target) -> Matches:
+    nothing = torch.zeros(0, dtype=torch.int64, device=target.gt_labels.device)
+    return Matches(nothing, nothing, torch.zeros((), dtype=torch.int64, device=nothing.device))

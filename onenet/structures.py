@@ -1,0 +1,53 @@
+"""What flows between the parts. The docstrings are the shape contract.
+
+B images, P prediction slots (H·W grid points), K classes, N ground truths, M matches.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Target:
+    """The objects of one image, in the pixels of the resized, unpadded image."""
+
+    gt_labels: Tensor  # [N] int64 in 0..K-1
+    gt_xyxy: Tensor  # [N, 4] float32 pixels, x1 < x2 and y1 < y2
+    size_hw: tuple[int, int]  # of the resized, unpadded image
+    image_id: int  # of the annotation file
+
+    def to(self, device) -> "Target":
+        return Target(
+            self.gt_labels.to(device, non_blocking=True),
+            self.gt_xyxy.to(device, non_blocking=True),
+            self.size_hw,
+            self.image_id,
+        )
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """What one head predicts at every slot. A detector returns a list of these, one a head."""
+
+    class_logits: Tensor  # [B, P, K]
+    boxes_xyxy: Tensor  # [B, P, 4] pixels, x1 <= x2 and y1 <= y2, not clipped to the image
+    points_xy: Tensor  # [P, 2] pixels, the grid point of each slot
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Which slot is the positive sample of which object, for one image."""
+
+    pred_idx: Tensor  # [M] int64 in 0..P-1
+    gt_idx: Tensor  # [M] int64 in 0..N-1, each at most once
+    conflicts: Tensor  # scalar int64: objects whose cheapest slot another object has as well
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The answer for one image, best score first, in the pixels of the resized image."""
+
+    boxes_xyxy: Tensor  # [D, 4] pixels, clipped to the image, none empty
+    scores: Tensor  # [D] in 0..1, descending
+    labels: Tensor  # [D] int64 in 0..K-1
