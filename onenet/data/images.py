@@ -47,10 +47,15 @@ class ImageFiles:
             with Image.open(path) as stored:
                 turned = ImageOps.exif_transpose(stored)
                 # The annotations are drawn on the turned image by most tools, on the raw by some.
-                pixels = np.asarray(
-                    (stored if stored.size[::-1] == size_hw else turned).convert("RGB")
-                )
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raw = turned.size[::-1] != size_hw and stored.size[::-1] == size_hw
+                pixels = np.asarray((stored if raw else turned).convert("RGB"))
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            RuntimeError,  # of broken AVIF
+            Image.DecompressionBombError,
+        ) as error:
             raise BadImage(f"{path}: {error}") from error
         if pixels.shape[:2] != size_hw:
             height, width = pixels.shape[:2]

@@ -146,7 +146,7 @@ def training_order(sizes_hw: np.ndarray, batch: int, seed: int) -> Iterator[list
     Wide and tall images go into batches of their own, so that little is padded. A batch may reach
     over the end of an epoch.
     """
-    wide = sizes_hw[:, 1] > sizes_hw[:, 0]
+    wide = (sizes_hw[:, 1] > sizes_hw[:, 0]).tolist()
     waiting: tuple[list, list] = ([], [])
     epoch = 0
     while True:

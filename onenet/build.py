@@ -1,0 +1,66 @@
+"""From a configuration to the parts of a run: the one place that hands its values on."""
+
+import torch
+from torch import nn
+
+from onenet import costs, losses
+from onenet.assigners import make_assigner
+from onenet.backbones import make_backbone
+from onenet.config import Config
+from onenet.data.images import ImageSource
+from onenet.data.loading import Augmentation, DetectionDataset, ImageSize
+from onenet.detectors.onenet import OneNet
+from onenet.identity import EvalSpec
+from onenet.losses import DetectionLoss
+from onenet.necks import NECKS
+from onenet.optim import Schedule
+
+
+def device(config: Config) -> str:
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
+
+
+def detector(config: Config, num_classes: int) -> nn.Module:
+    """Initialised from `seed` alone."""
+    torch.manual_seed(config.seed)
+    backbone = make_backbone(config.backbone.name, config.backbone.weights)
+    neck = NECKS[config.neck.name](backbone.feature_info.channels(), config.neck.channels)
+    head = config.head
+    model = OneNet(backbone, neck, num_classes, config.heads, head.box_unit, head.prior)
+    return model.to(device(config), memory_format=torch.channels_last)
+
+
+def detection_loss(config: Config) -> DetectionLoss:
+    cost, loss, weights = config.cost, config.loss, config.cost_weights()
+    return DetectionLoss(
+        costs.MatchingCost(
+            weights=costs.CostWeights(**vars(weights)),
+            cls_form=cost.cls_form,
+            alpha=cost.alpha,
+            gamma=cost.gamma,
+            l1_format=cost.l1_format,
+        ),
+        make_assigner(config.assigner.name, config.assigner.conflict),
+        weights=losses.LossWeights(**vars(loss.weights)),
+        alpha=loss.alpha,
+        gamma=loss.gamma,
+        l1_format=loss.l1_format,
+    )
+
+
+def schedule(config: Config) -> Schedule:
+    o = config.optim
+    return Schedule(config.lr, config.steps, o.warmup, o.decay, tuple(o.milestones), o.tail)
+
+
+def training_set(config: Config, source: ImageSource) -> DetectionDataset:
+    size = ImageSize(config.size.short, config.size.ratio)
+    augmentation = Augmentation(config.augment.flip, config.augment.min_scale)
+    return DetectionDataset(source, size, augmentation, config.seed, config.data.on_bad_image)
+
+
+def evaluation_set(config: Config, source: ImageSource, spec: EvalSpec) -> DetectionDataset:
+    size = ImageSize(spec.short, spec.ratio)
+    return DetectionDataset(source, size, on_bad_image=config.data.on_bad_image)

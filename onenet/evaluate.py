@@ -1,0 +1,67 @@
+"""One forward pass over a data set, scored with and without NMS."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from onenet.data.loading import DetectionDataset, evaluation_batches
+from onenet.detectors.onenet import normalize
+from onenet.inference import nms_keep, top_k
+from onenet.scoring import MAX_DETECTIONS, Predictions
+
+NMS_IOUS = (0.5, 0.6, 0.7)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    dataset: DetectionDataset,
+    *,
+    batch: int,
+    infer_heads: int = 1,
+    workers: int = 0,
+    device: str = "cpu",
+    progress: Callable[[int], None] = lambda images: None,
+) -> tuple[Predictions, list[str]]:
+    """The top 100 of every image in original pixels, and the files that could not be read.
+
+    `infer_heads`: the answer is that of head number `infer_heads`. An image that cannot be read has
+    no detections.
+    """
+    model.eval()
+    number = {int(i): n for n, i in enumerate(dataset.source.annotations.image_ids)}
+    found: dict[int, tuple] = {}
+    bad: list[str] = []
+    for loaded in evaluation_batches(dataset, batch, workers):
+        output = model(normalize(loaded.images.to(device)), num_heads=infer_heads)[-1]
+        sizes_hw = [target.size_hw for target in loaded.targets]
+        answers = top_k(output, sizes_hw, MAX_DETECTIONS)
+        for detections, target, original_hw in zip(
+            answers, loaded.targets, loaded.original_hw, strict=True
+        ):
+            to_original = np.tile(np.array(original_hw[::-1]) / target.size_hw[::-1], 2)
+            boxes = detections.boxes_xyxy.cpu().double().numpy() * to_original
+            keep = [nms_keep(detections, iou).numpy() for iou in NMS_IOUS]
+            # The neighbour that stands in for a bad image is overwritten by, or equals, its own.
+            found[number[target.image_id]] = (
+                boxes,
+                detections.scores.cpu().double().numpy(),
+                detections.labels.cpu().numpy(),
+                np.stack(keep),
+            )
+        bad += loaded.bad_images
+        progress(len(found))
+    images = sorted(found)
+    counts = [len(found[image][1]) for image in images]
+    boxes, scores, labels, kept = zip(*(found[image] for image in images), strict=True)
+    kept = np.concatenate(kept, axis=1)
+    predictions = Predictions(
+        image=np.repeat(images, counts),
+        boxes_xyxy=np.concatenate(boxes),
+        scores=np.concatenate(scores),
+        labels=np.concatenate(labels),
+        nms_keep=dict(zip(NMS_IOUS, kept, strict=True)),
+    )
+    return predictions, bad

@@ -1,0 +1,135 @@
+"""What a run is: its id hashes what can change the result, and nothing else. No torch.
+
+The id is built from absolute values, not from the names of groups or presets; a key that has no
+effect in a configuration counts as null, and null does not count. So a key that is added later at a
+value that leaves results alone can leave old ids alone, too: enter it in NEUTRAL.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from onenet.config import Config
+from onenet.data.coco import digest
+
+RECIPE = 1  # raise it when a change of the code changes results: all ids change with it
+
+NEUTRAL: dict[str, object] = {}  # "key": the value at which it is as if the key were not there
+
+
+def identity(config: Config) -> dict:
+    """The values that can change what a run's training and its default evaluation give."""
+    values = asdict(config)
+    weights = config.cost_weights()
+    focal = weights.cls and config.cost.cls_form == "focal"
+    multistep = config.optim.decay == "multistep"
+    kept = {
+        key: values[key]
+        for key in ("detector", "heads", "seed", "lr", "steps", "batch", "size", "loss", "head")
+    }
+    kept |= {
+        "recipe": RECIPE,
+        "cost": {
+            "weights": {term: weight or None for term, weight in asdict(weights).items()},
+            "cls_form": config.cost.cls_form if weights.cls else None,
+            "alpha": config.cost.alpha if focal else None,
+            "gamma": config.cost.gamma if focal else None,
+            "l1_format": config.cost.l1_format if weights.l1 else None,
+        },
+        "assigner": {
+            "name": config.assigner.name,
+            "conflict": config.assigner.conflict if config.assigner.name == "min_cost" else None,
+        },
+        "backbone": {"name": config.backbone.name, "weights": _weights(config.backbone.weights)},
+        "neck": values["neck"],
+        "augment": values["augment"],
+        "optim": {
+            "weight_decay": config.optim.weight_decay,
+            "warmup": config.optim.warmup,
+            "clip": config.optim.clip,
+            "decay": config.optim.decay,
+            "milestones": list(config.optim.milestones) if multistep else None,
+            "tail": None if multistep else config.optim.tail,
+        },
+        "data": _data(config, values["data"]),
+    }
+    return {key: v for key, v in _flat(kept).items() if v is not None and NEUTRAL.get(key, ...) != v}
+
+
+def run_id(config: Config) -> str:
+    """Ten hexadecimal digits of a hash over `identity`."""
+    text = json.dumps(identity(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def slug(config: Config) -> str:
+    """The readable front of a run folder's name; like the id, it follows from `identity` alone."""
+    weights = config.cost_weights()
+    located = any((weights.l1, weights.iou, weights.giou, weights.center))
+    cost = {(True, True): "loc_cls", (True, False): "loc_only", (False, True): "cls_only"}
+    data = config.data.shapes.kind if config.data.name == "shapes" else Path(config.data.root).name
+    location = "predefined" if weights.center else "predicted"
+    words = [cost[located, bool(weights.cls)], location, f"h{config.heads}", config.backbone.name]
+    return "-".join([*words, data[:20], f"s{config.seed}"])
+
+
+@dataclass(frozen=True)
+class EvalSpec:
+    """One way to evaluate a finished training. The axes that never cause a training."""
+
+    infer_heads: int
+    short: int
+    ratio: float
+    area: str
+    split: str
+
+    @property
+    def id(self) -> str:
+        return f"h{self.infer_heads}-{self.short}x{self.ratio:g}-{self.area}-{self.split}"
+
+
+def requested_evaluation(config: Config) -> EvalSpec:
+    size = config.eval.size
+    return EvalSpec(
+        infer_heads=config.infer_heads,
+        short=size.short or config.size.short,
+        ratio=size.ratio or config.size.ratio,
+        area=config.eval.area,
+        split=config.eval.split,
+    )
+
+
+def default_evaluation(config: Config) -> EvalSpec:
+    """The evaluation that every run gets, whatever else was asked for: its `result.json`."""
+    return EvalSpec(1, config.size.short, config.size.ratio, "relative", "val")
+
+
+def _data(config: Config, data: dict) -> dict:
+    """Digests of files instead of their paths; the parameters of drawn images."""
+    kept = {"name": data["name"], "limit": data["limit"]}
+    if config.data.name == "shapes":
+        rigid = config.data.shapes.kind == "rigid"
+        return kept | {
+            "seed": data["seed"],
+            "shapes": data["shapes"] | ({"part_side": None} if rigid else {}),
+        }
+    return kept | {
+        "on_bad_image": data["on_bad_image"],
+        "train": digest(Path(config.data.train.annotations)),
+        "val": digest(Path(config.data.val.annotations)),
+    }
+
+
+def _weights(weights: str) -> str:
+    return digest(Path(weights)) if Path(weights).is_file() else weights
+
+
+def _flat(node: dict, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for name, value in node.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

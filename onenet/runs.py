@@ -1,0 +1,152 @@
+"""A run's folder: its files, its state, and who may write into it. No torch.
+
+The files are the record. Whoever trains holds an exclusive lock on `.lock`, which the operating
+system releases when the process ends, however it ends.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from onenet.errors import UserError
+from onenet.identity import EvalSpec
+
+STATES = ("done", "partial", "running", "failed", "missing")
+
+
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """A reader sees the old content or the new, never a part; so does a reader after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    mode = "wb" if isinstance(text, bytes) else "w"
+    with open(temporary, mode) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, values: dict) -> None:
+    write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.txt"
+
+    def evaluation(self, spec: EvalSpec) -> Path:
+        return self.path / "evaluations" / spec.id
+
+    # --- config ---
+
+    def freeze(self, config: dict) -> None:
+        """Writes the resolved config; later edits of any YAML change nothing for this run."""
+        try:
+            write_atomically(self.config_file, yaml.safe_dump(config, sort_keys=False))
+        except OSError as error:
+            raise UserError(
+                f"The runs root cannot be written: {error}\nChoose another: runs_root=DIR"
+            ) from error
+
+    def config(self) -> dict:
+        return yaml.safe_load(self.config_file.read_text())
+
+    # --- state ---
+
+    def status(self) -> dict:
+        """What status.json says; empty if it is not there or torn."""
+        return read_json(self.path / "status.json")
+
+    def set_status(self, **changes) -> None:
+        write_json(self.path / "status.json", {**self.status(), **changes})
+
+    def state(self) -> str:
+        """One of STATES. `partial`: preempted, or called running by a process that is gone."""
+        claimed = self.status().get("state")
+        if claimed == "done" and self.result_file.is_file():
+            return "done"
+        if claimed is None and not self.checkpoint_file.is_file():
+            return "missing"
+        if claimed == "running" and self.is_locked():
+            return "running"
+        return "failed" if claimed == "failed" else "partial"
+
+    def result(self, spec: EvalSpec | None = None) -> dict:
+        """result.json of the default evaluation, or of `spec`; empty if there is none."""
+        return read_json(self.evaluation(spec) / "result.json" if spec else self.result_file)
+
+    def last_metrics(self) -> dict:
+        """The last whole line of metrics.jsonl; empty if there is none."""
+        try:
+            with open(self.metrics_file, "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+                for line in reversed(file.read().splitlines()):
+                    with contextlib.suppress(json.JSONDecodeError):
+                        return json.loads(line)
+        except OSError:
+            pass
+        return {}
+
+    # --- ownership ---
+
+    def is_locked(self) -> bool:
+        try:
+            with self.lock():
+                return False
+        except Locked:
+            return True
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder. Raises Locked, at once, if another process does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise Locked(self.path) from error
+            yield
+
+
+class Locked(Exception):
+    """Another process is writing into this run's folder."""
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def owner() -> dict:
+    """Who is running this, for status.json."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
