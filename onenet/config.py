@@ -261,7 +261,10 @@ def _absolute(config: Config) -> Config:
         root = Path(config.data.root).expanduser().absolute()
         config.data.root = str(root)
         for split in (config.data.train, config.data.val):
-            split.images, split.annotations = str(root / split.images), str(root / split.annotations)
+            split.images, split.annotations = (
+                str(root / split.images),
+                str(root / split.annotations),
+            )
     if Path(config.backbone.weights).expanduser().is_file():
         config.backbone.weights = str(Path(config.backbone.weights).expanduser().absolute())
     return config
@@ -338,7 +341,7 @@ def _problems(config: Config) -> list[str]:
         if (value := _value(config, key)) is not None and value < least:
             found.append(f"{key}={value}: must be at least {least:g}.")
     for key, most in AT_MOST.items():
-        if not 0 < (value := _value(config, key)) + 1e-9 or value > most:
+        if not 0 <= (value := _value(config, key)) <= most:
             found.append(f"{key}={value}: must be in 0..{most:g}.")
     if config.infer_heads > config.heads >= 1:
         found.append(

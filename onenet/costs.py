@@ -1,7 +1,7 @@
 """Matching costs: how expensive it is to make a slot the positive sample of an object (section 3).
 
-P prediction slots, K classes, N ground truths. Every term is a pure function to [P, N] in float32,
-lower is better; `matching_cost` sums those whose weight is not zero. Nothing here is differentiated.
+P prediction slots, K classes, N ground truths. Every term is a pure function to [P, N], lower is
+better; `MatchingCost` sums those whose weight is not zero, in float32 and without a gradient.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def l1_cost(
 
 
 def normalized(boxes_xyxy: Tensor, size_hw: tuple[int, int], l1_format: str) -> Tensor:
-    """The four numbers that the L1 terms compare, as fractions of the image: [..., 4] -> [..., 4]."""
+    """The four numbers that the L1 terms compare, as shares of the image: [..., 4] -> [..., 4]."""
     height, width = size_hw
     boxes = xyxy_to_cxcywh(boxes_xyxy) if l1_format == "cxcywh" else boxes_xyxy
     return boxes / boxes.new_tensor([width, height, width, height])

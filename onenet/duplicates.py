@@ -43,13 +43,20 @@ def find(scores: np.ndarray, labels: np.ndarray, ious: np.ndarray, gt_labels: np
     return Found(taken_at[np.isfinite(taken_at)], np.array(duplicate_scores))
 
 
-def per_object(found: list[Found], share_of_recall: float) -> float | None:
-    """Duplicates / matched objects at the highest score threshold, one for all classes, that keeps
-    `share_of_recall` (in (0, 1]) of the objects found without a threshold. None: nothing found.
+def threshold(found: list[Found], share_of_recall: float) -> float | None:
+    """The highest score threshold, one for all classes, that keeps `share_of_recall` (in (0, 1]) of
+    the objects found without a threshold. None: nothing found.
     """
     matched = np.sort(np.concatenate([f.matched_scores for f in found] or [[]]))[::-1]
     if not len(matched):
         return None
-    duplicates = np.concatenate([f.duplicate_scores for f in found])
-    threshold = matched[int(np.ceil(share_of_recall * len(matched) - 1e-9)) - 1]
-    return float((duplicates >= threshold).sum() / (matched >= threshold).sum())
+    return float(matched[int(np.ceil(share_of_recall * len(matched) - 1e-9)) - 1])
+
+
+def per_object(found: list[Found], share_of_recall: float) -> float | None:
+    """Duplicates / matched objects at that threshold. None: nothing found."""
+    least = threshold(found, share_of_recall)
+    if least is None:
+        return None
+    matched = sum((f.matched_scores >= least).sum() for f in found)
+    return float(sum((f.duplicate_scores >= least).sum() for f in found) / matched)

@@ -38,13 +38,14 @@ def predict(
         output = model(normalize(loaded.images.to(device)), num_heads=infer_heads)[-1]
         sizes_hw = [target.size_hw for target in loaded.targets]
         answers = top_k(output, sizes_hw, MAX_DETECTIONS)
-        for detections, target, original_hw in zip(
-            answers, loaded.targets, loaded.original_hw, strict=True
+        for detections, target, original_hw, stands_in in zip(
+            answers, loaded.targets, loaded.original_hw, loaded.stands_in, strict=True
         ):
+            if stands_in:
+                continue
             to_original = np.tile(np.array(original_hw[::-1]) / target.size_hw[::-1], 2)
             boxes = detections.boxes_xyxy.cpu().double().numpy() * to_original
             keep = [nms_keep(detections, iou).numpy() for iou in NMS_IOUS]
-            # The neighbour that stands in for a bad image is overwritten by, or equals, its own.
             found[number[target.image_id]] = (
                 boxes,
                 detections.scores.cpu().double().numpy(),

@@ -54,7 +54,9 @@ def identity(config: Config) -> dict:
         },
         "data": _data(config, values["data"]),
     }
-    return {key: v for key, v in _flat(kept).items() if v is not None and NEUTRAL.get(key, ...) != v}
+    return {
+        key: v for key, v in _flat(kept).items() if v is not None and NEUTRAL.get(key, ...) != v
+    }
 
 
 def run_id(config: Config) -> str:

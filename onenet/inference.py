@@ -27,7 +27,9 @@ def top_k(
     best, index = flat.topk(min(k, flat.shape[1]), dim=1)
     detections = []
     for image, size_hw in enumerate(sizes_hw):
-        boxes = clip_to_image(output.boxes_xyxy[image, index[image] // num_classes].float(), size_hw)
+        boxes = clip_to_image(
+            output.boxes_xyxy[image, index[image] // num_classes].float(), size_hw
+        )
         solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         labels = index[image] % num_classes
         detections.append(Detections(boxes[solid], best[image][solid].sigmoid(), labels[solid]))

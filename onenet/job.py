@@ -5,59 +5,29 @@ config. Everything that a user sees of a run is written here or by what is calle
 """
 
 import argparse
-import gzip
-import io
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 import traceback
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
-import PIL
-import pycocotools
-import timm
 import torch
-import torchvision
 from torch import nn
 
-from onenet import build, checkpoint, per_image, pictures
-from onenet.config import REPOSITORY, Config, from_dict
-from onenet.data.images import ImageSource
+from onenet import build, checkpoint, pictures, results
+from onenet.config import Config, from_dict
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
 from onenet.errors import UserError
-from onenet.evaluate import predict
-from onenet.identity import RECIPE, EvalSpec, default_evaluation, run_id
+from onenet.identity import default_evaluation, run_id
 from onenet.optim import make_optimizer
+from onenet.request import Request
 from onenet.runs import Locked, RunFolder, owner, write_atomically, write_json
-from onenet.scoring import Scorer
 from onenet.tracking import mirrored
 from onenet.train import Progress, train
 
 SAY_EVERY = 10  # seconds between lines on the screen
-
-
-@dataclass
-class Request:
-    """What a sweep asks of a run, beside its frozen config."""
-
-    evaluations: list[EvalSpec] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)
-    threads: int = 1
-
-    @staticmethod
-    def parse(text: str) -> "Request":
-        values = json.loads(text)
-        values["evaluations"] = [EvalSpec(**spec) for spec in values["evaluations"]]
-        return Request(**values)
-
-    def dump(self) -> str:
-        return json.dumps(asdict(self))
 
 
 class Job:
@@ -115,10 +85,18 @@ class Job:
                     source = validation
                     if spec.split == "train":
                         source = open_split(self.config.data, "train")
-                    self._evaluate(model, progress, source, spec)
+                    print(f"evaluating {spec.id}", flush=True)
+                    result = results.evaluate(
+                        self.folder, self.config, model, progress, source, spec, self.request
+                    )
+                    print(results.summary(result), flush=True)
             if not trained:
-                pictures.write(self.folder.path / "pictures", self.config, model, validation)
-                write_json(self.folder.result_file, self.folder.result(default))
+                result = self.folder.result(default)
+                threshold = result["metrics"]["score_threshold"] or 0.5
+                pictures.write(
+                    self.folder.path / "pictures", self.config, model, validation, threshold
+                )
+                write_json(self.folder.result_file, result)
 
     def _train(self, model: nn.Module) -> Progress:
         """Trains to the last step, from the checkpoint if there is one."""
@@ -183,84 +161,9 @@ class Job:
             flush=True,
         )
 
-    def _evaluate(
-        self, model: nn.Module, progress: Progress, source: ImageSource, spec: EvalSpec
-    ) -> None:
-        """Writes evaluations/<id>/, result.json last."""
-        started = time.perf_counter()
-        target = self.folder.evaluation(spec)
-        predictions, bad = predict(
-            model,
-            build.evaluation_set(self.config, source, spec),
-            batch=self.config.eval.batch,
-            infer_heads=spec.infer_heads,
-            workers=self.config.workers,
-            device=self.device,
-        )
-        scale = (spec.short / 512) ** 2 if spec.area == "relative" else 1.0
-        scorer = Scorer(source.annotations, scale)
-        metrics, notes = scorer.score(predictions)
-        metrics["conflict_rate"] = 100 * progress.conflicts / max(1, progress.objects)
-        metrics["params"] = sum(p.numel() for p in model.parameters())
-        metrics["train_seconds"] = round(progress.seconds, 1)
-        if bad:
-            notes["AP"] = f"{len(bad)} images could not be read and have no detections"
-        rows = predictions.to_coco(source.annotations)
-        packed = gzip.compress(json.dumps(rows).encode(), mtime=0)
-        write_atomically(target / "detections.json.gz", packed)
-        arrays = io.BytesIO()
-        np.savez_compressed(arrays, **per_image.pack(scorer, predictions))
-        write_atomically(target / "per_image.npz", arrays.getvalue())
-        seconds = time.perf_counter() - started
-        with open(self.folder.metrics_file, "a") as lines:
-            numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
-            line = {"step": progress.step, "evaluation": spec.id, **numbers}
-            lines.write(json.dumps(line) + "\n")
-        write_json(target / "result.json", self._result(spec, metrics, notes, progress, seconds))
-        print(
-            f"evaluated {spec.id}: AP {metrics['AP'] or 0:.1f}, "
-            f"with NMS {metrics['AP_nms'] or 0:.1f} ({seconds:.0f} s)",
-            flush=True,
-        )
-
-    def _result(self, spec: EvalSpec, metrics, notes, progress: Progress, seconds: float) -> dict:
-        config = self.config
-        return {
-            "id": self.id,
-            "recipe": RECIPE,
-            "evaluation": asdict(spec),
-            "overrides": self.request.overrides,
-            "choices": {
-                "cost": config.cost.name,
-                "location": config.location,
-                "assigner": config.assigner.name,
-                "heads": config.heads,
-                "infer_heads": spec.infer_heads,
-                "lr": config.lr,
-                "backbone": config.backbone.name,
-                "neck": config.neck.name,
-                "detector": config.detector,
-                "data": config.data.name,
-                "kind": config.data.shapes.kind if config.data.name == "shapes" else None,
-                "preset": config.preset,
-                "seed": config.seed,
-            },
-            "config": asdict(config),
-            "metrics": metrics,
-            "metrics_notes": notes,
-            "bad_images": sorted(set(progress.bad_images)),
-            "timing": {
-                "train_seconds": round(progress.seconds, 1),
-                "seconds_per_step": progress.seconds / max(1, progress.step),
-                "evaluation_seconds": round(seconds, 1),
-                "finished": time.time(),
-            },
-            "env": environment(self.device, self.request.threads),
-        }
-
 
 def cut_back(folder: RunFolder, step: int) -> None:
-    """Drops the lines of metrics.jsonl beyond the checkpoint, so that each step stands there once."""
+    """Drops the lines of metrics.jsonl beyond the checkpoint: each step stands there once."""
     if not folder.metrics_file.is_file():
         return
     kept = []
@@ -271,28 +174,6 @@ def cut_back(folder: RunFolder, step: int) -> None:
         except ValueError:  # torn by a crash: the last one
             break
     write_atomically(folder.metrics_file, "".join(kept))
-
-
-def environment(device: str, threads: int) -> dict:
-    """Where the numbers come from."""
-    modules = (torch, torchvision, timm, np, PIL)
-    versions = {m.__name__: m.__version__ for m in modules}
-    versions["pycocotools"] = getattr(pycocotools, "__version__", None)
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(REPOSITORY), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    return {
-        "python": platform.python_version(),
-        **{name: version for name, version in versions.items() if version},
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "threads": threads,
-        "commit": git("rev-parse", "HEAD") or None,
-        "dirty": bool(git("status", "--porcelain")),
-    }
 
 
 def main(arguments: list[str] | None = None) -> int:

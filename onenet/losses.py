@@ -48,7 +48,7 @@ class DetectionLoss:
     l1_format: str = "cxcywh"
 
     def match(self, output: HeadOutput, targets: Sequence[Target]) -> list[Matches]:
-        """The positive samples of each image, by its own predictions. Float32 under any autocast."""
+        """The positive samples of each image, by its own predictions; float32 in any autocast."""
         with torch.autocast(output.class_logits.device.type, enabled=False):
             return [
                 self.assigner(self.matching_cost(output, image, target))

@@ -68,9 +68,7 @@ def _pack(evaluation: COCOeval | None, images: int, classes: int) -> dict[str, n
         "label": np.uint8 if classes < 2**8 else np.uint16,
         "hits": np.uint16,
     }
-    return {
-        name: np.concatenate(parts or [[]]).astype(types[name]) for name, parts in kept.items()
-    }
+    return {name: np.concatenate(parts or [[]]).astype(types[name]) for name, parts in kept.items()}
 
 
 def recompute(

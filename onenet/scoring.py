@@ -97,6 +97,7 @@ class Scorer:
         ]
         metrics["duplicates_per_object"] = duplicates.per_object(found, 0.9)
         metrics["duplicates_per_object_half_recall"] = duplicates.per_object(found, 0.5)
+        metrics["score_threshold"] = duplicates.threshold(found, 0.9)  # of duplicates_per_object
         return metrics, {name: self._why_none(name) for name, v in metrics.items() if v is None}
 
     def _numbers(self, evaluation: COCOeval | None, suffix: str) -> dict[str, float | None]:
@@ -130,7 +131,7 @@ class Scorer:
         )
 
     def _why_none(self, metric: str) -> str:
-        if metric.startswith("duplicates"):
+        if metric.startswith(("duplicates", "score")):
             return "no object was found"
         area = {"APs": "small ", "APm": "medium ", "APl": "large "}.get(metric.split("_")[0], "")
         return f"there are no {area}objects to find"

@@ -73,7 +73,8 @@ def train(
         progress.bad_images += batch.bad_images
         if step % log_every == 0 or step == schedule.steps:
             numbers = {name: float(value.detach()) for name, value in parts.items()}
-            log({"step": step, "loss": float(total.detach()), **numbers, "lr": lr, "grad_norm": float(norm)})
+            numbers |= {"loss": float(total.detach()), "lr": lr, "grad_norm": float(norm)}
+            log({"step": step, **numbers})
         if save_due(progress) or step == schedule.steps:
             save()
 

@@ -51,7 +51,8 @@ class Batch:
     images: Tensor  # [B, 3, H, W] uint8 RGB, padded right and below, H and W multiples of 32
     targets: list[Target]  # [B]
     original_hw: list[tuple[int, int]]  # [B] before resizing
-    bad_images: list[str]  # files that could not be read and were replaced by their neighbour
+    stands_in: list[bool]  # [B] is it the neighbour of an image that could not be read?
+    bad_images: list[str]  # what is wrong with those
 
 
 def pad_to_multiple(size_hw: tuple[int, int]) -> tuple[int, int]:
@@ -80,7 +81,9 @@ class DetectionDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source.annotations)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Target, tuple[int, int], list[str]]:
+    def __getitem__(
+        self, key: tuple[int, int]
+    ) -> tuple[Tensor, Target, tuple[int, int], list[str]]:
         epoch, image = key
         bad = []
         for candidate in range(image, image + len(self)):
@@ -93,7 +96,7 @@ class DetectionDataset(Dataset):
         raise UserError(f"None of the {len(self)} images can be read. The first: {bad[0]}")
 
     def _prepare(self, pixels: np.ndarray, epoch: int, image: int):
-        """Resized and, in training, flipped and jittered: pixels [3, h, w], target, original size."""
+        """Resized; in training flipped and jittered, too: pixels [3, h, w], target, original size."""
         rng = np.random.default_rng([self.seed, 1, epoch, image])
         original_hw = pixels.shape[:2]
         short, flip = self.size.short, False
@@ -137,7 +140,8 @@ def collate(items: list) -> Batch:
     images = images.repeat(len(items), 1, height, width)
     for padded, image in zip(images, pixels, strict=True):
         padded[:, : image.shape[1], : image.shape[2]] = image
-    return Batch(images, list(targets), list(original_hw), [name for names in bad for name in names])
+    all_bad = [name for names in bad for name in names]
+    return Batch(images, list(targets), list(original_hw), list(map(bool, bad)), all_bad)
 
 
 def training_order(sizes_hw: np.ndarray, batch: int, seed: int) -> Iterator[list[tuple[int, int]]]:

@@ -4,8 +4,8 @@ Images of different sizes and aspects hold 1 to `max_objects` objects that may c
 part, on a noisy background. Two kinds:
 
 - `rigid`: the class is the object's outline. It shows everywhere in the box.
-- `parts`: the object is a body whose outline says nothing; the class shows only in a glyph that lies
-  anywhere in it (as the zebra's head in Figure 5). The glyph's box is kept as `parts_xyxy`.
+- `parts`: the object is a body whose outline says nothing; the class shows only in a glyph that
+  lies anywhere in it (as the zebra's head in Figure 5). The glyph's box is kept as `parts_xyxy`.
 
 No two boxes of an image overlap enough for NMS at 0.5 to touch the ground truth: the data itself
 never decides whether NMS is needed.

@@ -37,7 +37,7 @@ def open_split(data: Data, split: str) -> ImageSource:
 
 
 def check_splits(data: Data) -> list[str]:
-    """Reads both splits of a folder; returns what was cleaned. Raises UserError, as `open_split`."""
+    """Reads both splits of a folder; returns what was cleaned. Raises UserError as `open_split`."""
     if data.name == "shapes":
         return []
     splits = {split: open_split(data, split).annotations for split in ("train", "val")}

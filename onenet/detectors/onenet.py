@@ -1,4 +1,4 @@
-"""OneNet (section 4, Figure 3): backbone, top-down neck to stride 4, one small convolutional head."""
+"""OneNet (section 4, Figure 3): backbone, top-down neck to stride 4, a small convolutional head."""
 
 import torch
 from torch import Tensor, nn

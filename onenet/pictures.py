@@ -1,0 +1,124 @@
+"""Pictures of a finished run: its positive samples (Figure 5) and its boxes with and without NMS
+(Figure 6), on the same images for every run on the same data.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import nn
+
+from onenet import build
+from onenet.boxes import clip_to_image
+from onenet.config import Config
+from onenet.data.images import ImageSource
+from onenet.data.loading import DetectionDataset, ImageSize, collate
+from onenet.detectors.onenet import normalize
+from onenet.inference import nms_keep, top_k
+from onenet.runs import write_json
+from onenet.structures import Detections
+
+IMAGES = 4
+SHORTEST_SIDE = 256  # pixels of a picture
+COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#00a5a5", "#9a6324", "#f032e6")
+
+
+@torch.inference_mode()
+def write(
+    folder: Path, config: Config, model: nn.Module, source: ImageSource, threshold: float
+) -> None:
+    """Fills `folder` with image_<id>.png (the image), panel_<id>.png (positive samples | boxes
+    before NMS | boxes after NMS) and pictures.json (all of it as numbers).
+
+    `threshold`: only boxes of at least this score are drawn. The right one differs a lot between
+    costs (Figure 6), so each run gets its own: where 0.9 of the objects it can find are found.
+    """
+    model.eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    names = list(source.annotations.category_names)
+    dataset = DetectionDataset(source, ImageSize(config.size.short, config.size.ratio))
+    loss = build.detection_loss(config)
+    device = build.device(config)
+    entries = []
+    for image in range(min(IMAGES, len(dataset))):
+        batch = collate([dataset[0, image]])
+        if batch.stands_in[0]:
+            continue
+        target = batch.targets[0].to(device)
+        output = model(normalize(batch.images.to(device)), num_heads=1)[0]
+        match = loss.match(output, [target])[0]
+        detections = top_k(output, [target.size_hw])[0]
+        after = nms_keep(detections).to(device)
+        scale = max(1.0, SHORTEST_SIDE / min(target.size_hw))
+        points = torch.cat(
+            [output.points_xy[match.pred_idx] * scale, target.gt_labels[match.gt_idx, None]], dim=1
+        )
+        truth = torch.cat([target.gt_xyxy * scale, target.gt_labels[:, None]], dim=1)
+        drawn = detections.scores >= threshold
+        entry = {
+            "file": f"image_{target.image_id}.png",
+            "panel": f"panel_{target.image_id}.png",
+            "ground_truth": _rounded(truth),
+            "positives": _rounded(points),
+            "before_nms": _boxes(detections, drawn, scale, target.size_hw),
+            "after_nms": _boxes(detections, drawn & after, scale, target.size_hw),
+        }
+        height, width = target.size_hw
+        pixels = batch.images[0, :, :height, :width].permute(1, 2, 0).numpy()
+        picture = Image.fromarray(pixels).resize((round(width * scale), round(height * scale)))
+        picture.save(folder / entry["file"])
+        _panel(picture, entry).save(folder / entry["panel"])
+        entries.append(entry)
+    write_json(
+        folder / "pictures.json",
+        {
+            "categories": {str(label): name for label, name in enumerate(names)},
+            "threshold": threshold,
+            "images": entries,
+        },
+    )
+
+
+def _boxes(detections: Detections, chosen: torch.Tensor, scale: float, size_hw) -> list:
+    boxes = clip_to_image(detections.boxes_xyxy, size_hw) * scale
+    columns = [boxes, detections.labels[:, None], detections.scores[:, None]]
+    return _rounded(torch.cat(columns, dim=1)[chosen])
+
+
+def _rounded(table: torch.Tensor) -> list:
+    return np.round(table.double().cpu().numpy(), 3).tolist()
+
+
+def _panel(picture: Image.Image, entry: dict) -> Image.Image:
+    """Three copies side by side: positive samples, boxes before NMS, boxes after NMS."""
+    titles = ("positive samples", "boxes without NMS", "boxes with NMS")
+    width, height, gap, head = *picture.size, 8, 18
+    panel = Image.new("RGB", (3 * width + 2 * gap, height + head), "white")
+    for column, title in enumerate(titles):
+        copy = picture.copy()
+        canvas = ImageDraw.Draw(copy)
+        if column == 0:
+            for *box, label in entry["ground_truth"]:
+                canvas.rectangle(box, outline=_color(label), width=1)
+            for x, y, label in entry["positives"]:
+                around = (x - 6, y - 6, x + 6, y + 6)
+                canvas.ellipse(around, outline="white", width=4)
+                canvas.ellipse(around, outline=_color(label), width=2)
+        else:
+            for *box, label, _ in entry["before_nms" if column == 1 else "after_nms"]:
+                canvas.rectangle(box, outline=_color(label), width=2)
+        left = column * (width + gap)
+        panel.paste(copy, (left, head))
+        ImageDraw.Draw(panel).text((left + 2, 3), title, fill="black")
+    return panel
+
+
+def _color(label: float) -> str:
+    return COLORS[int(label) % len(COLORS)]
+
+
+def load(folder: Path) -> dict:
+    """What `write` put into pictures.json."""
+    return json.loads((folder / "pictures.json").read_text())

@@ -1,0 +1,136 @@
+"""What a run's evaluation leaves behind: numbers, detections, and where they come from."""
+
+import gzip
+import io
+import json
+import platform
+import subprocess
+import time
+from dataclasses import asdict
+from importlib import metadata
+
+import numpy as np
+import PIL
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from onenet import build, per_image
+from onenet.config import REPOSITORY, Config
+from onenet.data.images import ImageSource
+from onenet.evaluate import predict
+from onenet.identity import RECIPE, EvalSpec, run_id
+from onenet.request import Request
+from onenet.runs import RunFolder, write_atomically, write_json
+from onenet.scoring import Scorer
+from onenet.train import Progress
+
+
+def evaluate(
+    folder: RunFolder,
+    config: Config,
+    model: nn.Module,
+    progress: Progress,
+    source: ImageSource,
+    spec: EvalSpec,
+    request: Request,
+) -> dict:
+    """Fills evaluations/<id>/: detections.json.gz (before NMS), per_image.npz, result.json last.
+
+    Returns the result.
+    """
+    started = time.perf_counter()
+    target = folder.evaluation(spec)
+    predictions, bad = predict(
+        model,
+        build.evaluation_set(config, source, spec),
+        batch=config.eval.batch,
+        infer_heads=spec.infer_heads,
+        workers=config.workers,
+        device=build.device(config),
+    )
+    scorer = Scorer(source.annotations, (spec.short / 512) ** 2 if spec.area == "relative" else 1.0)
+    metrics, notes = scorer.score(predictions)
+    metrics["conflict_rate"] = 100 * progress.conflicts / max(1, progress.objects)
+    metrics["params"] = sum(p.numel() for p in model.parameters())
+    metrics["train_seconds"] = round(progress.seconds, 1)
+    if bad:
+        notes["AP"] = f"{len(bad)} images could not be read and have no detections"
+    rows = predictions.to_coco(source.annotations)
+    write_atomically(target / "detections.json.gz", gzip.compress(json.dumps(rows).encode()))
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, **per_image.pack(scorer, predictions))
+    write_atomically(target / "per_image.npz", arrays.getvalue())
+    with open(folder.metrics_file, "a") as lines:
+        numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
+        lines.write(json.dumps({"step": progress.step, "evaluation": spec.id, **numbers}) + "\n")
+    result = {
+        "id": run_id(config),
+        "recipe": RECIPE,
+        "evaluation": asdict(spec),
+        "overrides": request.overrides,
+        "choices": choices(config, spec),
+        "config": asdict(config),
+        "metrics": metrics,
+        "metrics_notes": notes,
+        "data_report": list(source.annotations.report),
+        "bad_images": sorted({*progress.bad_images, *bad}),
+        "timing": {
+            "train_seconds": round(progress.seconds, 1),
+            "seconds_per_step": progress.seconds / max(1, progress.step),
+            "evaluation_seconds": round(time.perf_counter() - started, 1),
+            "finished": time.time(),
+        },
+        "env": environment(build.device(config), request.threads),
+    }
+    write_json(target / "result.json", result)
+    return result
+
+
+def summary(result: dict) -> str:
+    """A result in a line."""
+    metrics, notes = result["metrics"], result["metrics_notes"]
+    if metrics["AP"] is None:
+        return f"AP is undefined: {notes['AP']}"
+    return f"AP {metrics['AP']:.1f}, with NMS {metrics['AP_nms']:.1f}"
+
+
+def choices(config: Config, spec: EvalSpec) -> dict:
+    """The words that a table or a filter asks for."""
+    return {
+        "cost": config.cost.name,
+        "location": config.location,
+        "assigner": config.assigner.name,
+        "heads": config.heads,
+        "infer_heads": spec.infer_heads,
+        "lr": config.lr,
+        "backbone": config.backbone.name,
+        "neck": config.neck.name,
+        "detector": config.detector,
+        "data": config.data.name,
+        "kind": config.data.shapes.kind if config.data.name == "shapes" else None,
+        "preset": config.preset,
+        "seed": config.seed,
+    }
+
+
+def environment(device: str, threads: int) -> dict:
+    """Where the numbers come from."""
+    versions = {m.__name__: m.__version__ for m in (torch, torchvision, timm, np, PIL)}
+    versions["pycocotools"] = metadata.version("pycocotools")
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(REPOSITORY), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "threads": threads,
+        "commit": git("rev-parse", "HEAD") or None,
+        "dirty": bool(git("status", "--porcelain")),
+    }

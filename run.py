@@ -1,0 +1,57 @@
+"""What makes a dense detector need NMS, and what removes the need?
+
+    python run.py                                      one run on the built-in data
+    python run.py -m cost=loc_only,loc_cls heads=1,3   the main job: four runs and their table
+    python run.py -m +experiment=table1                a table of the paper
+    ... plan=true                                      what would run, and in which state it is
+    python run.py --cfg cost=loc_only                  the resolved configuration
+
+Keys and their meaning: conf/config.yaml. Options of a group: the files in conf/<group>/.
+"""
+
+import argparse
+import sys
+
+import yaml
+from rich.console import Console
+
+from onenet import sweep
+from onenet.config import to_dict
+from onenet.errors import UserError
+from onenet.expansion import expand
+
+
+def main(arguments: list[str]) -> int:
+    """0 if all is done, 1 if a run is not, 2 if the input cannot work."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-m", "--multirun", action="store_true", help="run all combinations")
+    parser.add_argument("--cfg", action="store_true", help="print the configuration, run nothing")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    given = parser.parse_intermixed_args(arguments)
+    console = Console(soft_wrap=True)
+    try:
+        cells = expand(given.overrides, given.multirun)
+        if given.cfg:
+            for cell in cells:
+                print(yaml.safe_dump({"id": cell.id, **to_dict(cell.config)}, sort_keys=False))
+            return 0
+        planned = sweep.group(cells)
+        sweep.require_one_root(planned)
+        if cells[0].config.plan:
+            sweep.print_plan(console, planned)
+            return 0
+        complete = sweep.run_all(console, planned)
+        sweep.print_results(console, planned)
+        return 0 if complete else 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

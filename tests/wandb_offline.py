@@ -1,0 +1,86 @@
+"""Reads what wandb wrote to a run's .wandb file. Tests only: wandb itself no longer ships a reader.
+
+The file is a LevelDB log: a header of 7 bytes, then blocks of 32 kB that hold pieces of records,
+each with a checksum, a length and a kind (whole, first, middle, last).
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wandb.proto.wandb_internal_pb2 import Record
+
+HEADER = b":W&B"
+BLOCK, PIECE_HEADER = 32768, 7
+WHOLE, LAST = 1, 4
+
+
+@dataclass
+class OfflineRun:
+    id: str = ""
+    project: str = ""
+    name: str = ""
+    tags: list[str] = field(default_factory=list)
+    config: dict = field(default_factory=dict)
+    history: list[dict] = field(default_factory=list)
+    summary: dict = field(default_factory=dict)
+    artifacts: list[tuple[str, list[str]]] = field(default_factory=list)  # name, files
+    exit_code: int | None = None
+
+
+def offline_runs(folder: Path) -> list[OfflineRun]:
+    """The runs below a wandb folder, oldest first; those of online runs, too."""
+    return [read(file) for file in sorted(folder.glob("*run-*-*/*.wandb"))]
+
+
+def read(file: Path) -> OfflineRun:
+    run = OfflineRun()
+    for piece in _records(file.read_bytes()):
+        record = Record.FromString(piece)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run.id, run.project = record.run.run_id, record.run.project
+            run.name, run.tags = record.run.display_name, list(record.run.tags)
+            run.config |= _values(record.run.config.update)
+        elif kind == "config":
+            run.config |= _values(record.config.update)
+        elif kind == "history":
+            run.history.append(_values(record.history.item))
+        elif kind == "summary":
+            run.summary |= _values(record.summary.update)
+        elif kind == "artifact":
+            files = [entry.path for entry in record.artifact.manifest.contents]
+            run.artifacts.append((record.artifact.name, sorted(files)))
+        elif kind == "exit":
+            run.exit_code = record.exit.exit_code
+    return run
+
+
+def _values(items) -> dict:
+    return {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    assert content[:4] == HEADER
+    position, record = 7, b""
+    while position + PIECE_HEADER <= len(content):
+        left = BLOCK - position % BLOCK
+        if left < PIECE_HEADER:
+            position += left
+            continue
+        checksum, length, kind = struct.unpack_from("<IHB", content, position)
+        if kind == length == 0:  # padding
+            position += left
+            continue
+        piece = content[position + PIECE_HEADER :][:length]
+        if len(piece) < length:  # cut off by a kill
+            return
+        assert zlib.crc32(bytes([kind]) + piece) == checksum
+        position += PIECE_HEADER + length
+        record += piece
+        if kind in (WHOLE, LAST):
+            yield record
+            record = b""

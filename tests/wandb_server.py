@@ -1,0 +1,146 @@
+"""As much of a W&B server, on this machine, as an online run needs. Tests only."""
+
+import base64
+import gzip
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Server:
+    """Keeps what it is sent. `behaviour` can be changed while it runs: "works", "fails" (status
+    500 for everything), "hangs" (takes requests and never answers).
+    """
+
+    def __init__(self, behaviour: str = "works"):
+        self.behaviour = behaviour
+        self.requests: list[str] = []
+        self.history: list[dict] = []
+        self.summary: dict = {}
+        self.config: dict = {}
+        self.files: list[str] = []
+        self.exit_code: int | None = None
+        self.ended = threading.Event()
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.http.daemon_threads = True
+        self.host = f"127.0.0.1:{self.http.server_port}"
+        self.url = f"http://{self.host}"
+
+    def graphql(self, query: str, given: dict) -> dict:
+        """The answer, by the fields that the query asks for."""
+        data = {}
+        if "viewer" in query:
+            edges = {"edges": []}
+            data["viewer"] = {
+                "id": "u", "entity": "local", "username": "local", "email": "", "admin": False,
+                "flags": "{}", "teams": edges, "apiKeys": edges,
+            }  # fmt: skip
+        if "serverInfo" in query:
+            data["serverInfo"] = {
+                "cliVersionInfo": {"max_cli_version": "99.0.0"},
+                "latestLocalVersionInfo": None,
+                "features": [],
+                "exposesExplicitRunIdFields": True,
+            }
+        if "upsertBucket" in query:
+            self.config = json.loads(given.get("config") or "{}") or self.config
+            name = given.get("name") or "run"
+            project = {"id": "p", "name": given.get("project"), "entity": {"id": "e", "name": "l"}}
+            data["upsertBucket"] = {
+                "bucket": {
+                    "id": base64.b64encode(name.encode()).decode(), "name": name,
+                    "displayName": name, "description": "", "config": given.get("config"),
+                    "sweepName": None, "historyLineCount": 0, "project": project,
+                },
+                "inserted": True,
+            }  # fmt: skip
+        if "createRunFiles" in query:
+            names = given.get("files", [])
+            data["createRunFiles"] = {
+                "runID": "r",
+                "uploadHeaders": [],
+                "files": [{"name": n, "uploadUrl": f"{self.url}/upload/{n}"} for n in names],
+            }
+        if re.match(r"\s*query\s+RunResumeStatus", query):
+            data["model"] = {
+                "id": "p", "name": "p", "entity": {"id": "e", "name": "l"}, "bucket": None,
+            }  # fmt: skip
+        if "createArtifact(" in query:
+            return {"errors": [{"message": "no artifacts here"}]}
+        return {"data": data}
+
+    def stream(self, sent: dict) -> None:
+        """What the run logs, as it comes in."""
+        for name, part in (sent.get("files") or {}).items():
+            lines = [json.loads(line) for line in part["content"]]
+            if name == "wandb-history.jsonl":
+                self.history += lines
+            elif name == "wandb-summary.json" and lines:
+                self.summary = lines[-1]
+        if sent.get("complete") is not None:
+            self.exit_code = sent.get("exitcode")
+
+
+def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            server.requests.append(f"{self.command} {self.path}")
+            if server.behaviour == "hangs":
+                server.ended.wait()
+                self.close_connection = True
+                return
+            if server.behaviour == "fails":
+                self.answer({}, 500)
+                return
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            if self.path == "/graphql":
+                asked = json.loads(body)
+                self.answer(server.graphql(asked["query"], asked.get("variables") or {}))
+            elif self.path.endswith("/file_stream"):
+                server.stream(json.loads(body))
+                self.answer({"exitcode": None, "limits": {}})
+            else:
+                if self.command == "PUT":
+                    server.files.append(self.path.removeprefix("/upload/"))
+                self.answer({})
+
+        do_GET = do_POST = do_PUT = do
+
+        def answer(self, value: dict, status: int = 200):
+            content = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    return Handler
+
+
+@contextmanager
+def serving(behaviour: str = "works") -> Iterator[Server]:
+    server = Server(behaviour)
+    threading.Thread(target=server.http.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.ended.set()
+        server.http.shutdown()
+        server.http.server_close()
+
+
+def refusing_url() -> str:
+    """An address where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return f"http://127.0.0.1:{taken.getsockname()[1]}"
