@@ -229,7 +229,7 @@ def compose(overrides: list[str]) -> Config:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             composed = hydra_compose("config", overrides)
             config = OmegaConf.to_object(composed)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(_explain(error)) from error
     problems = _problems(config)
     if problems:

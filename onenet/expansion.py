@@ -40,7 +40,7 @@ class Experiment:
     table: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One training and one evaluation of it, as asked for."""
 

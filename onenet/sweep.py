@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -207,35 +208,52 @@ def _say(console: Console, active: list[Planned], waiting: list[Planned]) -> Non
 
 
 def print_results(console: Console, planned: list[Planned]) -> None:
-    """The table of a sweep's runs, what failed and why, and where everything is."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("run")
-    for name in ("lr", "AP", "AP(+NMS)", "gain", "gain AP50", "dup/obj", "time"):
-        table.add_column(name, justify="right")
-    for run in planned:
-        for cell in run.cells:
-            result = run.folder.result(cell.evaluation)
-            if result:
-                table.add_row(*_row(cell, result))
-    if table.row_count:
+    """The table of a sweep's runs and its picture, what failed and why, where everything is."""
+    labels = row_labels([cell for run in planned for cell in run.cells])
+    rows = [
+        (labels[cell], cell, result)
+        for run in planned
+        for cell in run.cells
+        if (result := run.folder.result(cell.evaluation))
+    ]
+    root = Path(planned[0].config.runs_root)
+    if rows:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("run", no_wrap=True)
+        for name in ("lr", "AP", "AP(+NMS)", "gain", "gain AP50", "dup/obj", "time"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for label, cell, result in rows:
+            table.add_row(label, *_numbers(cell, result))
         console.print(table)
     failed = [run for run in planned if run.state() != "done"]
     for run in failed:
         console.out(f"\nNOT DONE  {run.name}: {failure(run)}", highlight=False)
         console.out(f"  log: {run.folder.log_file}", highlight=False)
-    root = planned[0].config.runs_root
-    console.out(f"\nEverything is in {root}", highlight=False)
+    if rows:
+        from onenet import answer  # half a second of matplotlib, only where there is a picture
+
+        answer.draw([(label, result["metrics"]) for label, _, result in rows], root / "answer.png")
+        console.out(f"\nThe picture: {root / 'answer.png'}", highlight=False)
+    console.out(f"Everything is in {root}", highlight=False)
 
 
-def _row(cell: Cell, result: dict) -> list[str]:
+def row_labels(cells: list[Cell]) -> dict[Cell, str]:
+    """What tells each cell from the others: the row of its experiment, or its own overrides."""
+    common = set.intersection(*(set(cell.overrides) for cell in cells)) if len(cells) > 1 else set()
+    own = [" ".join(o for o in cell.overrides if o not in common) for cell in cells]
+    return {
+        cell: f"{cell.label}, seed {cell.config.seed}" if cell.label else words or "(defaults)"
+        for cell, words in zip(cells, own, strict=True)
+    }
+
+
+def _numbers(cell: Cell, result: dict) -> list[str]:
     m = result["metrics"]
 
     def number(name: str, pattern: str) -> str:
         return "-" if m.get(name) is None else format(m[name], pattern)
 
-    label = cell.label and f"{cell.label}, seed {cell.config.seed}"
     return [
-        label or " ".join(cell.overrides) or "(defaults)",
         f"{cell.config.lr:.2g}",
         number("AP", ".1f"),
         number("AP_nms", ".1f"),

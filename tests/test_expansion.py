@@ -1,0 +1,119 @@
+"""From words to runs: grids, experiments, narrowing and multiplying.
+
+Run: pytest tests/test_expansion.py
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+from onenet import expansion
+from onenet.errors import UserError
+from onenet.expansion import expand, experiment_names, read_experiment
+from onenet.sweep import group
+
+
+def test_the_main_job_is_four_runs():
+    cells = expand(["cost=loc_only,loc_cls", "heads=1,3"])
+    assert [(c.config.cost.name, c.config.heads) for c in cells] == [
+        ("loc_only", 1),
+        ("loc_only", 3),
+        ("loc_cls", 1),
+        ("loc_cls", 3),
+    ]
+    assert len({cell.id for cell in cells}) == 4
+
+
+def test_hydras_ranges_and_quotes_work():
+    assert [c.config.seed for c in expand(["seed=range(0,3)"])] == [0, 1, 2]
+    assert expand(["optim.milestones=[0.5,0.9]"])[0].config.optim.milestones == [0.5, 0.9]
+
+
+def test_table_1_is_four_rows_by_three_seeds():
+    cells = expand(["+experiment=table1"])
+    assert len(cells) == 12
+    assert {cell.config.seed for cell in cells} == {0, 1, 2}
+    combinations = {(c.config.location, c.config.cost.name) for c in cells}
+    assert len(combinations) == 4
+
+
+def test_table_2_is_pairs_and_its_last_rows_share_a_training():
+    cells = expand(["+experiment=table2", "seed=0"])
+    assert len(cells) == 5
+    assert cells[3].id == cells[4].id
+    assert cells[3].evaluation.infer_heads == 3
+    assert cells[4].evaluation.infer_heads == 1
+    runs = group(cells)
+    assert [len(run.cells) for run in runs] == [1, 1, 1, 2]
+    rates = [cell.config.lr for cell in cells]
+    assert rates[1] == rates[3] == pytest.approx(2 * rates[0])
+    assert rates[2] == rates[0]
+
+
+def test_tables_that_share_a_row_share_its_run():
+    one = expand(["+experiment=table1", "cost=loc_cls", "location=predicted", "seed=0"])
+    two = expand(["+experiment=table2", "seed=0"])
+    assert one[0].id == two[0].id
+    both = expand(["+experiment=table1,table2", "seed=0"])
+    assert len(group(both)) == len(group(one)) + 3 + 3
+
+
+def test_axes_of_the_rows_narrow_and_other_axes_multiply():
+    assert {c.label for c in expand(["+experiment=table1", "location=predicted"])} == {
+        "predicted",
+        "predicted + class",
+    }
+    cells = expand(["+experiment=table1", "seed=5", "data.shapes.kind=rigid,parts"])
+    assert len(cells) == 8
+    assert {c.config.seed for c in cells} == {5}
+
+
+def test_a_cells_command_makes_the_same_run():
+    for cell in expand(["+experiment=table2", "debug=tiny", "runs_root=/x"]):
+        again = expand([*cell.overrides, "runs_root=/x"], multirun=False)[0]
+        assert (again.id, again.evaluation) == (cell.id, cell.evaluation)
+
+
+@pytest.mark.parametrize("scale", [["debug=tiny"], ["debug=overfit"], []])
+@pytest.mark.parametrize("name", experiment_names())
+def test_every_row_of_every_experiment_resolves(name, scale):
+    experiment = read_experiment(name)
+    assert experiment.question.endswith("?")
+    labels = {cell.label for cell in expand([f"+experiment={name}", *scale])}
+    assert labels == {row.label for row in experiment.rows}
+
+
+@pytest.mark.parametrize(
+    ("words", "multirun", "named"),
+    [
+        (["+experiment=tabel1"], True, "table1"),
+        (["+experiment=table1"], False, "-m"),
+        (["cost=loc_only,loc_cls"], False, "-m"),
+        (["+experiment=table1", "location=nowhere"], True, "location=nowhere"),
+        (["+experiment=table2", "heads=2"], True, "heads=2"),
+        (["seed=interval(0,1)"], True, "list"),
+        (["=3"], True, "KEY=VALUE"),
+    ],
+)
+def test_wrong_words_are_told_what_to_type(words, multirun, named):
+    with pytest.raises(UserError) as caught:
+        expand(words, multirun)
+    assert named in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_broken_experiment_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(expansion, "EXPERIMENTS", tmp_path)
+    (tmp_path / "mine.yaml").write_text("rows: [{label: a}]")
+    with pytest.raises(UserError, match=r"mine\.yaml is not an experiment"):
+        expand(["+experiment=mine"])
+
+
+def test_planning_imports_no_torch():
+    code = (
+        "import sys; from onenet import sweep; from onenet.expansion import expand; "
+        "sweep.group(expand(['+experiment=table1'])); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

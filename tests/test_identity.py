@@ -1,0 +1,147 @@
+"""Ids: what changes a result changes the id, nothing else does.
+
+Run: pytest tests/test_identity.py
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from onenet import identity
+from onenet.config import compose
+from onenet.expansion import expand, experiment_names
+from onenet.identity import default_evaluation, requested_evaluation, run_id, slug
+
+IDS = Path(__file__).parent / "table_ids.json"
+
+
+def same(*overrides: str) -> bool:
+    return run_id(compose(list(overrides))) == run_id(compose([]))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "tracker=none",
+        "tracker.project=other",
+        "workers=3",
+        "device=cpu",
+        "plan=true",
+        "sweep.jobs=1",
+        "sweep.threads=2",
+        "runs_root=/elsewhere",
+        "log_every=7",
+        "save_every=1",
+        "infer_heads=1",
+        "eval.size.short=128",
+        "eval.area=coco",
+        "eval.split=train",
+        "eval.batch=3",
+        "lr_scale=1",
+        "data.root=/unused",
+        "data.on_bad_image=skip",
+        "data.shapes.part_side=0.5",
+        "optim.milestones=[0.5]",
+        "cost.weights.center=3",
+        "cost.weights.iou=0",
+    ],
+)
+def test_what_cannot_change_a_result_does_not_change_the_id(override):
+    assert same(override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "heads=2",
+        "lr=0.001",
+        "steps=5",
+        "batch=3",
+        "schedule=0.5",
+        "cost=loc_only",
+        "cost=algorithm1",
+        "cost.weights.cls=1",
+        "cost.l1_format=xyxy",
+        "location=predefined",
+        "assigner=hungarian",
+        "assigner.conflict=drop",
+        "loss.weights.l1=1",
+        "backbone=resnet18",
+        "neck=deconv",
+        "neck.channels=32",
+        "head.prior=0.02",
+        "size.short=96",
+        "size.ratio=2",
+        "augment.flip=0",
+        "optim.clip=null",
+        "optim.decay=multistep",
+        "data.seed=1",
+        "data.limit=4",
+        "data.shapes.kind=parts",
+    ],
+)
+def test_what_can_change_a_result_changes_the_id(override):
+    assert not same(override)
+
+
+def test_names_do_not_count_only_values():
+    by_name = compose(["cost=loc_only"])
+    by_value = compose(["cost=loc_cls", "cost.weights.cls=0"])
+    assert run_id(by_name) == run_id(by_value)
+    assert slug(by_name) == slug(by_value)
+    unused = compose(["cost=loc_only", "cost.gamma=1", "cost.cls_form=cross_entropy"])
+    assert run_id(unused) == run_id(by_name)
+    rate = compose([]).lr
+    assert run_id(compose(["heads=3", f"lr={2 * rate}"])) == run_id(compose(["heads=3"]))
+
+
+def test_annotation_files_count_by_content_not_by_path(tmp_path):
+    def coco(name: str, text: str) -> str:
+        folder = tmp_path / name / "annotations"
+        folder.mkdir(parents=True)
+        for split in ("train", "val"):
+            (folder / f"instances_{split}2017.json").write_text(text)
+        return run_id(compose(["data=coco", f"data.root={tmp_path / name}"]))
+
+    first, moved, changed = coco("a", "{}"), coco("b", "{}"), coco("c", "{ }")
+    assert first == moved != changed
+
+
+def test_a_key_added_later_at_its_neutral_value_keeps_old_ids(monkeypatch):
+    before = run_id(compose([]))
+    known = identity.identity
+
+    def with_new_key(config):
+        values = {**known(config), "novelty": 1.0}
+        return {k: v for k, v in values.items() if identity.NEUTRAL.get(k, ...) != v}
+
+    monkeypatch.setattr(identity, "identity", with_new_key)
+    assert run_id(compose([])) != before
+    monkeypatch.setitem(identity.NEUTRAL, "novelty", 1.0)
+    assert run_id(compose([])) == before
+
+
+def test_the_default_evaluation_is_one_head_at_the_training_size():
+    config = compose(["heads=3", "infer_heads=3", "eval.size.short=128"])
+    assert requested_evaluation(config) != default_evaluation(config)
+    assert default_evaluation(config) == requested_evaluation(compose(["heads=3"]))
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_the_ids_of_all_table_rows_stay(name):
+    """Old runs stay found. If a change of results is meant: raise RECIPE and write the file anew:
+
+    python -c "from tests.test_identity import write_ids; write_ids()"
+    """
+    assert table_ids(name) == json.loads(IDS.read_text())[name]
+
+
+def table_ids(name: str) -> dict[str, str]:
+    cells = expand([f"+experiment={name}"])
+    return {f"{cell.label} | seed {cell.config.seed}": cell.id for cell in cells}
+
+
+def write_ids() -> None:
+    IDS.write_text(json.dumps({n: table_ids(n) for n in experiment_names()}, indent=1) + "\n")
