@@ -4,6 +4,7 @@ and the tables share. No torch.
 
 import difflib
 import itertools
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class Cell:
 
     @property
     def command(self) -> str:
-        return " ".join(["python run.py", *self.overrides])
+        return shlex.join(["python", "run.py", *self.overrides])
 
 
 def experiment_names() -> list[str]:

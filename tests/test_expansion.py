@@ -93,7 +93,7 @@ def test_every_row_of_every_experiment_resolves(name, scale):
         (["+experiment=table1", "location=nowhere"], True, "location=nowhere"),
         (["+experiment=table2", "heads=2"], True, "heads=2"),
         (["seed=interval(0,1)"], True, "list"),
-        (["=3"], True, "KEY=VALUE"),
+        (["heads=(3"], True, "KEY=VALUE"),
     ],
 )
 def test_wrong_words_are_told_what_to_type(words, multirun, named):

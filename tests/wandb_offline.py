@@ -60,7 +60,15 @@ def read(file: Path) -> OfflineRun:
 
 
 def _values(items) -> dict:
-    return {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+    """A media value comes in parts: `nested_key` is the path to each."""
+    found = {}
+    for item in items:
+        *outer, last = item.nested_key or [item.key]
+        place = found
+        for name in outer:
+            place = place.setdefault(name, {})
+        place[last] = json.loads(item.value_json)
+    return found
 
 
 def _records(content: bytes) -> Iterator[bytes]:
