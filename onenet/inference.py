@@ -39,5 +39,6 @@ def top_k(
 def nms_keep(detections: Detections, iou: float = 0.5) -> Tensor:
     """What class-wise non-maximum suppression leaves: [D] bool."""
     keep = torch.zeros(len(detections.scores), dtype=torch.bool)
-    keep[batched_nms(detections.boxes_xyxy, detections.scores, detections.labels, iou)] = True
+    left = batched_nms(detections.boxes_xyxy, detections.scores, detections.labels, iou)
+    keep[left.cpu()] = True
     return keep

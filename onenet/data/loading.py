@@ -96,7 +96,7 @@ class DetectionDataset(Dataset):
         raise UserError(f"None of the {len(self)} images can be read. The first: {bad[0]}")
 
     def _prepare(self, pixels: np.ndarray, epoch: int, image: int):
-        """Resized; in training flipped and jittered, too: pixels [3, h, w], target, original size."""
+        """Resized, in training flipped and jittered: pixels [3, h, w], target, original size."""
         rng = np.random.default_rng([self.seed, 1, epoch, image])
         original_hw = pixels.shape[:2]
         short, flip = self.size.short, False

@@ -20,10 +20,12 @@ from PIL import Image, ImageDraw
 from onenet.data.annotations import Annotations
 
 SUPERSAMPLING = 2  # drawn larger, then averaged: soft edges
-MAX_IOU = 0.35  # between any two boxes of an image
-MAX_COVERED = 0.45  # share of an object's box that a later object's box may cover
+MAX_IOU = 0.2  # between any two boxes of an image
+MAX_COVERED = 0.2  # share of an object's box that a later object's box may cover
 MAX_PART_COVERED = 0.15  # the same for the part that shows the class
 PLACEMENT_TRIES = 12
+NOISE = 8  # of 255, largest change of a pixel
+CONTRAST = 90  # of 255, smallest difference of a colour to the one under it, around the clock
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,12 @@ class ShapesConfig:
 
     kind: str = "rigid"
     seed: int = 0  # of the images, not of the training
-    min_short: int = 96  # shortest side of an image, uniform in between
-    max_short: int = 120
+    min_short: int = 72  # shortest side of an image, uniform in between
+    max_short: int = 96
     max_aspect: float = 2.0
     max_objects: int = 12
-    min_side: float = 0.08  # geometric mean of an object's sides, share of the shortest side
-    max_side: float = 0.45
+    min_side: float = 0.15  # geometric mean of an object's sides, share of the shortest side
+    max_side: float = 0.4
     part_side: float = 0.7  # side of a glyph, share of the smaller side of its body
 
 
@@ -170,7 +172,7 @@ def draw_scene(config: ShapesConfig, split: str, image: int, scene: Scene) -> np
         else:
             outline(canvas, box * SUPERSAMPLING, tuple(body_color))
     pixels = np.asarray(picture.reduce(SUPERSAMPLING), dtype=np.int16)
-    noise = rng.integers(-12, 13, pixels.shape, dtype=np.int16)
+    noise = rng.integers(-NOISE, NOISE + 1, pixels.shape, dtype=np.int16)
     return np.clip(pixels + noise, 0, 255).astype(np.uint8)
 
 
@@ -178,7 +180,7 @@ def _contrasting(rng, picture: Image.Image, box: np.ndarray) -> np.ndarray:
     """A colour that differs from what lies under the middle of the box."""
     x, y = ((box[:2] + box[2:]) / 2 * SUPERSAMPLING).astype(int)
     under = np.array(picture.getpixel((int(x), int(y))))
-    return (under + rng.integers(70, 187, 3)) % 256
+    return (under + rng.integers(CONTRAST, 257 - CONTRAST, 3)) % 256
 
 
 def make_annotations(config: ShapesConfig, split: str, count: int) -> Annotations:

@@ -1,0 +1,104 @@
+"""What the types of a configuration cannot say: ranges, choices, combinations that cannot work.
+
+The tables below are by key. No torch.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from onenet.schema import Config
+
+CHOICES = {
+    "detector": ("onenet",),
+    "location": ("predicted", "predefined"),
+    "cost.cls_form": ("focal", "cross_entropy"),
+    "cost.l1_format": ("cxcywh", "xyxy"),
+    "loss.l1_format": ("cxcywh", "xyxy"),
+    "assigner.conflict": ("keep", "next_best", "drop", None),
+    "data.on_bad_image": ("error", "skip"),
+    "data.shapes.kind": ("rigid", "parts"),
+    "optim.decay": ("multistep", "linear_tail"),
+    "eval.area": ("relative", "coco"),
+    "eval.split": ("val", "train"),
+    "device": ("auto", "cpu", "cuda"),
+}
+AT_LEAST = {
+    "heads": 1,
+    "infer_heads": 1,
+    "steps": 1,
+    "batch": 1,
+    "seed": 0,
+    "schedule": 1e-6,
+    "lr": 0,
+    "size.short": 32,
+    "size.ratio": 1,
+    "eval.size.short": 32,
+    "eval.size.ratio": 1,
+    "eval.batch": 1,
+    "neck.channels": 1,
+    "head.box_unit": 1e-6,
+    "data.seed": 0,
+    "data.limit": 1,
+    "data.shapes.train_images": 1,
+    "data.shapes.val_images": 1,
+    "data.shapes.max_objects": 1,
+    "data.shapes.max_aspect": 1,
+    "data.shapes.min_short": 16,
+    "cost.weights.cls": 0,
+    "cost.weights.l1": 0,
+    "cost.weights.iou": 0,
+    "cost.weights.giou": 0,
+    "cost.weights.center": 0,
+    "optim.weight_decay": 0,
+    "optim.warmup": 0,
+    "optim.clip": 1e-9,
+    "optim.tail": 1e-6,
+    "workers": 0,
+    "log_every": 1,
+    "save_every": 0,
+    "sweep.jobs": 1,
+    "sweep.threads": 1,
+}
+AT_MOST = {"augment.flip": 1, "augment.min_scale": 1, "head.prior": 0.999, "optim.tail": 1}
+
+
+def _value(config: Config, key: str) -> Any:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def problems(config: Config) -> list[str]:
+    """What cannot work, a line each with the key and the way out."""
+    found = []
+    for key, options in CHOICES.items():
+        if (value := _value(config, key)) not in options:
+            listed = ", ".join(str(o) for o in options if o is not None)
+            found.append(f"{key}={value}: choose one of {listed}.")
+    for key, least in AT_LEAST.items():
+        if (value := _value(config, key)) is not None and value < least:
+            found.append(f"{key}={value}: must be at least {least:g}.")
+    for key, most in AT_MOST.items():
+        if not 0 <= (value := _value(config, key)) <= most:
+            found.append(f"{key}={value}: must be in 0..{most:g}.")
+    if config.infer_heads > config.heads >= 1:
+        found.append(
+            f"infer_heads={config.infer_heads} is more than heads={config.heads}: "
+            "inference uses heads that were trained. Raise heads or lower infer_heads."
+        )
+    if config.lr_scale != "auto" and not (
+        isinstance(config.lr_scale, int | float) and config.lr_scale > 0
+    ):
+        found.append(f"lr_scale={config.lr_scale}: auto, or a factor above 0.")
+    if config.data.name == "coco" and not config.data.root:
+        found.append("data.root is not set: data=coco needs data.root=DIR, its folder.")
+    if not any(asdict(config.cost_weights()).values()):
+        found.append(
+            f"cost={config.cost.name} has no term left with location={config.location}: "
+            "set one of cost.weights, or the other location."
+        )
+    if config.assigner.name == "min_cost" and config.assigner.conflict is None:
+        found.append("assigner.conflict=null: choose keep, next_best or drop.")
+    if config.data.shapes.max_short < config.data.shapes.min_short:
+        found.append("data.shapes.max_short is below data.shapes.min_short.")
+    return found
