@@ -30,7 +30,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cfg", action="store_true", help="print the configuration, run nothing")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_intermixed_args(arguments)
-    console = Console(soft_wrap=True)
+    # In a pipe or a file, lines are as long as they need to be.
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
     try:
         cells = expand(given.overrides, given.multirun)
         if given.cfg:

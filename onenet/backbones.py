@@ -27,17 +27,15 @@ def make_backbone(name: str, weights: str = "none") -> nn.Module:
     if weights == "none":
         return timm.create_model(architecture, **options)
     if Path(weights).is_file():
-        # `checkpoint_path` does not work together with features_only; the overlay does.
-        overlay = {"file": weights}
+        model = timm.create_model(architecture, **options)
         try:
-            return timm.create_model(
-                architecture, pretrained=True, pretrained_cfg_overlay=overlay, **options
-            )
+            _load_file(model, weights)
         except Exception as error:
             raise UserError(
-                f"backbone.weights={weights} does not fit {architecture}: {_first_line(error)}\n"
+                f"backbone.weights={weights} does not fit {architecture}: {_one_line(error)}\n"
                 f"Give a state dict of timm's {architecture}, or backbone.weights=none."
             ) from error
+        return model
     if weights.partition(".")[0] != architecture or not timm.is_model_pretrained(weights):
         tags = ", ".join(timm.list_pretrained(f"{architecture}.*")[:6])
         raise UserError(
@@ -48,11 +46,20 @@ def make_backbone(name: str, weights: str = "none") -> nn.Module:
         return timm.create_model(weights, pretrained=True, **options)
     except Exception as error:  # no network, no such file on the hub, a damaged cache
         raise UserError(
-            f"backbone.weights={weights} could not be fetched: {_first_line(error)}\n"
+            f"backbone.weights={weights} could not be fetched: {_one_line(error)}\n"
             "Download the file elsewhere and give its path: backbone.weights=/path/to/file "
             "(.safetensors or .pth), or train from scratch: backbone.weights=none."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _load_file(model: nn.Module, file: str) -> None:
+    """Fills the model from a classifier's state dict; raises unless the two have the same tensors.
+
+    timm's own loading into a feature extractor is not strict: it would keep random tensors.
+    """
+    state = timm.models.load_state_dict(file)
+    model.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
+
+
+def _one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

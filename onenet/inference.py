@@ -37,7 +37,7 @@ def top_k(
 
 
 def nms_keep(detections: Detections, iou: float = 0.5) -> Tensor:
-    """What class-wise non-maximum suppression leaves: [D] bool."""
+    """What class-wise non-maximum suppression leaves: [D] bool, on the CPU."""
     keep = torch.zeros(len(detections.scores), dtype=torch.bool)
     left = batched_nms(detections.boxes_xyxy, detections.scores, detections.labels, iou)
     keep[left.cpu()] = True

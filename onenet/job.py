@@ -90,13 +90,13 @@ class Job:
                         self.folder, self.config, model, progress, source, spec, self.request
                     )
                     print(results.summary(result), flush=True)
+            result = self.folder.result(default)
             if not trained:
-                result = self.folder.result(default)
                 threshold = result["metrics"]["score_threshold"] or 0.5
                 pictures.write(
                     self.folder.path / "pictures", self.config, model, validation, threshold
                 )
-                write_json(self.folder.result_file, result)
+            write_json(self.folder.result_file, result)
 
     def _train(self, model: nn.Module) -> Progress:
         """Trains to the last step, from the checkpoint if there is one."""

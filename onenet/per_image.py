@@ -26,8 +26,9 @@ def pack(scorer: Scorer, predictions: Predictions) -> dict[str, np.ndarray]:
 
     `objects` [I, K] uint16: objects to find; and for both prefixes, over the D' detections kept:
     `image` [D'] uint16 or uint32, `label` [D'] uint8 or uint16, `hits` [D'] uint16: bit t is set
-    for a true positive at the t-th threshold of 0.5, 0.55, ..., 0.95; bit 15 marks one that is to
-    be ignored (a crowd).
+    for a true positive at the t-th threshold of 0.5, 0.55, ..., 0.95; the bits above these ten hold
+    the number of thresholds, from the lowest up, at which it lies in a crowd: there it is not
+    counted, unless it is a true positive.
     """
     annotations = scorer.annotations
     images, classes = len(annotations), len(annotations.category_ids)
@@ -39,24 +40,27 @@ def pack(scorer: Scorer, predictions: Predictions) -> dict[str, np.ndarray]:
     results = predictions.to_coco(annotations)
     after = [r for r, keep in zip(results, predictions.nms_keep[0.5], strict=True) if keep]
     for prefix, rows in (("raw", results), ("nms", after)):
-        packed = _pack(scorer.evaluate(rows, only_all=True), images, classes)
+        packed = _pack(scorer.evaluate(rows, only_all=True), annotations.image_ids, classes)
         arrays |= {f"{prefix}_{name}": array for name, array in packed.items()}
     return arrays
 
 
-def _pack(evaluation: COCOeval | None, images: int, classes: int) -> dict[str, np.ndarray]:
-    kept = {"image": [], "label": [], "hits": []}
+def _pack(
+    evaluation: COCOeval | None, image_ids: np.ndarray, classes: int
+) -> dict[str, np.ndarray]:
+    images, kept = len(image_ids), {"image": [], "label": [], "hits": []}
+    by_id = np.argsort(image_ids)  # COCOeval sorts the images by their ids
     for label in range(classes if evaluation is not None else 0):
         of_images = enumerate(evaluation.evalImgs[label * images : (label + 1) * images])
         found = [(image, e) for image, e in of_images if e is not None and len(e["dtScores"])]
         if not found:
             continue
-        image = np.repeat([i for i, _ in found], [len(e["dtScores"]) for _, e in found])
+        image = np.repeat([by_id[i] for i, _ in found], [len(e["dtScores"]) for _, e in found])
         scores = np.concatenate([e["dtScores"] for _, e in found])
         matched = np.concatenate([e["dtMatches"] for _, e in found], axis=1) > 0  # [T, D]
         ignored = np.concatenate([e["dtIgnore"] for _, e in found], axis=1).astype(bool)
         hits = ((matched & ~ignored) << np.arange(IOUS)[:, None]).sum(axis=0)
-        hits |= ignored.all(axis=0).astype(hits.dtype) << 15
+        hits |= (ignored * np.arange(1, IOUS + 1)[:, None]).max(axis=0) << IOUS
         order = np.argsort(-scores, kind="mergesort")  # as COCOeval ranks them
         last = np.flatnonzero(hits[order] & 0x3FF)
         order = order[: last[-1] + 1 if len(last) else 0]
@@ -83,12 +87,13 @@ def recompute(
         weights = np.ones(len(objects), dtype=np.int64)
     total = weights @ objects  # [K]
     label, hits = arrays[f"{prefix}_label"], arrays[f"{prefix}_hits"]
-    counts = weights[arrays[f"{prefix}_image"]] * ~(hits >> 15).astype(bool)
+    counts, at_iou = weights[arrays[f"{prefix}_image"]], np.arange(IOUS)[:, None]
     precisions = []
     for k in np.flatnonzero(total):
         rows = label == k
-        true = ((hits[rows][None] >> np.arange(IOUS)[:, None]) & 1) * counts[rows]  # [T, D]
-        tp, seen = true.cumsum(axis=1), counts[rows].cumsum()
+        true = (hits[rows] >> at_iou & 1).astype(bool)  # [T, D]
+        counted = true | (at_iou >= hits[rows] >> IOUS)
+        tp, seen = ((which * counts[rows]).cumsum(axis=1) for which in (true, counted))
         precision = tp / np.maximum(seen, 1)
         envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         for recall, at in zip(tp / total[k], envelope, strict=True):

@@ -33,7 +33,8 @@ class ImageSize:
         """(height, width) that an image gets; `short` (<= self.short) where it is jittered."""
         height, width = size_hw
         scale = (short or self.short) / min(height, width)
-        scale = min(scale, self.short * self.ratio / max(height, width))
+        longest = int(self.short * self.ratio + 1e-6)  # whole pixels, in spite of rounding
+        scale = min(scale, longest / max(height, width))
         return max(1, round(height * scale)), max(1, round(width * scale))
 
 

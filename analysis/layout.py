@@ -1,0 +1,196 @@
+"""How a table is laid out for people: which columns, which notes, which commands. No torch."""
+
+import shlex
+from pathlib import Path
+
+from analysis.formats import Block, Sheet
+from analysis.rows import Comparison, Row, evaluator, why_missing
+from onenet.expansion import Cell
+from onenet.identity import RECIPE
+
+COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+LISTED = 12  # commands below a table
+
+
+def sheet(comparison: Comparison) -> Sheet:
+    """What stands on the page of a table, for people."""
+    experiment, rows = comparison.experiment, comparison.rows
+    settings = [_settings(row.cells[0]) for row in rows]
+    varying = [key for key in settings[0] if len({s[key] for s in settings}) > 1]
+    notes = list(dict.fromkeys(row.paper.note for row in rows if row.paper.note))
+    labels = [
+        f"{row.label} [{notes.index(row.paper.note) + 1}]" if row.paper.note else row.label
+        for row in rows
+    ]
+    todo = ""
+    if comparison.missing:
+        root = comparison.cells[0].config.runs_root
+        there = "" if Path(root).is_dir() else ", which is not there yet"
+        todo = f"{missing([comparison])} Runs are looked for in {root}{there}."
+    return Sheet(
+        heading=f"Table {experiment.table}. {experiment.title}",
+        question=experiment.question,
+        context=_context(comparison, [v for k, v in settings[0].items() if k not in varying]),
+        blocks=[
+            _main_block(rows, labels, [(key, [s[key] for s in settings]) for key in varying]),
+            _coco_block(rows, labels),
+        ],
+        notes=[*(f"[{i}] {note}" for i, note in enumerate(notes, 1)), *_legend(comparison)],
+        todo=todo,
+        commands=_commands(comparison) if todo else [],
+    )
+
+
+def _main_block(rows: list[Row], labels: list[str], varying: list[tuple[str, list[str]]]) -> Block:
+    """The question of the paper: AP, what NMS adds to it, duplicates."""
+    nms = any("AP_nms" in row.paper.numbers for row in rows)
+    columns = [("row", labels), *varying]
+    columns += [
+        ("lr", [f"{row.cells[0].config.lr:g}" for row in rows]),
+        ("n", [_count(row) for row in rows]),
+        ("AP paper", [_paper(row, "AP") for row in rows]),
+        ("AP ours", [_ours(row, "AP") for row in rows]),
+        ("gap", [_number(row.gap("AP"), "+.1f") for row in rows]),
+    ]
+    if nms:
+        columns += [
+            ("AP(+NMS) paper", [_with_gain(_paper, row) for row in rows]),
+            ("AP(+NMS) ours", [_with_gain(_ours, row) for row in rows]),
+            ("gap", [_number(row.gap("AP_nms"), "+.1f") for row in rows]),
+        ]
+    else:
+        columns.append(("NMS gain", [_ours(row, "nms_gain", "+.1f") for row in rows]))
+    columns += [
+        ("AP50 gain", [_ours(row, "AP50_nms_gain", "+.1f") for row in rows]),
+        ("dup/obj", [_ours(row, "duplicates_per_object", ".2f") for row in rows]),
+    ]
+    if any("train_hours" in row.paper.numbers for row in rows):
+        columns += [
+            ("hours paper", [_paper(row, "train_hours", "g") for row in rows]),
+            ("hours ours", [_ours(row, "train_hours", ".2f") for row in rows]),
+        ]
+    header = [name for name, _ in columns]
+    return Block(header, [list(row) for row in zip(*(c for _, c in columns), strict=True)])
+
+
+def _coco_block(rows: list[Row], labels: list[str]) -> Block:
+    """All of COCO's numbers: the paper's, ours below, the gap below that."""
+    lines = []
+    for row, label in zip(rows, labels, strict=True):
+        lines.append([label, "paper", *(_paper(row, m) for m in COCO), _paper(row, "FPS", "g")])
+        lines.append(["", f"ours, n = {_count(row)}", *(_ours(row, m) for m in COCO), ""])
+        if row.results and row.paper.numbers:
+            lines.append(["", "gap", *(_number(row.gap(m), "+.1f") for m in COCO), ""])
+    return Block(["row", "", *COCO, "FPS"], lines, left=2)
+
+
+def _settings(cell: Cell) -> dict[str, str]:
+    """What a reader must know of a row beside its label. What varies becomes a column."""
+    config, spec = cell.config, cell.evaluation
+    shapes, limit = config.data.shapes, config.data.limit
+    if config.data.name == "shapes":
+        train, val = (min(n, limit or n) for n in (shapes.train_images, shapes.val_images))
+        data = f"built-in shapes ({shapes.kind}), {train} training and {val} validation images"
+    else:
+        data = f"data {config.data.root}" + (f", {limit} images a split" if limit else "")
+    size = f"size {_size(config.size.short, config.size.ratio)}"
+    if (spec.short, spec.ratio) != (config.size.short, config.size.ratio):
+        size += f", evaluated at {_size(spec.short, spec.ratio)}"
+    scaled = spec.area == "relative" and spec.short != 512
+    return {
+        "scale": f"preset {config.preset}" + (f", debug {config.debug}" if config.debug else ""),
+        "data": data + ("" if spec.split == "val" else f", evaluated on {spec.split}"),
+        "size": size,
+        "schedule": f"{config.steps} steps of {config.batch}",
+        "model": f"{config.detector} with backbone {config.backbone.name}, neck {config.neck.name}",
+        "assigner": f"assigner {config.assigner.name}",
+        "areas": "APs/m/l: COCO's bounds" + (f" × ({spec.short}/512)²" if scaled else ""),
+    }
+
+
+def _context(comparison: Comparison, common: list[str]) -> list[str]:
+    versions = {evaluator(result) for result in comparison.results}
+    recipes = {result["recipe"] for result in comparison.results} or {RECIPE}
+    lines = ["; ".join(common), "; ".join([*versions, *(f"recipe {r}" for r in recipes)])]
+    configs = [cell.config for cell in comparison.cells]
+    if any(c.preset != "paper" or c.data.name != "coco" for c in configs):
+        lines.append(
+            "The paper's numbers are of COCO val2017 at full scale: compare the order of the "
+            "rows and their differences, not the level"
+        )
+    return lines
+
+
+def _legend(comparison: Comparison) -> list[str]:
+    lines = [
+        "ours: mean ± sample standard deviation over n seeds; gap: ours minus paper",
+        "+NMS and gains: class-wise NMS at IoU 0.5 on the same detections; dup/obj: duplicates "
+        "of a found object, at the score that reaches 0.9 of the maximal recall",
+    ]
+    shown = (*COCO, "AP_nms", "nms_gain", "AP50_nms_gain", "duplicates_per_object")
+    reasons = {
+        f"{metric}: {reason}"
+        for result in comparison.results
+        for metric, reason in result.get("metrics_notes", {}).items()
+        if metric in shown
+    }
+    return lines + sorted(reasons)
+
+
+def _commands(comparison: Comparison) -> list[str]:
+    """The whole table's command, then one for each missing run, as far as they fit."""
+    where = [word for word in comparison.overrides if word.startswith("runs_root=")]
+    lines = [f"{comparison.command}  # all of them"]
+    for cell in comparison.missing[:LISTED]:
+        reason = why_missing(cell)[:150]
+        command = " ".join([cell.command, *map(shlex.quote, where)])
+        lines.append(f"{command}  # {reason}" if reason else command)
+    if (more := len(comparison.missing) - LISTED) > 0:
+        lines.append(f"# and {more} more: {comparison.command}")
+    return lines
+
+
+def missing(comparisons: list[Comparison]) -> str:
+    """How many results there are not, in a sentence."""
+    count = sum(len(c.missing) for c in comparisons)
+    asked = sum(len(c.cells) for c in comparisons)
+    return f"Missing: {count} of {asked} results." if count else f"All {asked} results are there."
+
+
+# --- one cell ---
+
+
+def _number(value: float | None, pattern: str = ".1f") -> str:
+    """`-` for None; no minus before a zero."""
+    if value is None:
+        return "-"
+    text = format(value, pattern)
+    return text if float(text) else format(0.0, pattern)
+
+
+def _paper(row: Row, metric: str, pattern: str = ".1f") -> str:
+    return _number(row.paper.numbers.get(metric), pattern)
+
+
+def _ours(row: Row, metric: str, pattern: str = ".1f") -> str:
+    ours = row.ours(metric)
+    text = _number(ours.mean, pattern)
+    if ours.std is not None:
+        text += f" ± {_number(ours.std, pattern.lstrip('+'))}"
+    return f"{text} (n = {ours.n})" if 0 < ours.n < len(row.results) else text
+
+
+def _with_gain(of, row: Row) -> str:
+    """AP(+NMS) with the gain in brackets, as the paper prints it."""
+    gain = of(row, "nms_gain", "+.1f")
+    return of(row, "AP_nms") + ("" if gain == "-" else f" ({gain})")
+
+
+def _count(row: Row) -> str:
+    there, asked = len(row.results), len(row.cells)
+    return f"{there}" if there == asked else f"{there}/{asked}"
+
+
+def _size(short: int, ratio: float) -> str:
+    """As the paper writes it: shortest side, longest at most."""
+    return f"({short}, {int(short * ratio + 1e-6)})"

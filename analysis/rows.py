@@ -1,0 +1,191 @@
+"""The rows of a table: the paper's numbers beside the results of exactly the ids that the table's
+experiment resolves to. No torch.
+"""
+
+import contextlib
+import csv
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from onenet.errors import UserError
+from onenet.expansion import Cell, Experiment, expand
+from onenet.identity import identity
+
+PAPER = Path(__file__).with_name("paper_tables.csv")
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean and sample standard deviation over the seeds in which a number is defined."""
+
+    mean: float | None  # None: n is 0
+    std: float | None  # None: n is below 2
+    n: int
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row as the paper prints it; `numbers` only has what is printed or follows from it."""
+
+    numbers: dict[str, float]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: its cells differ in nothing but the seed."""
+
+    label: str
+    cells: list[Cell]
+    results: dict[str, dict]  # id -> result; only of the cells that have one
+    paper: PaperRow
+
+    def ours(self, metric: str) -> Stat:
+        values = self.values(metric).values()
+        return Stat(
+            fmean(values) if values else None,
+            stdev(values) if len(values) > 1 else None,
+            len(values),
+        )
+
+    def values(self, metric: str) -> dict[str, float]:
+        """id -> value, for the results in which the metric is defined."""
+        found = {id_: _value(result["metrics"], metric) for id_, result in self.results.items()}
+        return {id_: value for id_, value in found.items() if value is not None}
+
+    def gap(self, metric: str) -> float | None:
+        """Ours - paper; None where either has no number."""
+        ours, paper = self.ours(metric).mean, self.paper.numbers.get(metric)
+        return None if ours is None or paper is None else ours - paper
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of the paper and ours. All results have one evaluator, one recipe, one data set."""
+
+    experiment: Experiment
+    rows: list[Row]
+    overrides: tuple[str, ...]  # run.py's, beside the experiment
+
+    @property
+    def command(self) -> str:
+        """Fills all cells."""
+        words = (f"+experiment={self.experiment.name}", *self.overrides)
+        return shlex.join(["python", "run.py", "-m", *words])
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for row in self.rows for cell in row.cells]
+
+    @property
+    def results(self) -> list[dict]:
+        return [result for row in self.rows for result in row.results.values()]
+
+    @property
+    def missing(self) -> list[Cell]:
+        return [cell for row in self.rows for cell in row.cells if cell.id not in row.results]
+
+
+def compare(experiment: Experiment, overrides: Sequence[str] = ()) -> Comparison:
+    """The experiment's rows, in its order, under run.py's overrides.
+
+    Overrides that list values (other than seeds) make a row of each value. Raises UserError for
+    what cannot be compared.
+    """
+    cells = expand([f"+experiment={experiment.name}", *overrides])
+    groups: dict[tuple, list[Cell]] = {}
+    for cell in cells:
+        settings = tuple(word for word in cell.overrides if not word.startswith("seed="))
+        groups.setdefault((cell.label, settings), []).append(cell)
+    paper = read_paper()
+    rows = []
+    for (label, settings), members in groups.items():
+        shared = set.intersection(*(set(s) for other, s in groups if other == label))
+        varied = [word for word in settings if word not in shared]
+        results = {c.id: r for c in members if (r := c.folder.result(c.evaluation))}
+        printed = paper.get((experiment.table, label), PaperRow({}))
+        rows.append(Row(", ".join([label, *varied]), members, results, printed))
+    comparison = Comparison(experiment, rows, tuple(overrides))
+    _require_comparable(comparison)
+    return comparison
+
+
+def read_paper(path: Path = PAPER) -> dict[tuple[int, str], PaperRow]:
+    """(table, label) -> the paper's row, as the CSV file has it."""
+    rows = {}
+    with open(path, newline="") as file:
+        for line in csv.DictReader(file):
+            key = int(line.pop("table")), line.pop("row")
+            note = line.pop("notes")
+            numbers = {metric: float(text) for metric, text in line.items() if text}
+            if "AP_nms" in numbers:
+                numbers["nms_gain"] = round(numbers["AP_nms"] - numbers["AP"], 1)
+            rows[key] = PaperRow(numbers, note)
+    return rows
+
+
+def evaluator(result: dict) -> str:
+    """Name and version of what computed the result's AP."""
+    name = result["config"]["eval"].get("backend", "pycocotools")
+    return f"{name} {result['env'].get(name, 'of unknown version')}"
+
+
+def why_missing(cell: Cell) -> str:
+    """What is known about a cell without a result, in a line; empty if it was never started."""
+    status = cell.folder.status()
+    if status.get("state") == "failed":
+        return f"failed: {' '.join((status.get('exception') or 'unknown').split())}"
+    with contextlib.suppress(OSError):  # a runs root that is read-only cannot tell who runs
+        state = cell.folder.state()
+        done = "trained, but not evaluated in this way"
+        return {"missing": "", "done": done}.get(state, state)
+    return ""
+
+
+def _value(metrics: dict, metric: str) -> float | None:
+    if metric == "train_hours":
+        seconds = metrics.get("train_seconds")
+        return None if seconds is None else seconds / 3600
+    return metrics.get(metric)
+
+
+def _require_comparable(comparison: Comparison) -> None:
+    """One data set, one evaluator, one recipe. Raises UserError that says which there are."""
+    table, root = comparison.experiment.table, comparison.cells[0].config.runs_root
+    data = [
+        {key: value for key, value in identity(cell.config).items() if key.startswith("data.")}
+        for cell in comparison.cells
+    ]
+    for key in sorted({key for d in data for key in d}):
+        values = dict.fromkeys(str(d.get(key)) for d in data)
+        if len(values) > 1:
+            raise UserError(
+                f"Table {table} can show one data set, but {key} is {' and '.join(values)}.\n"
+                "Ask for one at a time."
+            )
+    found = [(id_, result) for row in comparison.rows for id_, result in row.results.items()]
+    for id_, result in found:
+        if result.get("id") != id_:
+            raise UserError(
+                f"The folder of {id_} holds the result of {result.get('id')}: it is a copy, or was "
+                f"renamed.\nMove it out of {root}"
+            )
+    for what, of, way_out in (
+        ("evaluators", evaluator, "delete the folder evaluations/ of one kind (no run is lost)"),
+        ("recipes", lambda result: str(result["recipe"]), f"move one kind out of {root}"),
+    ):
+        kinds: dict[str, list[str]] = {}
+        for id_, result in found:
+            kinds.setdefault(of(result), []).append(id_)
+        if len(kinds) > 1:
+            listed = "; ".join(
+                f"{kind}: {len(ids)} ({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})"
+                for kind, ids in kinds.items()
+            )
+            raise UserError(
+                f"The results of table {table} come from several {what}. {listed}\n"
+                f"They cannot be averaged: {way_out}, then\n{comparison.command}"
+            )

@@ -1,0 +1,128 @@
+"""The paper's tables beside ours: its numbers, our mean ± std over seeds, the gap, n.
+
+    python analysis/tables.py                          every table that has an experiment
+    python analysis/tables.py --table 1 -- preset=paper data.root=DIR
+    python analysis/tables.py --format markdown latex csv html --out DIR
+
+Words after `--` are run.py's. A row is made of the ids that its experiment resolves to and of
+nothing else; below a table stands the command for every run that it lacks.
+"""
+
+import argparse
+import csv
+import io
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from analysis import formats
+from analysis.layout import COCO, missing, sheet
+from analysis.rows import Comparison, compare
+from onenet.errors import UserError
+from onenet.expansion import Experiment, experiment_names, read_experiment
+
+HEADER = ("table", "row", "metric", "paper", "ours_mean", "ours_std", "n", "gap", "ids")
+TIDY = (
+    *COCO,
+    *("AP_nms", "nms_gain", "AP50_nms", "AP50_nms_gain", "AP75_nms", "APs_nms", "APm_nms"),
+    *("APl_nms", "AP_nms_06", "AP_nms_07", "AR100", "AR100_nms", "duplicates_per_object"),
+    *("conflict_rate", "params", "train_hours", "FPS"),
+)
+
+
+def main(arguments: list[str]) -> int:
+    """0, or 2 if the input cannot work."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
+    parser.add_argument("--table", nargs="+", type=int, metavar="N", help="default: all")
+    parser.add_argument("--format", nargs="+", choices=WRITERS, default=["markdown"])
+    parser.add_argument("--out", metavar="DIR", help="write tableN.* here instead of printing")
+    parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as for run.py")
+    given = parser.parse_args(arguments)
+    try:
+        overrides = run_overrides(given.overrides, given.runs)
+        comparisons = [compare(e, overrides) for e in experiments(given.table)]
+        pages = {
+            f"table{comparison.experiment.table}.{SUFFIXES[name]}": WRITERS[name](comparison)
+            for comparison in comparisons
+            for name in dict.fromkeys(given.format)
+        }
+        if given.out is None:
+            print("\n".join(pages.values()), end="")
+        else:
+            print(f"Wrote {', '.join(pages)} to {write(pages, given.out)}. {missing(comparisons)}")
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def experiments(tables: list[int] | None) -> list[Experiment]:
+    """The experiments of these tables, or of all, by number. Raises UserError."""
+    known = {e.table: e for name in experiment_names() if (e := read_experiment(name)).table}
+    for table in tables or ():
+        if table not in known:
+            listed = ", ".join(map(str, sorted(known)))
+            raise UserError(f"There is no experiment for table {table}. There is one for: {listed}")
+    return [known[table] for table in dict.fromkeys(tables or sorted(known))]
+
+
+def run_overrides(overrides: list[str], runs: str | None) -> list[str]:
+    """run.py's words, with the runs root among them. Raises UserError."""
+    for word in overrides:
+        if word.lstrip("+").startswith("experiment="):
+            raise UserError(f"{word}: the table names the experiment. Write --table N.")
+    kept = [word for word in overrides if not word.startswith("plan=")]
+    if runs is None:
+        return kept
+    root = Path(runs).expanduser().absolute()
+    if root.exists() and not root.is_dir():
+        raise UserError(f"--runs {runs} is not a folder.")
+    text = str(root)
+    if not re.fullmatch(r"[\w./-]+", text):  # Hydra's grammar: quoted, it is taken as it is
+        text = "'" + text.replace("'", r"\'") + "'"
+    return [*(word for word in kept if not word.startswith("runs_root=")), f"runs_root={text}"]
+
+
+def write(pages: dict[str, str], out: str) -> Path:
+    folder = Path(out).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in pages.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error}") from error
+    return folder
+
+
+def tidy(comparison: Comparison) -> str:
+    """CSV: a line for each row and metric, unrounded."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(HEADER)
+    for row in comparison.rows:
+        start = comparison.experiment.table, row.label
+        lines.writerow([*start, "lr", "", row.cells[0].config.lr, "", "", "", ""])
+        for metric in TIDY:
+            ours = row.ours(metric)
+            values = row.paper.numbers.get(metric), ours.mean, ours.std, ours.n, row.gap(metric)
+            rounded = ["" if v is None else round(v, 6) for v in values]
+            lines.writerow([*start, metric, *rounded, " ".join(row.values(metric))])
+    return text.getvalue()
+
+
+WRITERS = {
+    "markdown": lambda comparison: formats.markdown(sheet(comparison)),
+    "latex": lambda comparison: formats.latex(sheet(comparison)),
+    "csv": tidy,
+    "html": lambda comparison: formats.html_page(sheet(comparison)),
+}
+SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
