@@ -41,16 +41,20 @@ def l1_cost(
 
     `l1_format`: `cxcywh` as in the paper, `xyxy` as in its released code.
     """
-    slots = normalized(boxes_xyxy, size_hw, l1_format)
-    objects = normalized(gt_xyxy, size_hw, l1_format)
+    height, width = size_hw
+    whwh = boxes_xyxy.new_tensor([width, height, width, height])
+    slots = normalized(boxes_xyxy, whwh, l1_format)
+    objects = normalized(gt_xyxy, whwh, l1_format)
     return torch.cdist(slots, objects, p=1)
 
 
-def normalized(boxes_xyxy: Tensor, size_hw: tuple[int, int], l1_format: str) -> Tensor:
-    """The four numbers that the L1 terms compare, as shares of the image: [..., 4] -> [..., 4]."""
-    height, width = size_hw
+def normalized(boxes_xyxy: Tensor, whwh: Tensor, l1_format: str) -> Tensor:
+    """The four numbers that the L1 terms compare, as shares of the image: [..., 4] -> [..., 4].
+
+    `whwh` [4] or [..., 4]: width, height, width, height of the image, pixels.
+    """
     boxes = xyxy_to_cxcywh(boxes_xyxy) if l1_format == "cxcywh" else boxes_xyxy
-    return boxes / boxes.new_tensor([width, height, width, height])
+    return boxes / whwh
 
 
 def iou_cost(boxes_xyxy: Tensor, gt_xyxy: Tensor) -> Tensor:

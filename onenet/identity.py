@@ -114,7 +114,8 @@ def _data(config: Config, data: dict) -> dict:
         rigid = config.data.shapes.kind == "rigid"
         return kept | {
             "seed": data["seed"],
-            "shapes": data["shapes"] | ({"part_side": None} if rigid else {}),
+            "shapes": data["shapes"]
+            | (dict.fromkeys(("body_scale", "part_side")) if rigid else {}),
         }
     return kept | {
         "on_bad_image": data["on_bad_image"],

@@ -82,19 +82,21 @@ class DetectionLoss:
         self, output: HeadOutput, targets: Sequence[Target], matches: Sequence[Matches]
     ) -> dict[str, Tensor]:
         """The weighted sums of one head's losses, not yet divided by the number of objects."""
+        rows = list(zip(targets, matches, strict=True))
+        image = torch.cat([torch.full_like(m.pred_idx, i) for i, m in enumerate(matches)])  # [M]
+        slot = torch.cat([m.pred_idx for m in matches])
+        labels = torch.cat([t.gt_labels[m.gt_idx] for t, m in rows])
+        gt = torch.cat([t.gt_xyxy[m.gt_idx] for t, m in rows])  # [M, 4]
+        whwh = gt.new_tensor([2 * t.size_hw[::-1] for t in targets])[image]
+
         logits = output.class_logits.float()
         is_class = torch.zeros_like(logits)  # [B, P, K]
-        l1, giou = logits.new_zeros(()), logits.new_zeros(())
-        for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
-            is_class[image, match.pred_idx, target.gt_labels[match.gt_idx]] = 1
-            boxes = output.boxes_xyxy[image, match.pred_idx].float()  # [M, 4]
-            gt = target.gt_xyxy[match.gt_idx]
-            difference = normalized(boxes, target.size_hw, self.l1_format) - normalized(
-                gt, target.size_hw, self.l1_format
-            )
-            l1 = l1 + difference.abs().sum()
-            giou = giou + (1 - iou_and_giou(boxes, gt)[1]).sum()
+        is_class[image, slot, labels] = 1
         focal = sigmoid_focal_loss(logits, is_class, self.alpha, self.gamma)
+        boxes = output.boxes_xyxy[image, slot].float()  # [M, 4]
+        difference = normalized(boxes, whwh, self.l1_format) - normalized(gt, whwh, self.l1_format)
+        l1 = difference.abs().sum()
+        giou = (1 - iou_and_giou(boxes, gt)[1]).sum()
         w = self.weights
         return {"loss_cls": w.cls * focal, "loss_l1": w.l1 * l1, "loss_giou": w.giou * giou}
 

@@ -26,12 +26,15 @@ def write_atomically(path: Path, text: str | bytes) -> None:
     """A reader sees the old content or the new, never a part; so does a reader after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    mode = "wb" if isinstance(text, bytes) else "w"
-    with open(temporary, mode) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, values: dict) -> None:

@@ -93,6 +93,7 @@ class Shapes:
     max_objects: int = MISSING
     min_side: float = MISSING
     max_side: float = MISSING
+    body_scale: float = MISSING
     part_side: float = MISSING
 
 

@@ -40,7 +40,8 @@ class ShapesConfig:
     max_objects: int = 12
     min_side: float = 0.15  # geometric mean of an object's sides, share of the shortest side
     max_side: float = 0.4
-    part_side: float = 0.7  # side of a glyph, share of the smaller side of its body
+    body_scale: float = 1.3  # of `parts`: a body's sides are so much longer, to hold a glyph
+    part_side: float = 0.7  # of `parts`: side of a glyph, share of the smaller side of its body
 
 
 def _polygon(*corners: tuple[float, float]) -> Callable:
@@ -120,6 +121,7 @@ def make_scene(config: ShapesConfig, split: str, image: int) -> Scene:
 def _place(rng, config: ShapesConfig, size_hw) -> tuple[np.ndarray, np.ndarray]:
     """A box anywhere in the image, and the part in it that shows the class."""
     side = min(size_hw) * config.min_side * (config.max_side / config.min_side) ** rng.random()
+    side *= config.body_scale if config.kind == "parts" else 1
     stretch = 2 ** rng.uniform(-0.5, 0.5)
     limit_wh = np.array(size_hw[::-1]) - 1.0
     wh = np.minimum([side * stretch, side / stretch], limit_wh)

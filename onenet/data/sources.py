@@ -25,6 +25,7 @@ def open_split(data: Data, split: str) -> ImageSource:
             max_objects=s.max_objects,
             min_side=s.min_side,
             max_side=s.max_side,
+            body_scale=s.body_scale,
             part_side=s.part_side,
         )
         count = s.train_images if split == "train" else s.val_images

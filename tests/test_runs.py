@@ -1,0 +1,116 @@
+"""A run's folder: states, the lock, atomic files; and how a sweep shares the cores.
+
+Run: pytest tests/test_runs.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from onenet import runs, sweep
+from onenet.config import REPOSITORY, compose
+from onenet.job import cut_back
+from onenet.runs import Locked, RunFolder, write_atomically, write_json
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "run")
+
+
+def test_states_follow_from_the_files_and_the_lock(folder):
+    assert folder.state() == "missing"
+    folder.freeze({"steps": 3})
+    assert folder.state() == "missing"
+    folder.set_status(state="running")
+    assert folder.state() == "partial"
+    with folder.lock():
+        assert folder.state() == "running"
+    assert folder.state() == "partial"
+    folder.set_status(state="failed")
+    assert folder.state() == "failed"
+    folder.set_status(state="done")
+    assert folder.state() == "partial"  # says done, but its result is gone
+    write_json(folder.result_file, {"id": "x"})
+    assert folder.state() == "done"
+    assert folder.config() == {"steps": 3}
+
+
+def test_a_torn_status_is_no_status(folder):
+    folder.set_status(state="done")
+    (folder.path / "status.json").write_text('{"state": "do')
+    assert folder.status() == {}
+    assert folder.state() == "missing"
+
+
+def test_the_lock_is_exclusive_and_ends_with_its_process(folder):
+    code = (
+        "import sys, time; from pathlib import Path; from onenet.runs import RunFolder\n"
+        f"with RunFolder(Path({str(folder.path)!r})).lock():\n"
+        "    print('mine', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(Locked), folder.lock():
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with folder.lock():
+        pass
+
+
+def test_an_interrupted_write_leaves_the_old_content(folder, monkeypatch):
+    target = folder.path / "result.json"
+    write_atomically(target, "old")
+
+    def no_space(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(runs.os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(target, "new")
+    assert target.read_text() == "old"
+
+
+def test_the_last_whole_line_of_the_metrics_is_found(folder):
+    assert folder.last_metrics() == {}
+    write_atomically(folder.metrics_file, '{"step": 1}\n{"step": 2}\n{"st')
+    assert folder.last_metrics() == {"step": 2}
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(folder):
+    lines = [json.dumps({"step": step}) for step in (1, 2, 3, 4)]
+    write_atomically(folder.metrics_file, "\n".join(lines) + '\n{"step": 5, "lo')
+    cut_back(folder, 3)
+    assert [json.loads(x)["step"] for x in folder.metrics_file.read_text().splitlines()] == [
+        1,
+        2,
+        3,
+    ]
+    cut_back(folder, 0)
+    assert folder.metrics_file.read_text() == ""
+
+
+def test_cores_are_shared_out(monkeypatch):
+    monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert sweep.share_of_cores(compose([]), 4) == (4, 2)
+    assert sweep.share_of_cores(compose([]), 1) == (1, 8)
+    assert sweep.share_of_cores(compose([]), 20) == (8, 1)
+    assert sweep.share_of_cores(compose(["sweep.jobs=2"]), 20) == (2, 4)
+    assert sweep.share_of_cores(compose(["sweep.threads=4"]), 20) == (2, 4)
+
+
+def test_an_owner_names_process_host_and_time():
+    owner = runs.owner()
+    assert owner["pid"] == os.getpid()
+    assert owner["host"]
+    assert abs(owner["started"] - time.time()) < 5

@@ -1,0 +1,214 @@
+"""The built-in images: functions of their seed, within their bounds, and true to their boxes.
+
+Run: pytest tests/test_shapes.py
+"""
+
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from onenet.config import compose
+from onenet.data.images import DrawnImages
+from onenet.data.shapes import (
+    MAX_IOU,
+    OUTLINES,
+    Scene,
+    ShapesConfig,
+    draw_scene,
+    make_annotations,
+    make_scene,
+)
+from onenet.data.sources import open_split
+from onenet.scoring import Scorer
+from tests.conftest import make_predictions
+from tests.test_boxes import scalar_iou_and_giou
+
+KINDS = ("rigid", "parts")
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def scenes(kind: str, count: int = 100, split: str = "val", **changes) -> list[Scene]:
+    config = ShapesConfig(kind=kind, **changes)
+    return [make_scene(config, split, image) for image in range(count)]
+
+
+def same(a: Scene, b: Scene) -> bool:
+    arrays = ("labels", "boxes_xyxy", "parts_xyxy")
+    return a.size_hw == b.size_hw and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in arrays
+    )
+
+
+# --- functions of seed, split and number ---
+
+
+@kinds
+def test_images_are_a_function_of_seed_split_and_number(kind):
+    config = ShapesConfig(kind=kind, seed=3)
+    first, again = (make_scene(config, "train", 7) for _ in range(2))
+    assert same(first, again)
+    pixels = draw_scene(config, "train", 7, first)
+    assert np.array_equal(pixels, draw_scene(config, "train", 7, again))
+    for other in (
+        make_scene(config, "val", 7),
+        make_scene(config, "train", 8),
+        make_scene(replace(config, seed=4), "train", 7),
+    ):
+        assert not same(first, other)
+
+
+@kinds
+def test_neither_the_number_of_images_nor_the_order_of_reading_matters(kind):
+    config = ShapesConfig(kind=kind)
+    few, many = make_annotations(config, "train", 3), make_annotations(config, "train", 6)
+    for name in ("image_ids", "sizes_hw", "boxes_xyxy", "labels", "parts_xyxy"):
+        assert np.array_equal(getattr(few, name), getattr(many.limit(3), name)), name
+    one, other = DrawnImages(few, config, "train"), DrawnImages(many, config, "train")
+    forwards = [one.read(i) for i in (0, 1, 2)]
+    backwards = [other.read(i) for i in (5, 2, 1, 0)]
+    for a, b in zip(forwards, reversed(backwards), strict=False):
+        assert np.array_equal(a, b)
+    assert np.array_equal(one.read(1), forwards[1])  # a second time
+
+
+def test_splits_and_seeds_have_pixels_of_their_own():
+    config = ShapesConfig()
+    scene = make_scene(config, "train", 0)
+    drawn = [
+        draw_scene(config, "train", 0, scene),
+        draw_scene(config, "val", 0, scene),
+        draw_scene(config, "train", 1, scene),
+        draw_scene(replace(config, seed=1), "train", 0, scene),
+    ]
+    for a, b in combinations(drawn, 2):
+        assert (a != b).any(axis=-1).mean() > 0.9
+
+
+# --- bounds ---
+
+
+@kinds
+def test_sizes_and_aspects(kind):
+    drawn = scenes(kind, min_short=50, max_short=60)
+    for scene in drawn:
+        assert 50 <= min(scene.size_hw) <= 60
+        assert max(scene.size_hw) <= 2 * min(scene.size_hw)
+    aspects = [scene.size_hw[1] / scene.size_hw[0] for scene in drawn]
+    assert min(aspects) < 0.7
+    assert max(aspects) > 1.5
+
+
+@kinds
+def test_every_image_has_one_to_max_objects_of_all_classes(kind):
+    counts = [len(scene.labels) for scene in scenes(kind, max_objects=5)]
+    assert set(counts) == {1, 2, 3, 4, 5}
+    labels = np.concatenate([scene.labels for scene in scenes(kind)])
+    shares = np.bincount(labels, minlength=len(OUTLINES)) / len(labels)
+    assert len(shares) == len(OUTLINES)
+    assert (abs(shares - 1 / len(OUTLINES)) < 0.07).all()
+
+
+@kinds
+def test_boxes_are_inside_the_image_and_of_the_size_asked_for(kind):
+    for scene in scenes(kind, min_side=0.1, max_side=0.4):
+        low, high = scene.boxes_xyxy[:, :2], scene.boxes_xyxy[:, 2:]
+        assert (low >= 0).all()
+        assert (high <= np.array(scene.size_hw[::-1])).all()
+        side = np.sqrt((high - low).prod(axis=1)) / min(scene.size_hw)
+        assert (side >= 0.1 - 1e-9).all()
+        assert (side <= 0.4 + 1e-9).all()
+
+
+def test_the_part_that_shows_the_class_lies_in_the_body():
+    positions = []
+    for scene in scenes("parts"):
+        box, part = scene.boxes_xyxy, scene.parts_xyxy
+        assert (part[:, :2] >= box[:, :2]).all()
+        assert (part[:, 2:] <= box[:, 2:]).all()
+        sides, body = part[:, 2:] - part[:, :2], box[:, 2:] - box[:, :2]
+        np.testing.assert_allclose(sides, 0.7 * np.tile(body.min(axis=1)[:, None], 2))
+        positions.append((part[:, :2] - box[:, :2]) / (body - sides))
+    positions = np.concatenate(positions)
+    assert positions.min() < 0.1  # anywhere in it
+    assert positions.max() > 0.9
+
+
+def test_the_whole_box_of_a_rigid_object_shows_its_class():
+    assert all(np.array_equal(s.parts_xyxy, s.boxes_xyxy) for s in scenes("rigid"))
+
+
+@kinds
+def test_no_two_boxes_overlap_enough_for_nms(kind):
+    most = 0.0
+    for scene in scenes(kind):
+        pairs = combinations(scene.boxes_xyxy.tolist(), 2)
+        most = max([most, *(scalar_iou_and_giou(a, b)[0] for a, b in pairs)])
+    assert 0.1 < most <= MAX_IOU < 0.5  # they do overlap
+
+
+@kinds
+def test_nms_does_not_touch_the_ground_truth_given_as_detections(kind):
+    source = open_split(compose([f"data.shapes.kind={kind}", "data.limit=150"]).data, "val")
+    truth = source.annotations
+    shuffled = np.random.default_rng(0).permutation(len(truth.labels))
+    image = np.repeat(np.arange(150), np.diff(truth.first))[shuffled]
+    predictions = make_predictions(
+        image, truth.boxes_xyxy[shuffled], np.ones(len(image)), truth.labels[shuffled]
+    )
+    metrics, _ = Scorer(truth).score(predictions)
+    assert metrics["AP"] == pytest.approx(100)
+    assert metrics["AP_nms"] >= 99
+    assert metrics["duplicates_per_object"] == 0
+
+
+# --- pixels ---
+
+
+def changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The box [4] around all pixels that differ."""
+    ys, xs = (before != after).any(axis=-1).nonzero()
+    return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+
+
+def shrunk(boxes: np.ndarray) -> np.ndarray:
+    """The last box becomes a dot in its own middle."""
+    middle = (boxes[-1, :2] + boxes[-1, 2:]) / 2
+    return np.vstack([boxes[:-1], np.concatenate([middle, middle + 0.01])])
+
+
+@kinds
+def test_an_object_fills_its_box_and_nothing_else(kind):
+    """Taking the last object away changes pixels up to all four sides of its box, none outside."""
+    config = ShapesConfig(kind=kind)
+    for image in range(25):
+        scene = make_scene(config, "val", image)
+        boxes = shrunk(scene.boxes_xyxy)
+        parts = np.vstack([scene.parts_xyxy[:-1], boxes[-1]])
+        without = replace(scene, boxes_xyxy=boxes, parts_xyxy=parts)
+        found = changed(*(draw_scene(config, "val", image, s) for s in (scene, without)))
+        assert abs(found - scene.boxes_xyxy[-1]).max() <= 1.5, image
+
+
+@kinds
+def test_the_class_shows_in_the_part_and_nowhere_else(kind):
+    config = ShapesConfig(kind=kind)
+    for image in range(25):
+        scene = make_scene(config, "val", image)
+        labels = scene.labels.copy()
+        labels[-1] = (labels[-1] + 1) % len(OUTLINES)
+        other = replace(scene, labels=labels)
+        found = changed(*(draw_scene(config, "val", image, s) for s in (scene, other)))
+        part = scene.parts_xyxy[-1]
+        assert (found[:2] >= part[:2] - 1.5).all(), image
+        assert (found[2:] <= part[2:] + 1.5).all(), image
+
+
+def test_pictures_have_the_size_of_the_scene_and_are_not_flat():
+    config = ShapesConfig()
+    scene = make_scene(config, "train", 2)
+    pixels = draw_scene(config, "train", 2, scene)
+    assert pixels.shape == (*scene.size_hw, 3)
+    assert pixels.dtype == np.uint8
+    assert pixels.std() > 10
