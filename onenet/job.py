@@ -60,7 +60,7 @@ class Job:
             except BaseException as error:
                 if not done:
                     self.folder.set_status(
-                        state="failed",
+                        state="preempted" if isinstance(error, KeyboardInterrupt) else "failed",
                         exception=f"{type(error).__name__}: {error}",
                         traceback=traceback.format_exc(),
                         ended=time.time(),

@@ -66,8 +66,9 @@ class Server:
                 "files": [{"name": n, "uploadUrl": f"{self.url}/upload/{n}"} for n in names],
             }
         if re.match(r"\s*query\s+RunResumeStatus", query):
+            bucket = self.bucket() if self.history else None
             data["model"] = {
-                "id": "p", "name": "p", "entity": {"id": "e", "name": "l"}, "bucket": None,
+                "id": "p", "name": "p", "entity": {"id": "e", "name": "l"}, "bucket": bucket,
             }  # fmt: skip
         if re.match(r"\s*query\s+ArtifactType", query):
             data["project"] = None
@@ -75,12 +76,22 @@ class Server:
             return {"errors": [{"message": "no artifacts here"}]}
         return {"data": data}
 
+    def bucket(self) -> dict:
+        """What a run that resumes is told."""
+        return {
+            "id": "r", "name": "r", "displayName": "r", "tags": [], "notes": "", "config": "{}",
+            "summaryMetrics": json.dumps(self.summary), "logLineCount": 0, "eventsLineCount": 0,
+            "historyLineCount": len(self.history), "eventsTail": "[]",
+            "historyTail": json.dumps([json.dumps(self.history[-1])]),
+            "wandbConfig": json.dumps({"t": {"1": [1]}}),
+        }  # fmt: skip
+
     def stream(self, sent: dict) -> None:
-        """What the run logs, as it comes in."""
+        """What the run logs, as it comes in. History goes where the sender says."""
         for name, part in (sent.get("files") or {}).items():
             lines = [json.loads(line) for line in part["content"]]
             if name == "wandb-history.jsonl":
-                self.history += lines
+                self.history[part["offset"] :] = lines
             elif name == "wandb-summary.json" and lines:
                 self.summary = lines[-1]
         if sent.get("complete") is not None:

@@ -1,0 +1,149 @@
+"""From dense predictions to detections: the best pairs against a loop, NMS against plain Python.
+
+Run: pytest tests/test_inference.py
+"""
+
+import pytest
+import torch
+from torchvision.ops import box_iou
+
+from onenet.boxes import grid_points
+from onenet.inference import nms_keep, top_k
+from onenet.structures import Detections, HeadOutput
+from tests.conftest import random_boxes, random_output, seeded
+from tests.test_boxes import scalar_iou_and_giou
+from tests.test_costs import sigmoid
+
+
+def scalar_top_k(output: HeadOutput, image: int, size_hw, k: int) -> list[tuple]:
+    """(score, label, box), best first."""
+    height, width = size_hw
+    pairs = [
+        (logit, slot, label)
+        for slot, logits in enumerate(output.class_logits[image].tolist())
+        for label, logit in enumerate(logits)
+    ]
+    found = []
+    for logit, slot, label in sorted(pairs, reverse=True)[:k]:
+        x1, y1, x2, y2 = output.boxes_xyxy[image, slot].tolist()
+        box = (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height))
+        if box[2] > box[0] and box[3] > box[1]:
+            found.append((sigmoid(logit), label, box))
+    return found
+
+
+def assert_equals(detections: Detections, expected: list[tuple]) -> None:
+    assert len(detections.scores) == len(expected)
+    assert detections.labels.tolist() == [label for _, label, _ in expected]
+    assert detections.scores.tolist() == pytest.approx([score for score, _, _ in expected])
+    boxes = torch.tensor([box for _, _, box in expected]).reshape(-1, 4)
+    torch.testing.assert_close(detections.boxes_xyxy, boxes)
+
+
+@pytest.mark.parametrize("k", [1, 7, 60, 100])
+def test_top_k_equals_a_loop_over_slots_and_classes(k):
+    output = random_output(3, 4, seeded())  # 60 pairs; some boxes leave the image
+    sizes = [(40, 60), (20, 60), (36, 10)]
+    for image, detections in enumerate(top_k(output, sizes, k)):
+        assert_equals(detections, scalar_top_k(output, image, sizes[image], k))
+
+
+def test_the_default_is_the_best_hundred_without_threshold():
+    points = grid_points(8, 8, 4)
+    boxes = torch.cat([points - 1, points + 1], dim=1)[None]
+    logits = torch.randn(1, 64, 3, generator=seeded()) - 50
+    (detections,) = top_k(HeadOutput(logits, boxes, points), [(32, 32)])
+    assert len(detections.scores) == 100
+    torch.testing.assert_close(
+        detections.scores, logits.flatten().sigmoid().sort(descending=True).values[:100]
+    )
+
+
+def test_fewer_pairs_than_k_are_all_answered():
+    """32×32 pixels at stride 4 with one class: 64 slots."""
+    points = grid_points(8, 8, 4)
+    boxes = torch.cat([points - 1, points + 1], dim=1)[None]
+    logits = torch.randn(1, 64, 1, generator=seeded())
+    (detections,) = top_k(HeadOutput(logits, boxes, points), [(32, 32)])
+    assert len(detections.scores) == 64
+    assert sorted(detections.boxes_xyxy.tolist()) == sorted(boxes[0].tolist())
+
+
+def test_boxes_are_clipped_and_what_is_left_empty_is_dropped():
+    boxes = torch.tensor([[[-5.0, -5, 70, 50], [60, 3, 70, 9], [9, 9, 9, 20], [1, 2, 3, 4]]])
+    logits = torch.tensor([[[4.0], [3], [2], [1]]])
+    (detections,) = top_k(HeadOutput(logits, boxes, torch.zeros(4, 2)), [(40, 60)])
+    assert detections.boxes_xyxy.tolist() == [[0, 0, 60, 40], [1, 2, 3, 4]]
+    assert detections.scores.tolist() == pytest.approx([sigmoid(4), sigmoid(1)])
+
+
+def test_one_slot_may_answer_two_classes():
+    logits = torch.tensor([[[2.0, 1.0], [-3.0, -4.0]]])
+    boxes = torch.tensor([[[1.0, 1, 5, 5], [2, 2, 6, 6]]])
+    (detections,) = top_k(HeadOutput(logits, boxes, torch.zeros(2, 2)), [(10, 10)], k=3)
+    assert detections.labels.tolist() == [0, 1, 0]
+    assert detections.boxes_xyxy.tolist() == [[1, 1, 5, 5], [1, 1, 5, 5], [2, 2, 6, 6]]
+
+
+def test_nothing_is_left_where_all_boxes_are_empty():
+    boxes = torch.full((1, 4, 4), 9.0)
+    (detections,) = top_k(HeadOutput(torch.zeros(1, 4, 2), boxes, torch.zeros(4, 2)), [(40, 60)])
+    assert detections.boxes_xyxy.shape == (0, 4)
+    assert nms_keep(detections).shape == (0,)
+
+
+# --- NMS ---
+
+
+def plain_nms(detections: Detections, threshold: float) -> list[bool]:
+    """Greedy, class by class: kept unless a kept one of its class overlaps it by more."""
+    boxes, labels = detections.boxes_xyxy.tolist(), detections.labels.tolist()
+    kept: list[int] = []
+    for at in range(len(boxes)):  # best score first
+        rivals = [other for other in kept if labels[other] == labels[at]]
+        if all(scalar_iou_and_giou(boxes[at], boxes[o])[0] <= threshold for o in rivals):
+            kept.append(at)
+    return [at in kept for at in range(len(boxes))]
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_nms_equals_plain_python(threshold, classes):
+    generator = seeded(classes)
+    for _ in range(10):
+        clusters = random_boxes(6, (80, 80), generator).repeat(10, 1)
+        boxes = clusters + 3 * torch.rand(60, 4, generator=generator)
+        detections = Detections(
+            boxes,
+            torch.rand(60, generator=generator).sort(descending=True).values,
+            torch.randint(classes, (60,), generator=generator),
+        )
+        keep = nms_keep(detections, threshold)
+        assert keep.tolist() == plain_nms(detections, threshold)
+        assert 0 < keep.sum() < 60
+
+
+def test_nms_leaves_boxes_of_other_classes_alone():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10]])
+    detections = Detections(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 0]))
+    assert nms_keep(detections).tolist() == [True, True, False]
+
+
+def test_the_default_threshold_is_an_iou_of_one_half():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 4.9], [0, 0, 10, 5.1]])
+    assert box_iou(boxes[:1], boxes)[0].tolist() == pytest.approx([1, 0.49, 0.51])
+    detections = Detections(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 0]))
+    assert nms_keep(detections)[:2].tolist() == [True, True]
+    assert not nms_keep(detections)[2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_answers_like_the_cpu():
+    output = random_output(2, 4, seeded())
+    sizes = [(40, 60), (40, 60)]
+    there = HeadOutput(
+        output.class_logits.cuda(), output.boxes_xyxy.cuda(), output.points_xy.cuda()
+    )
+    for a, b in zip(top_k(output, sizes), top_k(there, sizes), strict=True):
+        torch.testing.assert_close(a.boxes_xyxy, b.boxes_xyxy.cpu())
+        assert torch.equal(nms_keep(a), nms_keep(b))

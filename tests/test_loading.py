@@ -1,0 +1,359 @@
+"""Batches: sizes, padding, flips and scales against pixels; order as a function of the seed.
+
+Run: pytest tests/test_loading.py
+"""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from onenet.backbones import make_backbone
+from onenet.data.images import DrawnImages
+from onenet.data.loading import (
+    PADDING_RGB,
+    Augmentation,
+    DetectionDataset,
+    ImageSize,
+    collate,
+    evaluation_batches,
+    pad_to_multiple,
+    training_batches,
+    training_order,
+)
+from onenet.data.shapes import ShapesConfig, make_annotations
+from onenet.detectors.onenet import OneNet, normalize
+from onenet.evaluate import predict
+from onenet.necks import FPN
+from onenet.structures import HeadOutput
+from tests import conftest
+from tests.conftest import Pictures, make_target
+
+AS_IN_THE_PAPER = Augmentation(flip=0.5, min_scale=0.8125)
+NO_CHANGE = Augmentation(flip=0.0, min_scale=1.0)
+
+
+def drawn(count: int, split: str = "train") -> DrawnImages:
+    config = ShapesConfig(min_short=40, max_short=50, max_objects=4)
+    return DrawnImages(make_annotations(config, split, count), config, split)
+
+
+def dataset_of(source, short=40, ratio=1.5, augmentation=AS_IN_THE_PAPER, seed=0):
+    return DetectionDataset(source, ImageSize(short, ratio), augmentation, seed)
+
+
+def marked(size_hw: tuple[int, int], box: tuple[int, int, int, int]) -> Pictures:
+    """One black image with a white rectangle where its only object is."""
+    pixels = np.zeros((*size_hw, 3), dtype=np.uint8)
+    x1, y1, x2, y2 = box
+    pixels[y1:y2, x1:x2] = 255
+    return Pictures(conftest.make_annotations([size_hw], [[(1, box)]]), [pixels])
+
+
+def white_box(image: torch.Tensor) -> list[int]:
+    rows, columns = (image[0] > 127).nonzero(as_tuple=True)
+    corners = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    return [int(corner) for corner in corners]
+
+
+def assert_equal_batches(one: list, other: list) -> None:
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert a.original_hw == b.original_hw
+        for s, t in zip(a.targets, b.targets, strict=True):
+            assert torch.equal(s.gt_xyxy, t.gt_xyxy)
+            assert torch.equal(s.gt_labels, t.gt_labels)
+            assert (s.image_id, s.size_hw) == (t.image_id, t.size_hw)
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize(
+    ("original", "short", "ratio", "expected"),
+    [
+        ((480, 640), 512, 1.25, (480, 640)),  # 512×683 would be too long
+        ((480, 640), 512, 1.667, (512, 683)),
+        ((640, 480), 512, 1.667, (683, 512)),
+        ((500, 500), 512, 1.25, (512, 512)),
+        ((300, 700), 512, 1.667, (366, 853)),
+        ((300, 700), 512, 5 / 3, (366, 853)),
+        ((1024, 1280), 512, 1.25, (512, 640)),
+        ((1, 1000), 512, 1.25, (1, 640)),
+        ((96, 192), 80, 1.2, (48, 96)),
+    ],
+)
+def test_shortest_and_longest_side(original, short, ratio, expected):
+    assert ImageSize(short, ratio).of(original) == expected
+
+
+def test_no_side_is_longer_than_the_size_says():
+    rng = np.random.default_rng(0)
+    for original in rng.integers(20, 900, (300, 2)).tolist():
+        height, width = ImageSize(512, 1.667).of(original)
+        assert max(height, width) <= 853
+        assert min(height, width) <= 512
+        assert max(height, width) == 853 or min(height, width) == 512
+        assert height / width == pytest.approx(original[0] / original[1], rel=0.06)
+
+
+def test_a_jittered_shortest_side_keeps_the_limit_of_the_longest():
+    size = ImageSize(512, 1.25)
+    assert size.of((480, 640), 416) == (416, 555)
+    assert size.of((300, 900), 416) == (213, 640)
+
+
+def test_padded_sizes_are_multiples_of_32():
+    assert pad_to_multiple((1, 32)) == (32, 32)
+    assert pad_to_multiple((33, 640)) == (64, 640)
+
+
+# --- padding ---
+
+
+def test_images_of_a_batch_are_padded_right_and_below_with_the_mean_colour():
+    sizes = [(20, 30), (45, 33)]
+    pictures = [torch.randint(256, (3, *hw), dtype=torch.uint8) for hw in sizes]
+    batch = collate(
+        [(p, make_target([], [], hw), hw, []) for p, hw in zip(pictures, sizes, strict=True)]
+    )
+    assert batch.images.shape == (2, 3, 64, 64)
+    assert batch.images.dtype == torch.uint8
+    for image, (height, width), pixels in zip(batch.images, sizes, pictures, strict=True):
+        assert torch.equal(image[:, :height, :width], pixels)
+        padding = torch.ones(64, 64, dtype=torch.bool)
+        padding[:height, :width] = False
+        assert (image[:, padding] == torch.tensor(PADDING_RGB)[:, None]).all()
+        assert normalize(image)[:, padding].abs().max() < 0.02
+    assert [target.size_hw for target in batch.targets] == batch.original_hw == sizes
+
+
+# --- boxes follow the pixels ---
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_a_flip_moves_box_and_pixels_alike(flip):
+    source = marked((40, 64), (5, 9, 20, 31))
+    pixels, target, _, _ = dataset_of(source, 40, 2.0, Augmentation(flip, 1.0))[0, 0]
+    assert pixels.shape == (3, 40, 64)
+    assert target.gt_xyxy.tolist() == [[5, 9, 20, 31] if not flip else [44, 9, 59, 31]]
+    assert white_box(pixels) == target.gt_xyxy[0].tolist()
+    assert target.gt_labels.tolist() == [1]
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_a_change_of_size_moves_box_and_pixels_alike(flip):
+    source = marked((100, 160), (12, 20, 70, 90))
+    for epoch in range(10):
+        pixels, target, original_hw, _ = dataset_of(source, 80, 1.5, Augmentation(flip, 0.5))[
+            epoch, 0
+        ]
+        height, width = target.size_hw
+        assert pixels.shape[1:] == (height, width)
+        assert original_hw == (100, 160)
+        scale = np.array([width / 160, height / 100] * 2)
+        expected = np.array([90, 20, 148, 90] if flip else [12, 20, 70, 90]) * scale
+        np.testing.assert_allclose(target.gt_xyxy[0], expected, rtol=1e-5)
+        assert abs(np.array(white_box(pixels)) - expected).max() <= 1
+
+
+def test_half_of_the_images_are_flipped():
+    source = marked((40, 64), (5, 9, 20, 31))
+    dataset = dataset_of(source, 40, 2.0, Augmentation(0.5, 1.0))
+    flipped = [dataset[epoch, 0][1].gt_xyxy[0, 0].item() == 44 for epoch in range(200)]
+    assert 70 < sum(flipped) < 130
+
+
+def test_boxes_are_clipped_to_the_image_and_crowds_left_out():
+    objects = [(0, (-5, 10, 30, 90)), (1, (0, 0, 60, 40), True), (2, (50, 30, 70, 41))]
+    source = Pictures(conftest.make_annotations([(40, 60)], [objects]))
+    target = dataset_of(source, 80, 2.0, None)[0, 0][1]
+    assert target.gt_labels.tolist() == [0, 2]
+    assert target.gt_xyxy.tolist() == [[0, 20, 60, 80], [100, 60, 120, 80]]
+    assert target.image_id == 1
+
+
+def test_reading_leaves_the_annotations_and_the_pixels_alone():
+    source = drawn(4)
+    boxes = source.annotations.boxes_xyxy.copy()
+    pixels = [source.read(i).copy() for i in range(4)]
+    dataset = dataset_of(source, augmentation=Augmentation(1.0, 0.5))
+    for batch in training_batches(dataset, 2, 0, 6):
+        batch.images.zero_()
+        for target in batch.targets:
+            target.gt_xyxy.zero_()
+            target.gt_labels.zero_()
+    assert np.array_equal(source.annotations.boxes_xyxy, boxes)
+    assert source.annotations.labels.any()
+    assert all(np.array_equal(source.read(i), p) for i, p in enumerate(pixels))
+
+
+# --- scale jitter ---
+
+
+def test_the_shortest_side_is_drawn_from_the_whole_range():
+    source = Pictures(conftest.make_annotations([(48, 50)], [[]]))
+    dataset = dataset_of(source, 40, 2.0, Augmentation(0.0, 0.8125))
+    sides = Counter(min(dataset[epoch, 0][1].size_hw) for epoch in range(300))
+    assert set(sides) == set(range(32, 41))  # 0.8125 * 40 is 32.5, rounded to even
+    assert min(sides.values()) > 10
+
+
+def test_without_augmentation_every_epoch_is_alike():
+    source = drawn(2)
+    for augmentation in (None, NO_CHANGE):
+        dataset = dataset_of(source, augmentation=augmentation)
+        first, later = dataset[0, 1], dataset[9, 1]
+        assert torch.equal(first[0], later[0])
+        assert torch.equal(first[1].gt_xyxy, later[1].gt_xyxy)
+
+
+# --- the order of training ---
+
+
+SIZES = np.array([(40, 60), (60, 40), (50, 50), (40, 41), (70, 40)] * 3 + [(40, 60)] * 2)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 6])
+def test_every_epoch_visits_every_image_once(batch):
+    seen = Counter(
+        key for group in islice(training_order(SIZES, batch, seed=0), 120) for key in group
+    )
+    assert set(seen.values()) == {1}
+    whole = 120 * batch // len(SIZES) - 3  # some images of the last epochs still wait
+    for epoch in range(whole):
+        assert {image for e, image in seen if e == epoch} == set(range(len(SIZES)))
+
+
+def test_batches_are_wide_or_tall_never_both():
+    wide = SIZES[:, 1] > SIZES[:, 0]
+    kinds = set()
+    for group in islice(training_order(SIZES, 4, seed=0), 50):
+        assert len(group) == 4
+        of_group = {bool(wide[image]) for _, image in group}
+        assert len(of_group) == 1
+        kinds |= of_group
+    assert kinds == {True, False}
+
+
+def test_order_is_a_function_of_the_seed_and_differs_between_epochs():
+    def order(seed: int) -> list:
+        return list(islice(training_order(SIZES, 1, seed), 3 * len(SIZES)))
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    by_epoch = [[image for [(e, image)] in order(0) if e == epoch] for epoch in range(3)]
+    assert by_epoch[0] != by_epoch[1] != by_epoch[2]
+    assert by_epoch[0] != sorted(by_epoch[0])
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_image():
+    source = Pictures(conftest.make_annotations([(48, 50)] * 2, [[(0, (1, 2, 30, 40))]] * 2))
+
+    def draws(seed: int, image: int) -> list:
+        dataset = dataset_of(source, 40, 2.0, Augmentation(0.5, 0.5), seed)
+        return [dataset[epoch, image][1].gt_xyxy.tolist() for epoch in range(8)]
+
+    assert draws(0, 0) == draws(0, 0)
+    assert draws(0, 0) != draws(0, 1)
+    assert draws(0, 0) != draws(1, 0)
+    assert len({str(box) for box in draws(0, 0)}) > 4
+
+
+def test_worker_processes_change_nothing():
+    dataset = dataset_of(drawn(6))
+    alone = list(training_batches(dataset, 2, 0, 7, workers=0))
+    assert_equal_batches(alone, list(training_batches(dataset, 2, 0, 7, workers=2)))
+
+
+def test_a_later_start_continues_where_an_earlier_one_was():
+    dataset = dataset_of(drawn(5))
+    straight = list(training_batches(dataset, 2, 0, 8))
+    assert len(straight) == 8
+    assert_equal_batches(straight[3:], list(training_batches(dataset, 2, 3, 8)))
+    assert_equal_batches(straight[3:5], list(training_batches(dataset, 2, 3, 5)))
+
+
+# --- evaluation ---
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_evaluation_sees_every_image_once_in_batches_of_one_padded_size(batch):
+    source = drawn(11)
+    dataset = dataset_of(source, augmentation=None)
+    ids = []
+    for loaded in evaluation_batches(dataset, batch):
+        assert len(loaded.targets) <= batch
+        sizes = {pad_to_multiple(target.size_hw) for target in loaded.targets}
+        assert sizes == {tuple(loaded.images.shape[2:])}
+        ids += [target.image_id for target in loaded.targets]
+    assert sorted(ids) == source.annotations.image_ids.tolist()
+
+
+def small_onenet() -> OneNet:
+    """Random, with scores far enough apart to rank alike in spite of rounding."""
+    torch.manual_seed(0)
+    backbone = make_backbone("tiny")
+    model = OneNet(backbone, FPN(backbone.feature_info.channels(), 8), num_classes=5)
+    model.head.class_conv.weight.data *= 10
+    return model
+
+
+def test_predictions_do_not_depend_on_the_batch_size():
+    source = drawn(9, "val")
+    dataset, model = dataset_of(source, augmentation=None), small_onenet()
+    (one, bad), (five, _) = predict(model, dataset, batch=1), predict(model, dataset, batch=5)
+    assert not bad
+    assert set(one.image) == set(five.image) == set(range(9))
+    for image in range(9):
+        a, b = one.image == image, five.image == image
+        assert abs(a.sum() - b.sum()) <= 1
+        for score, label, box in zip(
+            one.scores[a][:90], one.labels[a][:90], one.boxes_xyxy[a][:90], strict=True
+        ):
+            twin = (
+                (abs(five.scores[b] - score) < 1e-4)
+                & (five.labels[b] == label)
+                & (abs(five.boxes_xyxy[b] - box).max(axis=1) < 1e-2)
+            )
+            assert twin.any()
+
+
+class Fixed(torch.nn.Module):
+    """Sees one box in every image, at the same place in the resized pixels; five times over."""
+
+    def forward(self, images, num_heads):
+        count = len(images)
+        boxes = torch.tensor([3.0, 6, 18, 30]).repeat(count, 5, 1)
+        logits = torch.tensor([0.0, 1, 4, 3, 2])[:, None].repeat(count, 1, 1)
+        return [HeadOutput(logits, boxes, torch.zeros(5, 2))] * num_heads
+
+
+def test_predictions_are_in_pixels_of_the_original_image_best_first():
+    source = Pictures(conftest.make_annotations([(100, 60), (30, 90)], [[], []], image_ids=[9, 4]))
+    dataset = dataset_of(source, 40, 1.5, augmentation=None)  # they become 60×36 and 20×60
+    predictions, bad = predict(Fixed(), dataset, batch=2)
+    assert not bad
+    assert predictions.image.tolist() == [0] * 5 + [1] * 5
+    expected = [[5, 10, 30, 50]] * 5 + [[4.5, 9, 27, 30]] * 5
+    np.testing.assert_allclose(predictions.boxes_xyxy, expected, rtol=1e-6)
+    scores = [1 / (1 + np.exp(-logit)) for logit in (4, 3, 2, 1, 0)]
+    np.testing.assert_allclose(predictions.scores, scores * 2, rtol=1e-6)
+    assert set(predictions.nms_keep) == {0.5, 0.6, 0.7}
+    for kept in predictions.nms_keep.values():
+        assert kept.tolist() == [True, False, False, False, False] * 2
+
+
+def test_the_answer_is_that_of_the_head_asked_for():
+    class Counting(Fixed):
+        def forward(self, images, num_heads):
+            heads = super().forward(images, num_heads)
+            return [replace(h, class_logits=h.class_logits + 10 * i) for i, h in enumerate(heads)]
+
+    dataset = dataset_of(drawn(2), augmentation=None)
+    best = [predict(Counting(), dataset, batch=2, infer_heads=n)[0].scores.max() for n in (1, 2)]
+    np.testing.assert_allclose(best, [1 / (1 + np.exp(-4)), 1 / (1 + np.exp(-14))], rtol=1e-6)
