@@ -2,12 +2,8 @@
 redundant boxes number. No torch.
 """
 
+import os
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 WITHOUT, WITH = "#c0392b", "#bdc3c7"
 
@@ -17,6 +13,13 @@ def draw(runs: list[tuple[str, dict]], path: Path) -> None:
     runs = [(label, m) for label, m in runs if m["AP"] is not None]
     if not runs:
         return
+    # Matplotlib caches its fonts; nothing is written outside the runs root.
+    os.environ.setdefault("MPLCONFIGDIR", str(path.parent / ".matplotlib"))
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10, 1.2 + 0.55 * len(runs)), width_ratios=(3, 1), sharey=True
     )

@@ -1,11 +1,19 @@
 """Bottom-up feature extractors: timm models at strides 4, 8, 16 and 32 (section 4, "Backbone")."""
 
+import sys
 from pathlib import Path
 
-import timm
 from torch import nn
 
 from onenet.errors import UserError
+
+# timm imports wandb where it can. That is the mirror's: half a second, and files in /tmp.
+if hidden := "wandb" not in sys.modules:
+    sys.modules["wandb"] = None
+import timm
+
+if hidden:
+    del sys.modules["wandb"]
 
 TIMM_NAMES = {
     "tiny": "test_resnet",  # 0.4 M parameters, for proxies and tests

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from onenet import answer
 from onenet.config import REPOSITORY, Config, to_dict
 from onenet.data.sources import check_splits
 from onenet.errors import UserError
@@ -230,8 +231,6 @@ def print_results(console: Console, planned: list[Planned]) -> None:
         console.out(f"\nNOT DONE  {run.name}: {failure(run)}", highlight=False)
         console.out(f"  log: {run.folder.log_file}", highlight=False)
     if rows:
-        from onenet import answer  # half a second of matplotlib, only where there is a picture
-
         answer.draw([(label, result["metrics"]) for label, _, result in rows], root / "answer.png")
         console.out(f"\nThe picture: {root / 'answer.png'}", highlight=False)
     console.out(f"Everything is in {root}", highlight=False)

@@ -1,0 +1,363 @@
+"""Weights & Biases, as a mirror of a run's files, in a process of its own (see `tracking`).
+
+It reads metrics.jsonl while the run writes it, and the rest when the run is over. W&B is online
+where it finds a key, else offline inside the run's folder.
+
+By hand, for a run that is done: `echo done | python -m onenet.mirror FOLDER`.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from onenet.runs import RunFolder, read_json, write_json
+from onenet.tracking import FINISH_SECONDS
+
+if TYPE_CHECKING:
+    import wandb
+
+INIT_SECONDS = 8  # for a server to answer; then the mirror is made offline
+ARTIFACT_SECONDS = 3
+UPLOAD_SECONDS = 5  # for the last uploads; what is left stays in the folder, for `wandb sync`
+POLL_SECONDS = 1.0
+
+
+class Ending:
+    """How the run ended: a word on standard input, or silence if its process was killed."""
+
+    def __init__(self):
+        self.word = ""
+        self.heard = threading.Event()
+        pipe = os.dup(0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # nothing that wandb starts reads the pipe
+        threading.Thread(target=self._listen, args=(pipe, os.getppid()), daemon=True).start()
+
+    def _listen(self, pipe: int, parent: int) -> None:
+        # The pipe alone is not enough: data workers of the run hold it open for some seconds more.
+        while os.getppid() == parent:
+            if select.select([pipe], [], [], POLL_SECONDS)[0]:
+                self.word = os.read(pipe, 64).decode().strip()
+                break
+        self.heard.set()
+        time.sleep(FINISH_SECONDS - 1)
+        print(f"out of time {FINISH_SECONDS - 1} s after the end of the run", flush=True)
+        os._exit(1)
+
+
+class Mirror:
+    """Hands a run's files to W&B, each thing once, also over several lives of the run.
+
+    `mirrored.json` keeps what was handed over: for training lines and for each evaluation the last
+    step (a resumed run cuts metrics.jsonl back and then repeats steps, so places in the file mean
+    nothing), for pictures and detections a digest.
+    """
+
+    def __init__(self, folder: RunFolder, run: "wandb.Run"):
+        self.folder, self.run = folder, run
+        self.marks = {"steps": {}, **read_json(self._marks_file)}
+        self.file_read, self.position = 0, 0
+        run.define_metric("train/step")
+        run.define_metric("train/*", step_metric="train/step")
+        run.define_metric("eval/*", step_metric="train/step")
+
+    @property
+    def _marks_file(self) -> Path:
+        return self.folder.path / "wandb" / "mirrored.json"
+
+    def lines(self) -> None:
+        """Logs what metrics.jsonl has gained."""
+        steps, before = self.marks["steps"], dict(self.marks["steps"])
+        for line in self._new_lines():
+            step, evaluation = line.pop("step"), line.pop("evaluation", None)
+            prefix = f"eval/{evaluation}" if evaluation else "train"
+            if step > steps.get(prefix, -1):
+                numbers = {f"{prefix}/{name}": value for name, value in line.items()}
+                self.run.log({**numbers, "train/step": step})
+                steps[prefix] = step
+        if steps != before:
+            write_json(self._marks_file, self.marks)
+
+    def _new_lines(self) -> Iterator[dict]:
+        """The whole lines since the last look, or since the file's start if it was replaced."""
+        try:
+            file = open(self.folder.metrics_file, "rb")  # noqa: SIM115
+        except FileNotFoundError:
+            return
+        with file:
+            found = os.fstat(file.fileno())
+            if found.st_ino != self.file_read or found.st_size < self.position:
+                self.file_read, self.position = found.st_ino, 0
+            file.seek(self.position)
+            for line in file:
+                if not line.endswith(b"\n"):  # the run is still writing it
+                    return
+                self.position += len(line)
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)
+
+    def summary(self, status: str) -> None:
+        """The default evaluation's numbers under their own names, others' after their id."""
+        default = self.folder.result()
+        numbers = {"status": status, **default.get("metrics", {})}
+        numbers |= {f"timing/{name}": value for name, value in default.get("timing", {}).items()}
+        for file in sorted(self.folder.path.glob("evaluations/*/result.json")):
+            result = read_json(file)
+            if result.get("evaluation") != default.get("evaluation"):
+                for name, value in result.get("metrics", {}).items():
+                    numbers[f"{file.parent.name}/{name}"] = value
+        self.run.summary.update(numbers)
+
+    def pictures(self) -> None:
+        """The run's pictures: boxes that W&B can filter and toggle, and the panels as they are."""
+        import wandb
+
+        source = self.folder.path / "pictures"
+        listing = read_json(source / "pictures.json")
+        digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+        entries = listing.get("images")
+        if not entries or self.marks.get("pictures") == digest:
+            return
+        names = {int(label): name for label, name in listing["categories"].items()}
+        titles = [Path(entry["file"]).stem for entry in entries]
+        images = one_size([source / entry["file"] for entry in entries])
+        panels = one_size([source / entry["panel"] for entry in entries])
+
+        def with_boxes(stage: str) -> list[wandb.Image]:
+            return [
+                wandb.Image(
+                    image,
+                    caption=f"{title}, {stage.replace('_', ' ')}",
+                    boxes={
+                        "predictions": boxes(entry[stage], names),
+                        "ground_truth": boxes(entry["ground_truth"], names),
+                    },
+                )
+                for image, title, entry in zip(images, titles, entries, strict=True)
+            ]
+
+        stages = {f"boxes/{stage}": with_boxes(stage) for stage in ("before_nms", "after_nms")}
+        positives = [wandb.Image(panel, caption=t) for panel, t in zip(panels, titles, strict=True)]
+        self.run.log({**stages, "positives": positives})
+        self._mark("pictures", digest)
+
+    def detections(self) -> None:
+        """All evaluations' detections and per-image arrays as one artifact, sent from where they
+        are: no copy, no cache.
+        """
+        import wandb
+
+        artifact = wandb.Artifact(f"detections-{self.run.id}", type="detections")
+        evaluations = self.folder.path / "evaluations"
+        for name in ("detections.json.gz", "per_image.npz"):
+            for file in sorted(evaluations.glob(f"*/{name}")):
+                artifact.add_file(
+                    str(file),
+                    name=str(file.relative_to(evaluations)),
+                    policy="immutable",
+                    skip_cache=True,
+                )
+        if not artifact.manifest.entries or self.marks.get("detections") == artifact.digest:
+            return
+        with at_most(ARTIFACT_SECONDS):  # it asks the server first, and would wait for minutes
+            logged = self.run.log_artifact(artifact)
+            if not self.run.offline:
+                logged.wait()
+        self._mark("detections", artifact.digest)
+
+    def _mark(self, name: str, digest: str) -> None:
+        self.marks[name] = digest
+        write_json(self._marks_file, self.marks)
+
+
+def one_size(files: list[Path]) -> list[Image.Image]:
+    """Pictures, padded to the right and below: W&B keeps one width and height for a whole list."""
+    pictures = []
+    for file in files:
+        with Image.open(file) as picture:
+            pictures.append(picture.convert("RGB"))
+    size = tuple(max(sides) for sides in zip(*(p.size for p in pictures), strict=True))
+    canvases = []
+    for picture in pictures:
+        canvases.append(Image.new("RGB", size, "gray"))
+        canvases[-1].paste(picture)
+    return canvases
+
+
+def boxes(rows: list[list[float]], names: dict[int, str]) -> dict:
+    """W&B's form of boxes in pixels of their image: rows of x1, y1, x2, y2, label[, score]."""
+    box_data = []
+    for x1, y1, x2, y2, label, *score in rows:
+        position = {"minX": round(x1), "minY": round(y1), "maxX": round(x2), "maxY": round(y2)}
+        caption = " ".join([names[int(label)], *(f"{s:.2f}" for s in score)])
+        box = {
+            "position": position,
+            "domain": "pixel",
+            "class_id": int(label),
+            "box_caption": caption,
+        }
+        box_data.append({**box, "scores": {"score": score[0]}} if score else box)
+    return {"box_data": box_data, "class_labels": names}
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in what takes longer. For the main thread."""
+
+    def stop(*_) -> None:
+        raise TimeoutError(f"took more than {seconds} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def keep_inside(home: Path) -> None:
+    """Has wandb write below `home` and nowhere else. The user's login stays where wandb looks."""
+    for scratch in ("tmp", "cache"):
+        shutil.rmtree(home / scratch, ignore_errors=True)  # of a mirror that was killed
+    (home / "tmp").mkdir(parents=True)
+    os.environ |= {
+        "WANDB_DIR": str(home.parent),
+        "WANDB_DATA_DIR": str(home / "data"),
+        "WANDB_CACHE_DIR": str(home / "cache"),
+        "WANDB_ARTIFACT_DIR": str(home / "data"),
+        "TMPDIR": str(home / "tmp"),
+        "WANDB_SILENT": "true",  # also keeps it from waiting 10 s more for a server
+        "WANDB_ERROR_REPORTING": "false",  # would be one more server to wait for
+    }
+
+
+def open_run(folder: RunFolder, home: Path) -> tuple["wandb.Run", str]:
+    """The W&B run, and what went wrong if it is offline although there is a key."""
+    import wandb
+
+    config = folder.config()
+    wanted = {
+        "symlink": False,
+        "silent": True,
+        "console": "off",
+        "disable_git": True,
+        "disable_code": True,
+        "disable_job_creation": True,
+        "x_disable_meta": True,
+        "x_disable_machine_info": True,
+        "x_disable_stats": True,
+        "x_save_requirements": False,
+        "x_transaction_log_flush_interval": POLL_SECONDS,  # what a kill can cost
+        "init_timeout": INIT_SECONDS,
+        "finish_timeout": UPLOAD_SECONDS,
+        "finish_timeout_raises": True,
+    }
+    known = wandb.Settings.model_fields  # differ from version to version; all of ours can be missed
+    settings = {name: value for name, value in wanted.items() if name in known}
+
+    def init(mode: str) -> wandb.Run:
+        return wandb.init(
+            mode=mode,
+            project=config["tracker"]["project"],
+            entity=config["tracker"]["entity"],
+            id=folder.status()["id"],
+            resume="allow",  # recorded offline, too: makes `wandb sync` append this life to others
+            name=folder.path.name,
+            tags=[
+                config["preset"],
+                config["cost"]["name"],
+                config["location"],
+                f"seed {config['seed']}",
+            ],
+            config=config,
+            settings=wandb.Settings(**settings),
+        )
+
+    # Asking wandb, not the environment: `wandb offline` leaves its wish in a settings file.
+    if wandb.setup().settings.mode in ("offline", "dryrun"):
+        return init("offline"), ""
+    before = set(home.iterdir())
+    try:
+        return init("online"), ""
+    except wandb.errors.UsageError as error:  # there is no key
+        print(f"offline: {error}", flush=True)
+        problem = ""
+    except Exception as error:  # of any kind: who knows what answers at that address
+        problem = first_line(error)
+    wandb.teardown()  # else the same id counts as in use
+    for failed in set(home.glob("run-*")) - before:
+        shutil.rmtree(failed)
+    run = init("offline")
+    return run, problem and f"{problem}; {to_send_later(run)}"
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+def to_send_later(run: "wandb.Run") -> str:
+    return f"to send it later: wandb sync --include-online {Path(run.dir).parent}"
+
+
+def finish(mirror: Mirror, word: str) -> list[str]:
+    """Sends the rest and closes the W&B run. Returns what went wrong."""
+    problems = []
+    parts = {
+        "metrics": mirror.lines,
+        "summary": lambda: mirror.summary(word or "failed"),
+        "pictures": mirror.pictures,
+        "detections": mirror.detections,
+    }
+    for name, send in parts.items():
+        try:
+            send()
+        except Exception as error:  # the other parts can still be sent
+            traceback.print_exc()
+            problems.append(f"{name}: {first_line(error)}")
+    try:
+        mirror.run.finish(exit_code=0 if word == "done" else 1)
+    except TimeoutError:
+        problems.append(f"not all sent within {UPLOAD_SECONDS} s; {to_send_later(mirror.run)}")
+    return problems
+
+
+def main(folder: RunFolder) -> int:
+    """Mirrors the run until its end. 0: all of it is where it should be."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # a cluster's are for the run: this ends after it
+    ending = Ending()
+    home = folder.path / "wandb"
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the mirror of the run's last life may be finishing
+        keep_inside(home)
+        import wandb
+
+        run, problem = open_run(folder, home)
+        mirror = Mirror(folder, run)
+        while not ending.heard.wait(POLL_SECONDS):
+            mirror.lines()
+        problems = [*filter(None, [problem]), *finish(mirror, ending.word)]
+        wandb.teardown()
+        for scratch in ("tmp", "cache"):
+            shutil.rmtree(home / scratch, ignore_errors=True)
+    if problems:
+        print("; ".join(problems), flush=True)  # the last line is what the run's side shows
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(RunFolder(Path(sys.argv[1]))))
