@@ -29,7 +29,13 @@ def save(path: Path, run_id: str, model: nn.Module, optimizer: Optimizer, progre
 def load(
     path: Path, run_id: str, model: nn.Module, optimizer: Optimizer | None, device: str
 ) -> Progress:
-    """Restores model and, if given, optimiser, in place. Raises UserError for a foreign file."""
+    """Restores model and, if given, optimiser, in place. Raises UserError if there is no file, or
+    it belongs to another run."""
+    if not path.is_file():
+        raise UserError(
+            f"{path} is not there, so this run cannot be evaluated again.\n"
+            "Move its folder away; the same command then trains it anew."
+        )
     state = torch.load(path, map_location=device, weights_only=True)
     if state["id"] != run_id:
         raise UserError(

@@ -10,10 +10,7 @@ from dataclasses import asdict
 from importlib import metadata
 
 import numpy as np
-import PIL
-import timm
 import torch
-import torchvision
 from torch import nn
 
 from onenet import build, per_image
@@ -117,8 +114,7 @@ def choices(config: Config, spec: EvalSpec) -> dict:
 
 def environment(device: str, threads: int) -> dict:
     """Where the numbers come from."""
-    versions = {m.__name__: m.__version__ for m in (torch, torchvision, timm, np, PIL)}
-    versions["pycocotools"] = metadata.version("pycocotools")
+    packages = ("torch", "torchvision", "timm", "numpy", "pillow", "pycocotools")
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(REPOSITORY), *arguments]
@@ -127,7 +123,7 @@ def environment(device: str, threads: int) -> dict:
 
     return {
         "python": platform.python_version(),
-        **versions,
+        **{name: metadata.version(name) for name in packages},
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": threads,

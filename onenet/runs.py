@@ -19,6 +19,7 @@ import yaml
 from onenet.errors import UserError
 from onenet.identity import EvalSpec
 
+LOCK_TRIES = 5  # a tenth of a second apart
 STATES = ("done", "partial", "running", "failed", "missing")
 
 
@@ -121,22 +122,35 @@ class RunFolder:
     # --- ownership ---
 
     def is_locked(self) -> bool:
-        try:
-            with self.lock():
-                return False
-        except Locked:
-            return True
+        if not self._lock_file.is_file():
+            return False
+        with open(self._lock_file) as file:  # shared: two who only look do not see each other
+            return not _try_lock(file, fcntl.LOCK_SH)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the folder. Raises Locked, at once, if another process does."""
+        """Holds the folder. Raises Locked if another process does, for longer than a look takes."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise Locked(self.path) from error
+        with open(self._lock_file, "a") as file:
+            for _ in range(LOCK_TRIES):
+                if _try_lock(file, fcntl.LOCK_EX):
+                    break
+                time.sleep(0.1)
+            else:
+                raise Locked(self.path)
             yield
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / ".lock"
+
+
+def _try_lock(file, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
 
 
 class Locked(Exception):

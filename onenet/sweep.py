@@ -193,8 +193,8 @@ def failure(run: Planned) -> str:
     """Why the run is not done, in a line."""
     if run.ended_with == 3:
         return "another process is running it"
-    if exception := run.folder.status().get("exception"):
-        return " ".join(exception.split())
+    if run.ended_with in (1, 2):
+        return run.folder.log_file.read_text(errors="replace").strip().rpartition("error: ")[2]
     return f"ended with {run.ended_with} (killed, or out of memory?)"
 
 
