@@ -194,7 +194,8 @@ def failure(run: Planned) -> str:
     if run.ended_with == 3:
         return "another process is running it"
     if run.ended_with in (1, 2):
-        return run.folder.log_file.read_text(errors="replace").strip().rpartition("error: ")[2]
+        log = run.folder.log_file.read_text(errors="replace")
+        return " ".join(log.rpartition("error: ")[2].split())
     return f"ended with {run.ended_with} (killed, or out of memory?)"
 
 

@@ -81,5 +81,5 @@ def train(
 
 def _check_finite(total: Tensor, parts: dict[str, Tensor], step: int) -> None:
     if not torch.isfinite(total):
-        bad = ", ".join(f"{k} {float(v)}" for k, v in parts.items() if not torch.isfinite(v))
+        bad = ", ".join(f"{k} {v.item()}" for k, v in parts.items() if not torch.isfinite(v))
         raise FloatingPointError(f"the loss is not finite at step {step}: {bad}")
