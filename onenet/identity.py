@@ -104,7 +104,8 @@ def requested_evaluation(config: Config) -> EvalSpec:
 
 def default_evaluation(config: Config) -> EvalSpec:
     """The evaluation that every run gets, whatever else was asked for: its `result.json`."""
-    return EvalSpec(1, config.size.short, config.size.ratio, "relative", "val")
+    split = "train" if config.debug == "overfit" else "val"
+    return EvalSpec(1, config.size.short, config.size.ratio, "relative", split)
 
 
 def _data(config: Config, data: dict) -> dict:
