@@ -1,8 +1,12 @@
 """Bottom-up feature extractors: timm models at strides 4, 8, 16 and 32 (section 4, "Backbone")."""
 
+import socket
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+from huggingface_hub import constants, try_to_load_from_cache
 from torch import nn
 
 from onenet.errors import UserError
@@ -51,6 +55,7 @@ def make_backbone(name: str, weights: str = "none") -> nn.Module:
             f"Tags: {tags}. Or give the path of a local file, or none."
         )
     try:
+        _check_hub(weights)
         return timm.create_model(weights, pretrained=True, **options)
     except Exception as error:  # no network, no such file on the hub, a damaged cache
         raise UserError(
@@ -58,6 +63,19 @@ def make_backbone(name: str, weights: str = "none") -> nn.Module:
             "Download the file elsewhere and give its path: backbone.weights=/path/to/file "
             "(.safetensors or .pth), or train from scratch: backbone.weights=none."
         ) from error
+
+
+def _check_hub(tag: str) -> None:
+    """Raises OSError at once if the weights are not cached and the hub does not answer: the hub's
+    own client would try again and again for a minute."""
+    name = timm.get_pretrained_cfg(tag).hf_hub_id
+    cached = any(
+        isinstance(try_to_load_from_cache(name, file), str)
+        for file in ("model.safetensors", "pytorch_model.bin")
+    )
+    host = urlsplit(constants.ENDPOINT)
+    if not cached and not getproxies().get(host.scheme):
+        socket.create_connection((host.hostname, host.port or 443), timeout=3).close()
 
 
 def _load_file(model: nn.Module, file: str) -> None:

@@ -186,7 +186,7 @@ def _finish(console: Console, bars: Progress, run: Planned) -> None:
     if run.state() == "done":
         console.out(f"done    {run.name}  {minutes}:{seconds:02d}", highlight=False)
     else:
-        console.out(f"FAILED  {run.name}  {failure(run)}", highlight=False)
+        console.out(f"FAILED  {run.name}  {minutes}:{seconds:02d}", highlight=False)
 
 
 def failure(run: Planned) -> str:
