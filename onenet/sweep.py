@@ -238,13 +238,15 @@ def print_results(console: Console, planned: list[Planned]) -> None:
 
 
 def row_labels(cells: list[Cell]) -> dict[Cell, str]:
-    """What tells each cell from the others: the row of its experiment, or its own overrides."""
-    common = set.intersection(*(set(cell.overrides) for cell in cells)) if len(cells) > 1 else set()
-    own = [" ".join(o for o in cell.overrides if o not in common) for cell in cells]
-    return {
-        cell: f"{cell.label}, seed {cell.config.seed}" if cell.label else words or "(defaults)"
-        for cell, words in zip(cells, own, strict=True)
-    }
+    """For each cell the label of its row, and the overrides that tell it from its like."""
+    labels = {}
+    for cell in cells:
+        like = [set(other.overrides) for other in cells if other.label == cell.label]
+        common = set.intersection(*like) if len(like) > 1 else set()
+        own = [o for o in cell.overrides if o not in common]
+        words = " ".join(own) if not cell.label or len(like) > 1 else ""
+        labels[cell] = ", ".join(filter(None, [cell.label, words])) or "(defaults)"
+    return labels
 
 
 def _numbers(cell: Cell, result: dict) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 
 from onenet import runs, sweep
 from onenet.config import REPOSITORY, compose
+from onenet.expansion import expand
 from onenet.job import cut_back
 from onenet.runs import Locked, RunFolder, write_atomically, write_json
 
@@ -107,6 +108,19 @@ def test_cores_are_shared_out(monkeypatch):
     assert sweep.share_of_cores(compose([]), 20) == (8, 1)
     assert sweep.share_of_cores(compose(["sweep.jobs=2"]), 20) == (2, 4)
     assert sweep.share_of_cores(compose(["sweep.threads=4"]), 20) == (2, 4)
+
+
+def test_labels_say_what_tells_runs_apart():
+    def labels(*words: str) -> list[str]:
+        return list(sweep.row_labels(expand(list(words))).values())
+
+    assert labels("cost=loc_only,loc_cls", "seed=3") == ["cost=loc_only", "cost=loc_cls"]
+    assert labels() == ["(defaults)"]
+    assert labels("seed=3") == ["seed=3"]
+    one_seed = labels("+experiment=table1", "seed=0", "location=predicted")
+    assert one_seed == ["predicted", "predicted + class"]
+    kinds = labels("+experiment=table1", "seed=0", "data.shapes.kind=rigid,parts")
+    assert kinds[:2] == ["predefined, data.shapes.kind=rigid", "predefined, data.shapes.kind=parts"]
 
 
 def test_an_owner_names_process_host_and_time():
