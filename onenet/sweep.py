@@ -160,7 +160,12 @@ def start(run: Planned, threads: int) -> Planned:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)},
+            env={
+                "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve whatever shares the cores
+                **os.environ,
+                "PYTHONPATH": path,
+                "OMP_NUM_THREADS": str(threads),
+            },
         )
     return run
 

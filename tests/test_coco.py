@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from onenet.data.coco import digest, read_coco
+from onenet.data.coco import read_coco
 from onenet.data.images import BadImage
 from onenet.data.loading import DetectionDataset, ImageSize, collate, evaluation_batches
 from onenet.errors import UserError
@@ -384,16 +384,6 @@ def test_missing_image_files_are_counted_and_the_first_is_named(tmp_path):
     os.remove(images / "a.png")
     with pytest.raises(UserError, match="lacks 2 of the 2 images"):
         read_coco(images, file, "val")
-
-
-def test_the_digest_follows_the_content_of_a_file(tmp_path):
-    file = tmp_path / "x.json"
-    file.write_bytes(b"abc")
-    assert digest(file) == "ba7816bf8f01cfea"  # FIPS 180's example
-    file.write_bytes(b"abcd")
-    assert digest(file) == "88d4266fd4e6338d"
-    with pytest.raises(UserError, match="no.json cannot be read: No such file"):
-        digest(tmp_path / "no.json")
 
 
 # Image files, read as training and evaluation do

@@ -10,8 +10,15 @@ import pytest
 
 from onenet import identity
 from onenet.config import compose
+from onenet.errors import UserError
 from onenet.expansion import expand, experiment_names
-from onenet.identity import default_evaluation, requested_evaluation, run_id, slug
+from onenet.identity import (
+    default_evaluation,
+    digest,
+    requested_evaluation,
+    run_id,
+    slug,
+)
 
 IDS = Path(__file__).parent / "table_ids.json"
 
@@ -107,6 +114,18 @@ def test_annotation_files_count_by_content_not_by_path(tmp_path):
 
     first, moved, changed = coco("a", "{}"), coco("b", "{}"), coco("c", "{ }")
     assert first == moved != changed
+
+
+def test_the_digest_follows_the_content_of_a_file(tmp_path):
+    file = tmp_path / "x.json"
+    file.write_bytes(b"abc")
+    assert digest("data.val.annotations", str(file)) == "ba7816bf8f01cfea"  # FIPS 180's example
+    file.write_bytes(b"abcd")
+    assert digest("data.val.annotations", str(file)) == "88d4266fd4e6338d"
+    with pytest.raises(
+        UserError, match=r"data\.val\.annotations=.*no\.json cannot be read: No such file"
+    ):
+        digest("data.val.annotations", str(tmp_path / "no.json"))
 
 
 def test_a_key_added_later_at_its_neutral_value_keeps_old_ids(monkeypatch):

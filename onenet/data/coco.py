@@ -4,11 +4,9 @@ I images, A annotations, K classes. `where` names the config key and the file in
 """
 
 import gc
-import hashlib
 import json
 import os
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from reprlib import repr as short
 
@@ -49,21 +47,6 @@ def read_coco(images: Path, annotations: Path, split: str) -> ImageFiles:
     read = _annotations(where, content["images"], content["annotations"], content["categories"])
     _check_files(images, names, f"data.{split}.images={images}", annotations)
     return ImageFiles(read, [images / name for name in names])
-
-
-def digest(path: Path) -> str:
-    """The first 16 hex digits of the SHA-256 of a file's content. Raises UserError."""
-    try:
-        status = path.stat()
-        return _digest(path, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
-@cache
-def _digest(path: Path, _size: int, _mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _load(where: str, path: Path, split: str):
