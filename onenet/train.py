@@ -70,7 +70,7 @@ def train(
         started = time.perf_counter()
         progress.objects += int(parts["objects"])
         progress.conflicts += int(parts["conflicts"])
-        progress.bad_images += batch.bad_images
+        progress.bad_images += sorted({*batch.bad_images} - {*progress.bad_images})
         if step % log_every == 0 or step == schedule.steps:
             numbers = {name: float(value.detach()) for name, value in parts.items()}
             numbers |= {"loss": float(total.detach()), "lr": lr, "grad_norm": float(norm)}

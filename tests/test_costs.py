@@ -230,7 +230,8 @@ def test_a_term_with_weight_zero_is_not_computed(on, spoilt):
 
 
 def test_a_cost_that_is_not_finite_names_image_object_and_term():
-    target = make_target([0, 2], [[1, 1, 9, 9], [5, 5, 30, 30]], image_id=4711)
+    boxes = [[1, 1, 9, 9], [5, 5, 30, 30], [2, 2, 8, 8], [3, 3, 7, 7]]
+    target = make_target([0, 2, 1, 2], boxes, image_id=4711)  # the first bad one is named
     output = random_output(1, 3, seeded())
     output.class_logits[0, 3:5, 2] = nan
     with pytest.raises(FloatingPointError, match=r"'cls'.* object 1 of image 4711 at 2 of 15"):

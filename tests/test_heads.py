@@ -3,13 +3,15 @@
 Run: pytest tests/test_heads.py
 """
 
+import socket
+
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onenet.backbones import TIMM_NAMES, make_backbone
+from onenet import backbones
+from onenet.backbones import TIMM_NAMES, make_backbone, timm
 from onenet.boxes import grid_points, ltrb_to_xyxy
 from onenet.detectors.onenet import OneNet, normalize
 from onenet.errors import UserError
@@ -298,11 +300,31 @@ def test_without_network_the_error_says_how_to_give_a_local_file(monkeypatch):
     def no_network(*_, **__):
         raise OSError("Could not reach the hub.\nMany more lines.\nAnd more.\n")
 
+    monkeypatch.setattr(backbones, "_check_hub", lambda tag: None)
     monkeypatch.setattr(timm, "create_model", no_network)
     message = error_of("resnet50.tv_in1k", "resnet50")
     assert "could not be fetched: Could not reach the hub." in message
     assert "backbone.weights=/path/to/file" in message
     assert "backbone.weights=none" in message
+
+
+def test_the_hub_is_not_asked_again_and_again_where_it_does_not_answer(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(backbones, "getproxies", dict)
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("its client retries"))
+    assert "could not be fetched: Name or service not known" in error_of("test_resnet.r160_in1k")
+
+
+def test_cached_weights_need_no_network(monkeypatch):
+    made = object()
+    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_: "/cache/model.safetensors")
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("not needed"))
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: made)
+    assert make_backbone("tiny", "test_resnet.r160_in1k") is made
 
 
 # --- the whole ---

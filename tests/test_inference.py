@@ -129,12 +129,12 @@ def test_nms_leaves_boxes_of_other_classes_alone():
     assert nms_keep(detections).tolist() == [True, True, False]
 
 
-def test_the_default_threshold_is_an_iou_of_one_half():
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 4.9], [0, 0, 10, 5.1]])
-    assert box_iou(boxes[:1], boxes)[0].tolist() == pytest.approx([1, 0.49, 0.51])
-    detections = Detections(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 0]))
-    assert nms_keep(detections)[:2].tolist() == [True, True]
-    assert not nms_keep(detections)[2]
+@pytest.mark.parametrize(("side", "kept"), [(4.9, True), (5.1, False)])
+def test_the_default_threshold_is_an_iou_of_one_half(side, kept):
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, side]])
+    assert box_iou(boxes[:1], boxes[1:]).item() == pytest.approx(side / 10)
+    detections = Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]))
+    assert nms_keep(detections).tolist() == [True, kept]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -284,14 +284,16 @@ def test_a_later_start_continues_where_an_earlier_one_was():
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_evaluation_sees_every_image_once_in_batches_of_one_padded_size(batch):
     source = drawn(11)
-    dataset = dataset_of(source, augmentation=None)
-    ids = []
+    dataset = dataset_of(source, 60, 2.0, augmentation=None)
+    ids, shapes = [], set()
     for loaded in evaluation_batches(dataset, batch):
         assert len(loaded.targets) <= batch
         sizes = {pad_to_multiple(target.size_hw) for target in loaded.targets}
         assert sizes == {tuple(loaded.images.shape[2:])}
+        shapes |= sizes
         ids += [target.image_id for target in loaded.targets]
     assert sorted(ids) == source.annotations.image_ids.tolist()
+    assert len(shapes) > 2
 
 
 def small_onenet() -> OneNet:
@@ -305,7 +307,7 @@ def small_onenet() -> OneNet:
 
 def test_predictions_do_not_depend_on_the_batch_size():
     source = drawn(9, "val")
-    dataset, model = dataset_of(source, augmentation=None), small_onenet()
+    dataset, model = dataset_of(source, 60, 2.0, augmentation=None), small_onenet()
     (one, bad), (five, _) = predict(model, dataset, batch=1), predict(model, dataset, batch=5)
     assert not bad
     assert set(one.image) == set(five.image) == set(range(9))
@@ -334,12 +336,12 @@ class Fixed(torch.nn.Module):
 
 
 def test_predictions_are_in_pixels_of_the_original_image_best_first():
-    source = Pictures(conftest.make_annotations([(100, 60), (30, 90)], [[], []], image_ids=[9, 4]))
-    dataset = dataset_of(source, 40, 1.5, augmentation=None)  # they become 60×36 and 20×60
+    source = Pictures(conftest.make_annotations([(100, 33), (30, 90)], [[], []], image_ids=[9, 4]))
+    dataset = dataset_of(source, 40, 1.5, augmentation=None)  # they become 60×20 and 20×60
     predictions, bad = predict(Fixed(), dataset, batch=2)
     assert not bad
     assert predictions.image.tolist() == [0] * 5 + [1] * 5
-    expected = [[5, 10, 30, 50]] * 5 + [[4.5, 9, 27, 30]] * 5
+    expected = [[4.95, 10, 29.7, 50]] * 5 + [[4.5, 9, 27, 30]] * 5
     np.testing.assert_allclose(predictions.boxes_xyxy, expected, rtol=1e-6)
     scores = [1 / (1 + np.exp(-logit)) for logit in (4, 3, 2, 1, 0)]
     np.testing.assert_allclose(predictions.scores, scores * 2, rtol=1e-6)

@@ -13,7 +13,7 @@ import numpy as np
 class Annotations:
     """All objects of all images. The annotations of image i stand at `rows(i)`."""
 
-    category_ids: Sequence[int]  # [K] as in the file, gaps allowed; label k is category_ids[k]
+    category_ids: Sequence[int]  # [K] ascending, gaps allowed; label k is category_ids[k]
     category_names: Sequence[str]  # [K]
     image_ids: np.ndarray  # [I] int64, as in the file
     sizes_hw: np.ndarray  # [I, 2] int64 pixels

@@ -1,0 +1,505 @@
+"""Scores against pycocotools used plainly, hand-computed AP, and scalar counts of duplicates.
+
+Run: pytest tests/test_scoring.py
+"""
+
+import io
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from onenet import duplicates, per_image
+from onenet.data.annotations import Annotations
+from onenet.scoring import Predictions, Scorer
+from tests.conftest import make_annotations, make_predictions
+
+NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in pycocotools' order
+CLASSES = 4  # the last one has no objects
+
+
+# --- data ---
+
+
+def random_data(seed: int = 0, images: int = 12) -> tuple[Annotations, Predictions]:
+    """Objects of all sizes with some crowds, and detections: near ones (some of a wrong class, some
+    twice), parts of crowds, and many that hit nothing. Image ids are in no order."""
+    rng = np.random.default_rng(seed)
+
+    def box(least: float, most: float) -> np.ndarray:
+        wh = np.exp(rng.uniform(np.log(least), np.log(most), 2))
+        corner = rng.uniform(0, np.array([400, 300]) - wh)
+        return np.concatenate([corner, corner + wh])
+
+    objects, found = [], []
+    for image in range(images):
+        of_image = []
+        for _ in range(rng.integers(0, 7)):
+            here, label, crowd = box(6, 250), int(rng.integers(CLASSES - 1)), rng.random() < 0.25
+            of_image.append((label, here, crowd))
+            for _ in range(rng.integers(0, 4)):
+                side = np.tile(here[2:] - here[:2], 2)
+                near = here + rng.uniform(-0.15, 0.15, 4) * side
+                guess = label if rng.random() < 0.8 else int(rng.integers(CLASSES))
+                found.append((image, near, rng.uniform(0.2, 1), guess))
+        objects.append(of_image)
+        for _ in range(rng.integers(0, 12)):
+            found.append((image, box(6, 250), rng.uniform(0, 0.8), int(rng.integers(CLASSES))))
+    ids = rng.permutation(np.arange(100, 100 + 3 * images, 3))
+    annotations = make_annotations([(300, 400)] * images, objects, CLASSES, ids)
+    return annotations, make_predictions(*zip(*found, strict=True))
+
+
+def nothing() -> Predictions:
+    return make_predictions(*(np.zeros(0, dtype=kind) for kind in (int, float, float, int)))
+
+
+def rows_of(predictions: Predictions, rows: np.ndarray) -> Predictions:
+    return Predictions(
+        predictions.image[rows],
+        predictions.boxes_xyxy[rows],
+        predictions.scores[rows],
+        predictions.labels[rows],
+        {iou: keep[rows] for iou, keep in predictions.nms_keep.items()},
+    )
+
+
+def truth_of(annotations: Annotations) -> COCO:
+    truth = COCO()
+    truth.dataset = annotations.to_coco()
+    truth.createIndex()
+    return truth
+
+
+def plain_pycocotools(annotations: Annotations, predictions: Predictions) -> np.ndarray:
+    """Its 12 numbers, 0..100."""
+    truth = truth_of(annotations)
+    evaluation = COCOeval(truth, truth.loadRes(predictions.to_coco(annotations)), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return 100 * evaluation.stats
+
+
+# --- AP and AR ---
+
+
+def test_the_random_data_holds_what_the_tests_are_about():
+    annotations, predictions = random_data()
+    assert annotations.crowd.any()
+    assert (np.diff(annotations.image_ids) < 0).any()
+    assert (np.diff(annotations.first) == 0).any()
+    assert CLASSES - 1 not in annotations.labels
+    assert CLASSES - 1 in predictions.labels
+    assert not predictions.nms_keep[0.5].all()
+    assert (predictions.nms_keep[0.5] != predictions.nms_keep[0.7]).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_scorer_equals_plain_pycocotools(seed):
+    annotations, predictions = random_data(seed)
+    expected = plain_pycocotools(annotations, predictions)
+    scorer = Scorer(annotations)
+    metrics, _ = scorer.score(predictions)
+    for name, value in zip(NUMBERS, expected[:6], strict=True):
+        assert metrics[name] == pytest.approx(value, abs=1e-9), name
+    assert metrics["AR100"] == pytest.approx(expected[8], abs=1e-9)
+    evaluation = scorer.evaluate(predictions.to_coco(annotations))
+    evaluation.summarize()
+    np.testing.assert_allclose(100 * evaluation.stats, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_numbers_with_nms_are_those_of_the_detections_that_nms_leaves(seed):
+    annotations, predictions = random_data(seed)
+    metrics, _ = Scorer(annotations).score(predictions)
+    left = {
+        iou: plain_pycocotools(annotations, rows_of(predictions, keep))
+        for iou, keep in predictions.nms_keep.items()
+    }
+    for name, value in zip(NUMBERS, left[0.5][:6], strict=True):
+        assert metrics[f"{name}_nms"] == pytest.approx(value, abs=1e-9), name
+    assert metrics["AR100_nms"] == pytest.approx(left[0.5][8], abs=1e-9)
+    assert metrics["AP_nms_06"] == pytest.approx(left[0.6][0], abs=1e-9)
+    assert metrics["AP_nms_07"] == pytest.approx(left[0.7][0], abs=1e-9)
+    assert metrics["nms_gain"] == pytest.approx(metrics["AP_nms"] - metrics["AP"])
+    assert metrics["AP50_nms_gain"] == pytest.approx(metrics["AP50_nms"] - metrics["AP50"])
+    assert metrics["nms_gain"] != 0
+
+
+def two_images(second_box=(0, 0, 10, 10)) -> tuple[Annotations, Predictions]:
+    """One object each. By score: a hit, a box that hits nothing, and the box of the second one."""
+    box = (0, 0, 10, 10)
+    annotations = make_annotations([(40, 40)] * 2, [[(0, box)], [(0, box)]], classes=1)
+    boxes = [box, (20, 20, 30, 30), second_box]
+    return annotations, make_predictions([0, 0, 1], boxes, [0.9, 0.8, 0.7], [0, 0, 0])
+
+
+def test_ap_by_hand():
+    metrics, notes = Scorer(two_images()[0]).score(two_images()[1])
+    # Precision 1 up to recall 0.5 (51 of the 101 points), 2/3 beyond (50).
+    by_hand = 100 * (51 + 50 * 2 / 3) / 101
+    for name in ("AP", "AP50", "AP75", "APs", "AP_nms", "AP_nms_06", "AP_nms_07"):
+        assert metrics[name] == pytest.approx(by_hand), name
+    assert metrics["AR100"] == 100
+    assert metrics["nms_gain"] == 0
+    assert metrics["APm"] is metrics["APl_nms"] is None
+    assert notes["APm"] == "there are no medium objects to find"
+    assert notes["APl_nms"] == "there are no large objects to find"
+    assert set(notes) == {"APm", "APl", "APm_nms", "APl_nms"}
+
+
+def test_ap_by_hand_with_a_box_that_is_good_enough_at_three_thresholds_only():
+    annotations, predictions = two_images(second_box=(0, 0, 10, 6.2))  # IoU 0.62
+    metrics, _ = Scorer(annotations).score(predictions)
+    high, low = 100 * (51 + 50 * 2 / 3) / 101, 100 * 51 / 101
+    assert metrics["AP"] == pytest.approx((3 * high + 7 * low) / 10)
+    assert metrics["AP50"] == pytest.approx(high)
+    assert metrics["AP75"] == pytest.approx(low)
+    assert metrics["AR100"] == pytest.approx(100 * (3 * 1 + 7 * 0.5) / 10)
+
+
+def test_perfect_detections_score_a_hundred():
+    annotations, _ = random_data()
+    single = ~annotations.crowd
+    image = np.repeat(np.arange(len(annotations)), np.diff(annotations.first))
+    predictions = make_predictions(
+        image[single],
+        annotations.boxes_xyxy[single],
+        np.random.default_rng(0).random(single.sum()),
+        annotations.labels[single],
+    )
+    metrics, _ = Scorer(annotations).score(predictions)
+    for name in (*NUMBERS, "AR100"):
+        assert metrics[name] == pytest.approx(100), name
+    assert metrics["duplicates_per_object"] == 0
+
+
+def test_no_detections_at_all_score_zero():
+    metrics, notes = Scorer(two_images()[0]).score(nothing())
+    for name in ("AP", "AP50", "AP75", "APs", "AR100", "nms_gain", "AP50_nms_gain"):
+        assert metrics[name] == 0, name
+    for name in ("AP_nms", "AP50_nms", "AP75_nms", "APs_nms", "AR100_nms", "AP_nms_06"):
+        assert metrics[name] == 0, name
+    assert metrics["APm"] is None
+    assert notes["APm"] == notes["APm_nms"] == "there are no medium objects to find"
+    assert metrics["duplicates_per_object"] is metrics["score_threshold"] is None
+    assert notes["duplicates_per_object"] == notes["score_threshold"] == "no object was found"
+
+
+def test_a_crowd_is_no_object_to_find():
+    objects = [[(0, (0, 0, 10, 10)), (0, (0, 0, 200, 200), True)]]
+    annotations = make_annotations([(300, 300)], objects, classes=1)
+    for predictions in (nothing(), make_predictions([0], [(0, 0, 10, 10)], [0.5], [0])):
+        metrics, notes = Scorer(annotations).score(predictions)
+        assert metrics["APs"] == pytest.approx(100 if len(predictions.scores) else 0)
+        assert metrics["APl"] is None
+        assert notes["APl"] == "there are no large objects to find"
+
+
+@pytest.mark.parametrize("detected", [True, False])
+def test_without_objects_nothing_is_defined(detected):
+    annotations = make_annotations([(40, 40)] * 2, [[], []], classes=1)
+    metrics, notes = Scorer(annotations).score(two_images()[1] if detected else nothing())
+    assert set(metrics.values()) == {None}
+    assert notes["AP"] == notes["nms_gain"] == "there are no objects to find"
+    assert set(notes) == set(metrics)
+
+
+def test_a_number_is_none_exactly_where_a_note_says_why():
+    for seed in range(2):
+        annotations, predictions = random_data(seed)
+        metrics, notes = Scorer(annotations).score(predictions)
+        assert {name for name, value in metrics.items() if value is None} == set(notes)
+
+
+def test_the_bounds_of_small_medium_and_large_scale_with_the_image():
+    """Images at half the size with bounds at a quarter are scored as the whole ones with COCO's."""
+    annotations, predictions = random_data()
+    half = replace(
+        annotations,
+        boxes_xyxy=annotations.boxes_xyxy / 2,
+        areas=annotations.areas / 4,
+    )
+    half_predictions = replace(predictions, boxes_xyxy=predictions.boxes_xyxy / 2)
+    whole, _ = Scorer(annotations).score(predictions)
+    relative, _ = Scorer(half, area_scale=0.25).score(half_predictions)
+    fixed, _ = Scorer(half).score(half_predictions)
+    for name in NUMBERS:
+        assert relative[name] == pytest.approx(whole[name], abs=1e-6), name
+    assert fixed["APl"] != pytest.approx(whole["APl"], abs=0.1)
+    assert fixed["AP"] == pytest.approx(whole["AP"], abs=1e-6)
+
+
+def test_the_area_of_an_object_is_that_of_the_file_not_of_the_box():
+    annotations, predictions = two_images()
+    masks = replace(annotations, areas=np.array([2000.0, 20_000.0]))
+    metrics, _ = Scorer(masks).score(predictions)
+    assert metrics["APs"] is None
+    assert metrics["APm"] is not None
+    assert metrics["APl"] is not None
+
+
+def test_results_name_images_and_categories_by_the_ids_of_the_file():
+    annotations = make_annotations([(40, 40)] * 2, [[], []], classes=3, image_ids=[7, 5])
+    predictions = make_predictions([0, 1], [(1, 2, 4, 8), (0, 0, 5.12345, 5)], [0.5, 0.25], [2, 0])
+    assert predictions.to_coco(annotations) == [
+        {"image_id": 7, "bbox": [1, 2, 3, 6], "score": 0.5, "category_id": 8},
+        {"image_id": 5, "bbox": [0, 0, 5.123, 5], "score": 0.25, "category_id": 2},
+    ]
+
+
+# --- duplicates ---
+
+
+def scalar_count(scores, labels, ious, gt_labels, least: float) -> tuple[int, int]:
+    """Objects found and duplicates among the detections that score at least `least`."""
+    matched: set[int] = set()
+    left_over = []
+    for at in sorted(range(len(scores)), key=lambda at: (-scores[at], at)):
+        if scores[at] < least:
+            continue
+        fitting = [
+            gt
+            for gt in range(len(gt_labels))
+            if gt_labels[gt] == labels[at] and ious[at][gt] >= 0.5
+        ]
+        free = [gt for gt in fitting if gt not in matched]
+        if free:
+            matched.add(max(free, key=lambda gt: (ious[at][gt], -gt)))
+        elif fitting:
+            left_over.append(at)
+    return len(matched), len(left_over)
+
+
+def random_images(count: int) -> list[tuple]:
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(count):
+        detections, objects = rng.integers(0, 15), rng.integers(0, 5)
+        images.append(
+            (
+                np.round(rng.random(detections), 1),  # many equal scores
+                rng.integers(0, 2, detections),
+                np.round(rng.random((detections, objects)), 1),
+                rng.integers(0, 2, objects),
+            )
+        )
+    return images
+
+
+def test_duplicates_equal_a_scalar_count_at_every_threshold():
+    images = random_images(200)
+    most = 0
+    for image in images:
+        found = duplicates.find(*image)
+        for least in (0.0, 0.25, 0.5, 0.75):
+            expected = scalar_count(*(column.tolist() for column in image), least)
+            counted = (
+                (found.matched_scores >= least).sum(),
+                (found.duplicate_scores >= least).sum(),
+            )
+            assert counted == expected
+            most = max(most, expected[1])
+    assert most > 3
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+def test_duplicates_per_object_equals_a_scalar_count_over_all_images(share):
+    images = random_images(60)
+    found = [duplicates.find(*image) for image in images]
+    all_matched = sum(scalar_count(*(c.tolist() for c in image), 0.0)[0] for image in images)
+    needed = math.ceil(share * all_matched)
+    candidates = sorted({s for image in images for s in image[0].tolist()}, reverse=True)
+    for least in candidates:  # the highest threshold that keeps enough objects found
+        counts = [scalar_count(*(c.tolist() for c in image), least) for image in images]
+        if sum(matched for matched, _ in counts) >= needed:
+            break
+    assert duplicates.threshold(found, share) == least
+    ratio = sum(extra for _, extra in counts) / sum(matched for matched, _ in counts)
+    assert duplicates.per_object(found, share) == pytest.approx(ratio)
+
+
+def found_in(*detections: tuple[float, int, list[float]], gt_labels=(0,)) -> duplicates.Found:
+    scores, labels, ious = zip(*detections, strict=True)
+    return duplicates.find(np.array(scores), np.array(labels), np.array(ious), np.array(gt_labels))
+
+
+def test_an_object_with_three_boxes_has_two_duplicates():
+    found = found_in((0.7, 0, [0.9]), (0.9, 0, [0.6]), (0.8, 0, [0.5]))
+    assert found.matched_scores.tolist() == [0.9]
+    assert sorted(found.duplicate_scores) == [0.7, 0.8]
+    faint = found_in((0.1, 0, [0.9]))
+    assert duplicates.per_object([found, faint], 0.9) == 1  # 2 duplicates, 2 objects found
+    equal = found_in(*[(0.1, 0, [0.9])] * 3)
+    assert duplicates.per_object([found, equal], 0.9) == 2
+
+
+def test_only_boxes_of_the_class_and_on_the_object_are_duplicates():
+    found = found_in((0.9, 0, [0.9]), (0.8, 1, [0.9]), (0.7, 0, [0.49]))
+    assert found.duplicate_scores.tolist() == []
+
+
+def test_duplicates_below_the_threshold_are_not_counted():
+    found = found_in((0.9, 0, [0.9]), (0.3, 0, [0.9]), (0.6, 0, [0.8]))
+    second = found_in((0.5, 0, [0.9]))
+    assert duplicates.threshold([found, second], 0.9) == 0.5
+    assert duplicates.per_object([found, second], 0.9) == 0.5
+    assert duplicates.threshold([found, second], 0.5) == 0.9
+    assert duplicates.per_object([found, second], 0.5) == 0
+
+
+def test_a_box_between_two_objects_takes_the_free_one():
+    found = found_in((0.9, 0, [0.9, 0.6]), (0.8, 0, [0.8, 0.6]), gt_labels=(0, 0))
+    assert sorted(found.matched_scores) == [0.8, 0.9]
+    assert not len(found.duplicate_scores)
+
+
+def test_nothing_found_has_no_duplicates_per_object():
+    assert duplicates.per_object([], 0.9) is None
+    assert duplicates.per_object([found_in((0.9, 1, [0.9]))], 0.9) is None
+
+
+def test_the_score_of_a_data_set_counts_duplicates_without_crowds():
+    box = np.array([10.0, 10, 50, 50])
+    objects = [[(0, box)], [(0, box + 5), (0, box, True)]]
+    annotations = make_annotations([(80, 80)] * 2, objects, classes=1)
+    boxes = [box, box + 1, box + 2, box + 5, box, box]
+    predictions = make_predictions(
+        [0, 0, 0, 1, 1, 1], boxes, [0.9, 0.8, 0.7, 0.6, 0.95, 0.5], [0] * 6
+    )
+    metrics, _ = Scorer(annotations).score(predictions)
+    # Image 1: two. Image 2: the box at 0.95 finds the object (IoU 0.62), that at 0.6 is a second
+    # one, that at 0.5 scores too little: 0.95 and 0.9 are all that is found.
+    assert metrics["score_threshold"] == 0.9
+    assert metrics["duplicates_per_object"] == 0
+    faint = replace(predictions, scores=np.where(predictions.image == 0, predictions.scores, 0.4))
+    metrics, _ = Scorer(annotations).score(faint)
+    assert metrics["score_threshold"] == 0.4
+    assert metrics["duplicates_per_object"] == (2 + 2) / 2
+    assert metrics["duplicates_per_object_half_recall"] == 0
+    only_crowd = make_annotations([(80, 80)] * 2, [[(0, box, True)], []], classes=1)
+    metrics, _ = Scorer(only_crowd).score(predictions)
+    assert metrics["duplicates_per_object"] is None
+
+
+# --- per_image.npz ---
+
+
+def stored(annotations: Annotations, predictions: Predictions) -> tuple[dict, int]:
+    """What is read back from the file, and the file's bytes."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **per_image.pack(Scorer(annotations), predictions))
+    size = file.tell()
+    file.seek(0)
+    with np.load(file) as arrays:
+        return dict(arrays), size
+
+
+def assert_recomputes(annotations, predictions, weighted=None, weights=None) -> None:
+    """`weighted`: the data set in which images stand as often as `weights` says."""
+    arrays, _ = stored(annotations, predictions)
+    metrics, _ = Scorer((weighted or (annotations,))[0]).score((weighted or (0, predictions))[1])
+    for prefix, suffix in (("raw", ""), ("nms", "_nms")):
+        ap, ap50 = per_image.recompute(arrays, prefix, weights)
+        assert ap == pytest.approx(metrics[f"AP{suffix}"], abs=1e-9)
+        assert ap50 == pytest.approx(metrics[f"AP50{suffix}"], abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ap_is_recomputed_from_the_file(seed):
+    assert_recomputes(*random_data(seed))
+
+
+def test_ap_is_recomputed_where_a_box_is_good_at_some_thresholds_only():
+    assert_recomputes(*two_images(second_box=(0, 0, 10, 6.2)))
+
+
+def test_a_detection_may_lie_in_a_crowd_at_some_thresholds_only():
+    """0.7 of the second box lie in the crowd: ignored up to that threshold, wrong above it."""
+    box = np.array([0.0, 0, 10, 10])
+    objects = [[(0, box), (0, (20, 20, 40, 30), True)]]
+    annotations = make_annotations([(60, 60)], objects, classes=1)
+    predictions = make_predictions([0, 0], [box, (20, 23, 30, 33)], [0.5, 0.9], [0, 0])
+    metrics, _ = Scorer(annotations).score(predictions)
+    assert metrics["AP50"] == pytest.approx(100)
+    assert 50 < metrics["AP"] < 90
+    assert_recomputes(annotations, predictions)
+
+
+def test_no_detections_and_no_objects_are_recomputed_too():
+    annotations, predictions = two_images()
+    assert per_image.recompute(stored(annotations, nothing())[0], "raw") == (0, 0)
+    empty = make_annotations([(40, 40)] * 2, [[], []], classes=1)
+    assert per_image.recompute(stored(empty, predictions)[0], "nms") == (None, None)
+    missed = make_predictions([0], [(20, 20, 30, 30)], [0.9], [0])
+    assert per_image.recompute(stored(annotations, missed)[0], "raw") == (0, 0)
+
+
+def repeated(annotations: Annotations, predictions: Predictions, times: np.ndarray):
+    """The data set in which image i stands times[i] times."""
+    images = np.repeat(np.arange(len(times)), times)
+    objects = [
+        list(
+            zip(
+                annotations.labels[rows], annotations.boxes_xyxy[rows], annotations.crowd[rows],
+                strict=True,
+            )
+        )
+        for rows in (annotations.rows(image) for image in images)
+    ]  # fmt: skip
+    copies = [
+        (copy, box, score, label)
+        for copy, image in enumerate(images)
+        for box, score, label in zip(
+            *(
+                column[predictions.image == image]
+                for column in (predictions.boxes_xyxy, predictions.scores, predictions.labels)
+            ),
+            strict=True,
+        )
+    ]
+    more = make_annotations([(300, 400)] * len(images), objects, CLASSES)
+    return more, make_predictions(*zip(*copies, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weights_count_an_image_as_often_as_they_say(seed):
+    """What a bootstrap does. Image ids are unordered: an image must not take another's weight."""
+    annotations, predictions = random_data(seed)
+    times = np.random.default_rng(seed).multinomial(12, [1 / 12] * 12)
+    assert 0 in times
+    assert_recomputes(
+        annotations, predictions, repeated(annotations, predictions, times), weights=times
+    )
+
+
+def test_weights_of_images_without_objects_leave_nothing_to_compute():
+    annotations, predictions = random_data()
+    arrays, _ = stored(annotations, predictions)
+    without = (np.diff(annotations.first) == 0).astype(int)
+    assert per_image.recompute(arrays, "raw", without) == (None, None)
+
+
+def test_the_file_of_a_whole_evaluation_is_small():
+    """400 images with 100 detections each, five classes: under 100 KB."""
+    rng = np.random.default_rng(0)
+    objects, found = [], []
+    for image in range(400):
+        count = int(rng.integers(1, 13))
+        low = rng.uniform(0, 80, (count, 2))
+        boxes = np.hstack([low, low + rng.uniform(8, 40, (count, 2))])
+        labels = rng.integers(0, 5, count)
+        objects.append(list(zip(labels.tolist(), boxes, strict=True)))
+        at = rng.integers(0, count, 100)
+        near = boxes[at] + rng.normal(0, 3, (100, 4))
+        near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
+        guess = np.where(rng.random(100) < 0.5, labels[at], rng.integers(0, 5, 100))
+        found.append((np.full(100, image), near, rng.random(100), guess))
+    annotations = make_annotations([(120, 120)] * 400, objects, classes=5)
+    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
+    _, size = stored(annotations, make_predictions(*columns))
+    assert 10_000 < size < 100_000

@@ -1,0 +1,368 @@
+"""The training loop: it learns, it repeats, it resumes bit for bit, it stops before a bad step.
+
+Run: pytest tests/test_train.py (also -m slow: every conflict policy and the Hungarian assigner)
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nan, nn
+
+from onenet import build, checkpoint
+from onenet.config import Config, compose
+from onenet.data.loading import (
+    Augmentation,
+    DetectionDataset,
+    ImageSize,
+    training_batches,
+)
+from onenet.data.sources import open_split
+from onenet.errors import UserError
+from onenet.evaluate import predict
+from onenet.identity import requested_evaluation
+from onenet.losses import LossWeights
+from onenet.optim import Schedule, make_optimizer
+from onenet.scoring import Scorer
+from onenet.train import Progress, train
+from tests.conftest import Pictures, make_annotations
+
+LOGGED = {
+    "step", "loss", "loss_cls", "loss_l1", "loss_giou", "objects", "conflicts", "lr", "grad_norm"
+}  # fmt: skip
+
+
+class Run:
+    """A run in memory: what onenet.job puts together, without folders."""
+
+    def __init__(self, *overrides: str, source=None):
+        if not overrides or overrides[0] != "debug=overfit":
+            overrides = ("debug=tiny", "neck.channels=8", *overrides)
+        self.config: Config = compose(list(overrides))
+        self.source = source or open_split(self.config.data, "train")
+        self.model = build.detector(self.config, len(self.source.annotations.category_ids))
+        self.optimizer = make_optimizer(self.model, self.config.lr, self.config.optim.weight_decay)
+        self.loss = build.detection_loss(self.config)
+        self.progress = Progress()
+        self.lines: list[dict] = []
+        self.saved_at: list[int] = []
+
+    def train(self, until: int | None = None, save_due=lambda progress: False, **changes) -> "Run":
+        """Runs the steps that are left, or those up to `until` as if the run was stopped then."""
+        c = self.config
+        dataset = build.training_set(c, self.source)
+        train(
+            self.model,
+            self.loss,
+            training_batches(dataset, c.batch, self.progress.step, until or c.steps),
+            self.optimizer,
+            build.schedule(c),
+            self.progress,
+            **{
+                "clip": c.optim.clip,
+                "device": "cpu",
+                "log_every": c.log_every,
+                "log": self.lines.append,
+                "save": lambda: self.saved_at.append(self.progress.step),
+                "save_due": save_due,
+            }
+            | changes,
+        )
+        return self
+
+    def state(self) -> dict:
+        return copy.deepcopy({"model": self.model.state_dict(), **self.optimizer.state_dict()})
+
+    def score(self) -> dict:
+        dataset = build.evaluation_set(self.config, self.source, requested_evaluation(self.config))
+        predictions, _ = predict(self.model, dataset, batch=self.config.eval.batch)
+        return Scorer(self.source.annotations).score(predictions)[0]
+
+
+def assert_equal(one, other) -> None:
+    """Bit for bit, through dictionaries and lists."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_equal(a, b)
+    else:
+        assert one == other
+
+
+def weights(model: nn.Module) -> dict:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+# --- it learns ---
+
+
+def test_one_image_is_learnt_by_heart():
+    run = Run("debug=overfit").train()
+    metrics = run.score()
+    assert metrics["AP"] > 90
+    assert metrics["duplicates_per_object"] < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("heads=3",),
+        ("assigner=hungarian",),
+        ("assigner.conflict=next_best",),
+        ("assigner.conflict=drop",),
+        ("neck=deconv",),
+    ],
+    ids=" ".join,
+)
+def test_one_image_is_learnt_by_heart_in_every_way(overrides):
+    assert Run("debug=overfit", *overrides).train().score()["AP"] > 90
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_the_loss_falls(heads):
+    run = Run(f"heads={heads}", "steps=30", "data.limit=2", "lr=0.001", "augment.flip=0").train()
+    losses = [line["loss"] for line in run.lines]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_batch_normalisation_is_trained_even_if_the_model_comes_from_an_evaluation():
+    run = Run()
+    run.model.eval()
+    run.train()
+    counters = [b for name, b in run.model.named_buffers() if "num_batches" in name]
+    assert {int(counter) for counter in counters} == {run.config.steps}
+
+
+# --- it repeats ---
+
+
+def test_the_same_seed_gives_the_same_weights():
+    one, again, other = Run(), Run(), Run("seed=1")
+    assert_equal(one.model.state_dict(), again.model.state_dict())
+    assert not torch.equal(one.model.head.class_conv.weight, other.model.head.class_conv.weight)
+    assert_equal(one.train().state(), again.train().state())
+    assert one.lines == again.lines
+
+
+def test_other_uses_of_the_random_generator_do_not_matter():
+    """Initialisation, order and augmentation come from the seed alone."""
+    expected = Run().train().state()
+    torch.rand(17)
+    run = Run()
+    torch.manual_seed(99)
+    assert_equal(run.train().state(), expected)
+
+
+# --- it resumes ---
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize("overrides", [(), ("heads=2", "assigner=hungarian")], ids=str)
+def test_a_resumed_run_equals_one_that_ran_straight_through(tmp_path, stop, overrides):
+    overrides = (*overrides, "optim.warmup=2", "optim.tail=0.5")
+    straight = Run(*overrides).train()
+
+    file = tmp_path / "checkpoints" / "last.pt"
+    first = Run(*overrides).train(until=stop)
+    assert first.progress.step == stop
+    checkpoint.save(file, "some-id", first.model, first.optimizer, first.progress)
+
+    second = Run(*overrides)
+    torch.manual_seed(5)
+    for parameter in second.model.parameters():
+        parameter.data.normal_()  # nothing of it may survive
+    second.progress = checkpoint.load(file, "some-id", second.model, second.optimizer, "cpu")
+    assert second.progress == first.progress
+    assert_equal(second.state(), first.state())
+    second.train()
+
+    assert_equal(second.state(), straight.state())
+    assert first.lines + second.lines == straight.lines
+    assert [line["step"] for line in first.lines + second.lines] == [1, 2, 3, 4, 5, 6]
+    for name in ("step", "objects", "conflicts", "bad_images"):
+        assert getattr(second.progress, name) == getattr(straight.progress, name)
+    assert second.progress.seconds > first.progress.seconds
+
+
+def test_a_finished_run_has_nothing_left_to_do():
+    run = Run().train()
+    before = run.state()
+    run.train()
+    assert_equal(run.state(), before)
+    assert len(run.lines) == run.config.steps
+
+
+def test_a_checkpoint_holds_tensors_and_plain_types_only(tmp_path):
+    run = Run().train(until=2)
+    run.progress.bad_images.append("one.jpg: broken")
+    checkpoint.save(tmp_path / "last.pt", "some-id", run.model, run.optimizer, run.progress)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert state["id"] == "some-id"
+    assert state["progress"] == vars(run.progress)
+    assert_equal(dict(state["model"]), dict(run.model.state_dict()))
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]  # nothing half-written
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    run = Run()
+    checkpoint.save(tmp_path / "last.pt", "some-id", run.model, run.optimizer, run.progress)
+    before = weights(run.model)
+    with pytest.raises(UserError) as raised:
+        checkpoint.load(tmp_path / "last.pt", "other-id", run.model, run.optimizer, "cpu")
+    message = str(raised.value)
+    assert "some-id" in message
+    assert "other-id" in message
+    assert str(tmp_path / "last.pt") in message
+    assert len(message.splitlines()) <= 3
+    assert_equal(weights(run.model), before)
+
+
+def test_a_checkpoint_loads_without_an_optimiser(tmp_path):
+    run = Run().train(until=2)
+    checkpoint.save(tmp_path / "last.pt", "some-id", run.model, run.optimizer, run.progress)
+    other = Run("seed=1")
+    progress = checkpoint.load(tmp_path / "last.pt", "some-id", other.model, None, "cpu")
+    assert progress.step == 2
+    assert_equal(other.model.state_dict(), run.model.state_dict())
+
+
+# --- it stops before a bad step ---
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_weights_alone():
+    run = Run().train(until=2)
+    before = run.state()
+    broken = LossWeights(cls=nan, l1=5, giou=2)
+    run.loss = type(run.loss)(run.loss.matching_cost, run.loss.assigner, broken)
+    with pytest.raises(FloatingPointError, match="loss is not finite at step 3: loss_cls nan"):
+        run.train()
+    assert_equal(weights(run.model), {n: before["model"][n] for n in weights(run.model)})
+    assert_equal(run.optimizer.state_dict()["state"], before["state"])
+    assert run.progress.step == 2
+
+
+def test_a_gradient_that_is_not_finite_names_the_step_and_leaves_the_weights_alone():
+    run = Run().train(until=1)
+    before = weights(run.model)
+    run.model.head.box_conv.weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(FloatingPointError, match="gradient is not finite at step 2"):
+        run.train()
+    assert_equal(weights(run.model), before)
+    assert run.progress.step == 1
+
+
+def test_predictions_that_are_not_finite_stop_the_run():
+    run = Run()
+    run.model.head.class_conv.bias.data[:] = nan
+    with pytest.raises(FloatingPointError, match="matching cost 'cls' is not finite"):
+        run.train()
+    assert run.progress.step == 0
+
+
+# --- clipping, logging, saving ---
+
+
+class OneWeight(nn.Module):
+    """A model whose gradient is known: the loss is 30 times its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return 30 * self.weight.sum()
+
+
+def steps_of_one_weight(clip: float | None, steps: int = 3):
+    """The gradients that the optimiser saw, and the log."""
+    model, seen, lines = OneWeight(), [], []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer.register_step_pre_hook(lambda *_: seen.append(model.weight.grad.item()))
+    source = Pictures(make_annotations([(32, 32)] * 2, [[], []]))
+    dataset = DetectionDataset(source, ImageSize(32, 1.0))
+    counts = {"objects": torch.tensor(4), "conflicts": torch.tensor(1)}
+    progress = Progress()
+    train(
+        model,
+        lambda outputs, targets: (outputs, counts),
+        training_batches(dataset, 1, 0, steps),
+        optimizer,
+        Schedule(1.0, steps, warmup=2),
+        progress,
+        clip=clip,
+        device="cpu",
+        log_every=2,
+        log=lines.append,
+        save=lambda: None,
+        save_due=lambda _: False,
+    )
+    return seen, lines, progress
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for():
+    assert steps_of_one_weight(clip=None)[0] == [30, 30, 30]
+    assert steps_of_one_weight(clip=100.0)[0] == [30, 30, 30]
+    clipped, lines, _ = steps_of_one_weight(clip=0.5)
+    assert clipped == pytest.approx([0.5] * 3, rel=1e-4)
+    assert lines[0]["grad_norm"] == 30  # what is logged is the norm before
+
+
+def test_a_line_is_logged_every_few_steps_and_at_the_last():
+    _, lines, progress = steps_of_one_weight(clip=None, steps=5)
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    assert [line["lr"] for line in lines] == pytest.approx([0.505, 1, 0.1])  # 7/9 of 5 steps: 3.9
+    assert (progress.objects, progress.conflicts) == (20, 5)
+
+
+def test_a_line_of_the_log_holds_plain_numbers_that_add_up():
+    run = Run("heads=2").train()
+    assert [line["step"] for line in run.lines] == [1, 2, 3, 4, 5, 6]
+    for line in run.lines:
+        assert set(line) == LOGGED
+        assert all(type(value) in (int, float) for value in line.values())
+        parts = line["loss_cls"] + line["loss_l1"] + line["loss_giou"]
+        assert line["loss"] == pytest.approx(parts, rel=1e-5)
+        assert line["lr"] == pytest.approx(build.schedule(run.config).at(line["step"]))
+    assert run.progress.objects == sum(line["objects"] for line in run.lines)
+    assert run.progress.conflicts == sum(line["conflicts"] for line in run.lines)
+
+
+def test_it_saves_when_due_and_at_the_end():
+    run = Run().train(save_due=lambda progress: progress.step % 4 == 0)
+    assert run.saved_at == [4, 6]
+
+
+# --- images without objects ---
+
+
+@pytest.mark.parametrize("counts", [(0, 2), (0, 0)], ids=["one image", "the whole batch"])
+@pytest.mark.parametrize("assigner", ["min_cost", "hungarian"])
+def test_images_without_objects_are_trained_on(counts, assigner):
+    boxes = [(2, 3, 30, 40), (20, 10, 50, 44)]
+    objects = [[(label, boxes[label]) for label in range(count)] for count in counts]
+    source = Pictures(make_annotations([(64, 64)] * 2, objects))
+    run = Run(f"assigner={assigner}", "heads=2", "steps=2", "data.shapes.train_images=2",
+              source=source)  # fmt: skip
+    before = weights(run.model)
+    run.train()
+    assert [line["objects"] for line in run.lines] == [2 * sum(counts)] * 2
+    assert all(line["loss_cls"] > 0 for line in run.lines)
+    assert all((line["loss_giou"] > 0) == (sum(counts) > 0) for line in run.lines)
+    after = weights(run.model)
+    assert not torch.equal(before["head.class_conv.weight"], after["head.class_conv.weight"])
+
+
+def test_the_training_set_takes_its_sizes_and_seed_from_the_config():
+    config = compose(["debug=tiny", "size.short=48", "size.ratio=1.25", "seed=3", "augment.flip=1"])
+    dataset = build.training_set(config, open_split(config.data, "train"))
+    assert dataset.size == ImageSize(48, 1.25)
+    assert dataset.seed == 3
+    assert dataset.augmentation == Augmentation(1.0, 0.8125)
