@@ -35,7 +35,7 @@ def draw(runs: list[tuple[str, dict]], path: Path) -> None:
     left.invert_yaxis()
     left.set_xlim(0, 1.35 * max(1, *with_nms, *without))
     left.set_xlabel("AP")
-    left.legend(loc="lower right", fontsize=8, frameon=False)
+    left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
     duplicates = [m["duplicates_per_object"] or 0 for _, m in runs]
     right.barh(rows, duplicates, color=WITHOUT, height=0.4)
     for row, value in enumerate(duplicates):
