@@ -159,7 +159,9 @@ def _require_comparable(comparison: Comparison) -> None:
         {key: value for key, value in identity(cell.config).items() if key.startswith("data.")}
         for cell in comparison.cells
     ]
-    for key in sorted({key for d in data for key in d}):
+    # What names a data set comes before its parameters, some of which exist for one kind only.
+    names = ["data.name", "data.shapes.kind"]
+    for key in [*names, *sorted({key for d in data for key in d})]:
         values = dict.fromkeys(str(d.get(key)) for d in data)
         if len(values) > 1:
             raise UserError(
