@@ -92,7 +92,9 @@ def _settings(cell: Cell) -> dict[str, str]:
         train, val = (min(n, limit or n) for n in (shapes.train_images, shapes.val_images))
         data = f"built-in shapes ({shapes.kind}), {train} training and {val} validation images"
     else:
-        data = f"data {config.data.root}" + (f", {limit} images a split" if limit else "")
+        data = f"data {Path(config.data.root).name}" + (
+            f", {limit} images a split" if limit else ""
+        )
     size = f"size {_size(config.size.short, config.size.ratio)}"
     if (spec.short, spec.ratio) != (config.size.short, config.size.ratio):
         size += f", evaluated at {_size(spec.short, spec.ratio)}"
