@@ -1,7 +1,5 @@
 """One forward pass over a data set, scored with and without NMS."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import nn
@@ -23,7 +21,6 @@ def predict(
     infer_heads: int = 1,
     workers: int = 0,
     device: str = "cpu",
-    progress: Callable[[int], None] = lambda images: None,
 ) -> tuple[Predictions, list[str]]:
     """The top 100 of every image in original pixels, and the files that could not be read.
 
@@ -53,7 +50,6 @@ def predict(
                 np.stack(keep),
             )
         bad += loaded.bad_images
-        progress(len(found))
     images = sorted(found)
     counts = [len(found[image][1]) for image in images]
     boxes, scores, labels, kept = zip(*(found[image] for image in images), strict=True)

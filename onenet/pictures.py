@@ -2,7 +2,6 @@
 (Figure 6), on the same images for every run on the same data.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from onenet import build
-from onenet.boxes import clip_to_image
 from onenet.config import Config
 from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset, ImageSize, collate
@@ -62,8 +60,8 @@ def write(
             "panel": f"panel_{target.image_id}.png",
             "ground_truth": _rounded(truth),
             "positives": _rounded(points),
-            "before_nms": _boxes(detections, drawn, scale, target.size_hw),
-            "after_nms": _boxes(detections, drawn & after, scale, target.size_hw),
+            "before_nms": _boxes(detections, drawn, scale),
+            "after_nms": _boxes(detections, drawn & after, scale),
         }
         height, width = target.size_hw
         pixels = batch.images[0, :, :height, :width].permute(1, 2, 0).numpy()
@@ -81,8 +79,8 @@ def write(
     )
 
 
-def _boxes(detections: Detections, chosen: torch.Tensor, scale: float, size_hw) -> list:
-    boxes = clip_to_image(detections.boxes_xyxy, size_hw) * scale
+def _boxes(detections: Detections, chosen: torch.Tensor, scale: float) -> list:
+    boxes = detections.boxes_xyxy * scale
     columns = [boxes, detections.labels[:, None], detections.scores[:, None]]
     return _rounded(torch.cat(columns, dim=1)[chosen])
 
@@ -117,8 +115,3 @@ def _panel(picture: Image.Image, entry: dict) -> Image.Image:
 
 def _color(label: float) -> str:
     return COLORS[int(label) % len(COLORS)]
-
-
-def load(folder: Path) -> dict:
-    """What `write` put into pictures.json."""
-    return json.loads((folder / "pictures.json").read_text())
