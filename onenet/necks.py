@@ -3,12 +3,16 @@
 B images, C channels, H and W the size of the input image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 STRIDE = 4
+TAPS = 9  # kernel positions of a 3×3 convolution
 
 
 class FPN(nn.Module):
@@ -30,21 +34,62 @@ class FPN(nn.Module):
         return self.output(top)
 
 
+class ModulatedDeformConv(nn.Conv2d):
+    """3×3 convolution that looks where its input tells it to (deformable convolution v2).
+
+    Another 3×3 convolution gives each output position 27 numbers. The first 18 shift the 9 taps,
+    which are read row by row, by an offset in cells of the map: dy of tap 0, dx of tap 0, dy of
+    tap 1, ..., as torchvision orders them. The other 9 are logits of the taps' weights in 0..1.
+    The input is sampled bilinearly and is 0 outside. All 27 start at 0: half a plain convolution.
+
+    Sampling and sum take the parameters' type, under autocast too: torchvision has no kernel for
+    bfloat16. [B, in_channels, H, W] -> [B, out_channels, H, W].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
+        self.taps = nn.Conv2d(in_channels, 3 * TAPS, 3, padding=1)
+        nn.init.zeros_(self.taps.weight)
+        nn.init.zeros_(self.taps.bias)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        taps = self.taps(feature)
+        with torch.autocast(feature.device.type, enabled=False):
+            feature, taps = feature.to(self.weight.dtype), taps.to(self.weight.dtype)
+            offset, logits = taps.split([2 * TAPS, TAPS], dim=1)
+            return deform_conv2d(
+                feature, offset, self.weight, padding=self.padding, mask=logits.sigmoid()
+            )
+
+
+def _conv3x3(in_channels: int, channels: int) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+
+
 class Deconv(nn.Module):
-    """CenterNet's upsampling path, as the released OneNet uses it, with plain convolutions.
+    """CenterNet's upsampling path, as the released OneNet uses it.
 
     Three stages double the resolution: 3×3 convolution, 4×4 transposed convolution of stride 2,
     then the lateral map is added. They have 4, 2 and 1 times `channels` (256, 128, 64 in the
-    released code); a 3×3 convolution ends the path.
+    released code); a 3×3 convolution ends the path. `convolution` makes the first one of each
+    stage from its input and output channels: a plain one, or the released code's deformable one.
     Maps of strides 4, 8, 16, 32, [B, C_i, H/2^i, W/2^i] -> [B, channels, H/4, W/4].
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int):
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        convolution: Callable[[int, int], nn.Module] = _conv3x3,
+    ):
         super().__init__()
         self.channels = channels
         widths = [4 * channels, 2 * channels, channels]
         below = [in_channels[-1], *widths[:-1]]
-        self.upsamplings = nn.ModuleList(map(_upsampling, below, widths))
+        self.upsamplings = nn.ModuleList(
+            _upsampling(convolution(c, width), width)
+            for c, width in zip(below, widths, strict=True)
+        )
         self.laterals = nn.ModuleList(
             nn.Conv2d(c, width, 1) for c, width in zip(in_channels[-2::-1], widths, strict=True)
         )
@@ -58,9 +103,9 @@ class Deconv(nn.Module):
         return self.output(top)
 
 
-def _upsampling(in_channels: int, channels: int) -> nn.Sequential:
+def _upsampling(convolution: nn.Module, channels: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+        convolution,
         nn.BatchNorm2d(channels),
         nn.ReLU(inplace=True),
         nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1, bias=False),
@@ -69,4 +114,8 @@ def _upsampling(in_channels: int, channels: int) -> nn.Sequential:
     )
 
 
-NECKS = {"fpn": FPN, "deconv": Deconv}
+NECKS = {
+    "fpn": FPN,
+    "deconv": Deconv,
+    "deconv_dcn": partial(Deconv, convolution=ModulatedDeformConv),
+}

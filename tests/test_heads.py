@@ -1,4 +1,4 @@
-"""The network: head and cascade, necks and OneNet against forwards written out by hand; backbones.
+"""The network: head, cascade and OneNet against forwards written out by hand; backbones.
 
 Run: pytest tests/test_heads.py
 """
@@ -16,7 +16,7 @@ from onenet.boxes import grid_points, ltrb_to_xyxy
 from onenet.detectors.onenet import OneNet, normalize
 from onenet.errors import UserError
 from onenet.heads import CascadeHead
-from onenet.necks import FPN, NECKS
+from onenet.necks import NECKS
 from tests.conftest import seeded
 
 C, K = 6, 3
@@ -147,76 +147,6 @@ def test_gradients_reach_every_parameter_of_the_head(heads):
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
-
-
-# --- necks ---
-
-
-def pyramid(channels, height: int, width: int) -> list[Tensor]:
-    generator = seeded()
-    return [
-        torch.randn(2, c, height // stride, width // stride, generator=generator)
-        for c, stride in zip(channels, (4, 8, 16, 32), strict=True)
-    ]
-
-
-@pytest.mark.parametrize("name", sorted(NECKS))
-@pytest.mark.parametrize("size", [(32, 32), (32, 96), (64, 32)])
-def test_necks_give_one_map_of_stride_4(name, size):
-    neck = NECKS[name]((3, 5, 7, 9), 6)
-    out = neck(pyramid((3, 5, 7, 9), *size))
-    assert out.shape == (2, neck.channels, size[0] // 4, size[1] // 4)
-    assert neck.channels == 6
-
-
-@pytest.mark.parametrize("name", sorted(NECKS))
-def test_gradients_reach_every_parameter_of_the_neck_and_every_map(name):
-    torch.manual_seed(0)
-    neck = NECKS[name]((3, 5, 7, 9), 6)
-    maps = [map_.requires_grad_() for map_ in pyramid((3, 5, 7, 9), 32, 64)]
-    neck(maps).square().sum().backward()
-    for tensor in (*neck.parameters(), *maps):
-        assert tensor.grad.abs().sum() > 0
-
-
-def test_fpn_equals_a_forward_written_out():
-    torch.manual_seed(0)
-    neck = FPN((3, 5, 7, 9), 6)
-    maps = pyramid((3, 5, 7, 9), 64, 96)
-
-    def lateral(level: int) -> Tensor:
-        module = neck.laterals[level]
-        return F.conv2d(maps[level], module.weight, module.bias)
-
-    def twice(coarse: Tensor) -> Tensor:
-        """Each cell becomes four."""
-        return coarse.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-
-    p5 = lateral(3)
-    p4 = lateral(2) + twice(p5)
-    p3 = lateral(1) + twice(p4)
-    p2 = lateral(0) + twice(p3)
-    torch.testing.assert_close(neck(maps), conv(p2, neck.output))
-
-
-def test_the_deconvolution_path_has_four_two_and_one_times_the_channels():
-    neck = NECKS["deconv"]((3, 5, 7, 9), 6)
-    transposed = [stage[3] for stage in neck.upsamplings]
-    assert [module.out_channels for module in transposed] == [24, 12, 6]
-    assert [module.in_channels for module in neck.laterals] == [7, 5, 3]
-
-
-def test_the_deconvolution_path_equals_a_forward_written_out():
-    torch.manual_seed(0)
-    neck = NECKS["deconv"]((3, 5, 7, 9), 4).eval()
-    maps = pyramid((3, 5, 7, 9), 32, 64)
-    top = maps[3]
-    for stage, lateral, finer in zip(neck.upsamplings, neck.laterals, maps[2::-1], strict=True):
-        first, norm_1, _, up, norm_2, _ = stage
-        top = F.relu(norm_1(F.conv2d(top, first.weight, padding=1)))
-        top = F.relu(norm_2(F.conv_transpose2d(top, up.weight, stride=2, padding=1)))
-        top = top + F.conv2d(finer, lateral.weight, lateral.bias)
-    torch.testing.assert_close(neck(maps), conv(top, neck.output))
 
 
 # --- backbones ---

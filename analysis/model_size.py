@@ -1,0 +1,125 @@
+"""How large the networks are, beside the released code's: parameters, multiply-accumulates.
+
+python analysis/model_size.py                      an image of 512×853 pixels, padded to 512×864
+python analysis/model_size.py --size 800 1344
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from analysis.formats import Block, Sheet, markdown
+from onenet.backbones import make_backbone
+from onenet.detectors.onenet import OneNet
+from onenet.necks import NECKS
+
+BACKBONES = ("resnet18", "resnet50", "resnet101")
+SIZE_HW = (512, 864)
+CHANNELS, CLASSES = 64, 80
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    parameters: float  # millions
+    macs: float  # multiply-accumulates of one image, in 10^9
+
+
+RELEASED = {  # at SIZE_HW
+    ("resnet18", "deconv_dcn"): ModelSize(14.53, 23.0),
+    ("resnet18", "deconv"): ModelSize(14.31, 22.6),
+    ("resnet50", "deconv_dcn"): ModelSize(31.03, 45.7),
+    ("resnet50", "deconv"): ModelSize(30.44, 45.2),
+}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=padded_side,
+        default=SIZE_HW,
+        metavar=("H", "W"),
+        help="default: 512 864",
+    )
+    print(markdown(sheet(tuple(parser.parse_args(arguments).size))), end="")
+    return 0
+
+
+def sheet(size_hw: tuple[int, int]) -> Sheet:
+    """What is printed for one image of this padded size."""
+    return Sheet(
+        heading="Size of the networks",
+        question="Do our networks have the size of the released ones?",
+        context=[
+            "image {} × {}".format(*size_hw),
+            f"{CLASSES} classes, 1 head, neck.channels={CHANNELS}",
+        ],
+        blocks=[_block(size_hw)],
+        notes=[
+            "M: million parameters. GMAC: 10^9 multiply-accumulates of the convolutions; what else "
+            "there is (normalisation, activations, sampling, upsampling) is not counted.",
+            "released: the released code. Its GMAC are known for {} × {} only.".format(*SIZE_HW),
+        ],
+    )
+
+
+def _block(size_hw: tuple[int, int]) -> Block:
+    rows = []
+    for backbone in BACKBONES:
+        for neck in ("deconv_dcn", "deconv", "fpn"):
+            ours, released = measure(backbone, neck, size_hw), RELEASED.get((backbone, neck))
+            macs = released.macs if released and size_hw == SIZE_HW else None
+            parameters = _compared(ours.parameters, released and released.parameters, ".2f")
+            rows.append([backbone, neck, *parameters, *_compared(ours.macs, macs, ".1f")])
+    header = ["backbone", "neck", "M", "M released", "gap", "GMAC", "GMAC released", "gap"]
+    return Block(header, rows, left=2)
+
+
+def measure(backbone: str, neck: str, size_hw: tuple[int, int]) -> ModelSize:
+    """Of OneNet with random weights; no tensor is allocated, no number computed."""
+    with FakeTensorMode():
+        features = make_backbone(backbone, weights="none")
+        top_down = NECKS[neck](features.feature_info.channels(), CHANNELS)
+        model = OneNet(features, top_down, CLASSES)
+        operators = {torch.ops.torchvision.deform_conv2d: _deformable_flops}
+        with FlopCounterMode(display=False, custom_mapping=operators) as counter:
+            model(torch.empty(1, 3, *size_hw))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return ModelSize(parameters / 1e6, counter.get_total_flops() / 2 / 1e9)
+
+
+def _deformable_flops(feature_shape, weight_shape, *_, out_shape, **__) -> int:
+    """As many as in an ordinary convolution of these shapes."""
+    return conv_flop_count(feature_shape, weight_shape, out_shape)
+
+
+def _compared(ours: float, released: float | None, digits: str) -> list[str]:
+    """Three cells; the last two are empty where the released number is not known."""
+    if released is None:
+        return [format(ours, digits), "", ""]
+    gap = f"{100 * (ours / released - 1):+z.1f} %"
+    return [format(ours, digits), format(released, digits), gap]
+
+
+def padded_side(word: str) -> int:
+    """A side of an image in pixels, as batches have it. Raises ArgumentTypeError or ValueError."""
+    side = int(word)
+    if side <= 0 or side % 32:
+        raise argparse.ArgumentTypeError(
+            f"{side} is not a positive multiple of 32: give the padded size"
+        )
+    return side
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
