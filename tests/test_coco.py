@@ -13,9 +13,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from onenet.data.augment import ImageSize
 from onenet.data.coco import read_coco
 from onenet.data.images import BadImage
-from onenet.data.loading import DetectionDataset, ImageSize, collate, evaluation_batches
+from onenet.data.loading import DetectionDataset, collate, evaluation_batches
 from onenet.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -83,7 +84,7 @@ def test_annotations_are_grouped_by_image_in_the_order_of_the_file(tmp_path):
     )
     source = read(tmp_path, data)
     found = source.annotations
-    assert [path.name for path in source.paths] == ["b.png", "a.png"]
+    assert [source.path(image).name for image in range(2)] == ["b.png", "a.png"]
     assert found.image_ids.tolist() == [7, 5]
     assert found.sizes_hw.tolist() == [[30, 40], [30, 40]]
     assert found.first.tolist() == [0, 1, 3]
@@ -118,6 +119,23 @@ def test_a_crowd_with_a_mask_is_its_box(tmp_path):
     found = read(tmp_path, content(annotation(1, segmentation=mask, iscrowd=1))).annotations
     assert found.boxes_xyxy.tolist() == [[2, 3, 12, 8]]
     assert found.crowd.tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    ["[[1,2,3.5]]", "[[1, 2.5e1], [-3,4]]", "[ [\n1,\n2 ] ]", "[]", "[[]]", "null", '[["a"]]'],
+)
+def test_masks_of_any_form_change_nothing(tmp_path, mask):
+    data = content(annotation(1, segmentation="MASK"), annotation(2, 5, segmentation="MASK"))
+    data["categories"][1]["name"] = 'a "segmentation": [[1]]'
+    data["images"][0]["file_name"] = '"segmentation": [[1]].png'
+    source = read(tmp_path, data)
+    for key in (": ", " :\n"):
+        text = json.dumps(data).replace('": "MASK"', '"' + key + mask)
+        again = read_coco(*write(tmp_path, text), "train")
+        assert again.annotations.boxes_xyxy.tolist() == source.annotations.boxes_xyxy.tolist()
+        assert again.annotations.category_names == ['a "segmentation": [[1]]', "brush"]
+        assert again.path(0).name == '"segmentation": [[1]].png'
 
 
 def test_an_image_without_objects_is_kept(tmp_path):
@@ -205,8 +223,8 @@ def test_annotation_id_0_and_missing_keys_do_not_harm_the_evaluation(tmp_path, c
 def test_what_to_coco_writes_is_read_back_the_same(tmp_path):
     first = read(tmp_path, content(annotation(0, bbox=[0.5, 1, 2.25, 3]), annotation(9, 5)))
     again = first.annotations.to_coco()
-    for entry, path in zip(again["images"], first.paths, strict=True):
-        entry["file_name"] = path.name
+    for image, entry in enumerate(again["images"]):
+        entry["file_name"] = first.path(image).name
     second = read(tmp_path, again).annotations
     for name in ("image_ids", "sizes_hw", "first", "boxes_xyxy", "labels", "areas", "crowd"):
         assert np.array_equal(getattr(first.annotations, name), getattr(second, name)), name
@@ -257,6 +275,14 @@ def test_broken_json_says_where(tmp_path):
     file.write_bytes(b"\x1f\x8b\x08 packed")
     with pytest.raises(UserError, match="not valid JSON: .*position 1"):
         read_coco(tmp_path, file, "train")
+
+
+def test_broken_json_after_a_mask_says_where(tmp_path):
+    text = json.dumps(content(annotation(1, segmentation=[[1, 2, 3, 4, 5, 6]])))
+    mask, after = text.index("3, 4, 5"), text.index('"brush"')
+    assert f"(char {after})" in message_of(tmp_path, text.replace('"brush"', "brush"))
+    assert "is not valid JSON" in message_of(tmp_path, text[:mask])
+    assert f"(char {mask + 2})" in message_of(tmp_path, text.replace("3, 4, 5", "3 x, 5"))
 
 
 def test_json_that_is_not_coco_says_what_is_missing(tmp_path):
@@ -371,7 +397,7 @@ def test_missing_image_files_are_counted_and_the_first_is_named(tmp_path):
     data = content()
     data["images"][0]["file_name"] = "sub/b.png"
     images, file = write(tmp_path, data)
-    assert [path.exists() for path in read_coco(images, file, "val").paths] == [True, True]
+    assert read_coco(images, file, "val").path(0) == images / "sub" / "b.png"
     os.remove(images / "sub" / "b.png")
     with pytest.raises(UserError) as raised:
         read_coco(images, file, "val")
@@ -517,7 +543,8 @@ def test_bccd_is_read_whole(split, images, boxes, report):
     root = SHARED / "bccd"
     source = read_coco(root / split, root / f"annotations/instances_{split}.json", split)
     found = source.annotations
-    assert len(found) == len(source.paths) == images
+    assert len(found) == images
+    assert all(source.path(image).is_file() for image in range(images))
     assert len(found.boxes_xyxy) == boxes
     assert list(found.category_names) == ["RBC", "WBC", "Platelets"]
     assert list(found.report) == report

@@ -3,8 +3,6 @@
 I images, A annotations, K classes. `where` names the config key and the file in every message.
 """
 
-import gc
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,9 @@ from reprlib import repr as short
 import numpy as np
 
 from onenet.data.annotations import Annotations
-from onenet.data.images import ImageFiles
+from onenet.data.images import ImageFiles, missing_files
+from onenet.data.index import Content, indexed
+from onenet.data.instances import load_instances
 from onenet.errors import UserError
 
 NEEDED = {  # the lists of a file, and what every entry of them needs
@@ -25,12 +25,14 @@ NOTHING = 1e-3  # pixels: float32 cannot keep the corners of a smaller box apart
 LARGEST = 1e300  # what comes near to infinity is no coordinate
 
 
-def read_coco(images: Path, annotations: Path, split: str) -> ImageFiles:
+def read_coco(images: Path, annotations: Path, split: str, cache: Path | None = None) -> ImageFiles:
     """The data set of `split` (`train`, `val`), images in the order of the file.
 
     `images` and `annotations` are the values of data.<split>.images and data.<split>.annotations.
     Boxes without area or wholly outside their image are left out, boxes partly outside stay as they
     are; `annotations.report` counts both. Crowds are boxes with `crowd` set, whatever their mask.
+    The folder `cache` keeps what was read for the next time; whoever changes what this reads out of
+    a file raises `index.FORMAT`.
     Raises UserError, naming key, file and entry, where the input cannot work.
     """
     where = f"data.{split}.annotations={annotations}"
@@ -41,40 +43,17 @@ def read_coco(images: Path, annotations: Path, split: str) -> ImageFiles:
             f"Name the folder with the images: data.{split}.images=FOLDER, "
             "or the one above it: data.root=FOLDER"
         )
-    content = _load(where, annotations, split)
+    read, names = indexed(cache, annotations, lambda: _read(where, annotations, split))
+    _check_files(images, names, f"data.{split}.images={images}", annotations)
+    return ImageFiles(read, images, names)
+
+
+def _read(where: str, path: Path, split: str) -> Content:
+    content = load_instances(where, path, split)
     _check_lists(where, content)
     names = _file_names(where, content["images"])
     read = _annotations(where, content["images"], content["annotations"], content["categories"])
-    _check_files(images, names, f"data.{split}.images={images}", annotations)
-    return ImageFiles(read, [images / name for name in names])
-
-
-def _load(where: str, path: Path, split: str):
-    """The JSON content of `path`, without masks: boxes are all that is used."""
-
-    def without_mask(entry: dict) -> dict:
-        entry.pop("segmentation", None)  # two thirds of COCO's memory
-        return entry
-
-    collecting = gc.isenabled()
-    gc.disable()  # it would walk through the growing content again and again: a third of the time
-    try:
-        return json.loads(path.read_bytes(), object_hook=without_mask)
-    except FileNotFoundError:
-        raise UserError(
-            f"{where} does not exist\n"
-            f"Name the file: data.{split}.annotations=FILE, or the folder above: data.root=FOLDER"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # with line, column and character
-        raise UserError(
-            f"{where} is not valid JSON: {error}\n"
-            "Is it cut off, or packed? Fetch or unpack it again."
-        ) from None
-    finally:
-        if collecting:
-            gc.enable()
+    return read, names
 
 
 def _check_lists(where: str, content) -> None:
@@ -272,15 +251,7 @@ def _column(where: str, kind: str, entries: list, key: str) -> list:
 
 
 def _check_files(folder: Path, names: list[str], where: str, annotations: Path) -> None:
-    """Is every file there? Looks into each folder once, not at each file."""
-    there: dict[str, set[str]] = {}
-    for parent in {os.path.dirname(name) for name in names}:
-        try:
-            with os.scandir(folder / parent) as entries:
-                there[parent] = {entry.name for entry in entries}
-        except (OSError, ValueError):  # no such folder, no possible name
-            there[parent] = set()
-    missing = [n for n in names if os.path.basename(n) not in there[os.path.dirname(n)]]
+    missing = missing_files(folder, names)
     if missing:
         raise UserError(
             f"{where} lacks {len(missing)} of the {len(names)} images of {annotations}\n"

@@ -1,5 +1,7 @@
 """Where the pixels of a data set come from. No torch."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -8,6 +10,8 @@ from PIL import Image, ImageOps
 
 from onenet.data.annotations import Annotations
 from onenet.data.shapes import ShapesConfig, draw_scene, make_scene
+
+NAME_CODE = ("utf-8", "surrogatepass")  # takes every text
 
 
 class BadImage(Exception):
@@ -38,11 +42,16 @@ class DrawnImages:
 class ImageFiles:
     """Files in a folder: any format that Pillow reads, any colour mode, EXIF rotation applied."""
 
-    def __init__(self, annotations: Annotations, paths: list[Path]):
-        self.annotations, self.paths = annotations, paths
+    def __init__(self, annotations: Annotations, folder: Path, names: Sequence[str]):
+        self.annotations, self.folder = annotations, folder
+        # Not as objects: a worker process would copy their memory by counting references.
+        self._names = np.array([name.encode(*NAME_CODE) for name in names], dtype=bytes)
+
+    def path(self, image: int) -> Path:
+        return self.folder / self._names[image].decode(*NAME_CODE)
 
     def read(self, image: int) -> np.ndarray:
-        path, size_hw = self.paths[image], tuple(self.annotations.sizes_hw[image])
+        path, size_hw = self.path(image), tuple(self.annotations.sizes_hw[image])
         try:
             with Image.open(path) as stored:
                 turned = ImageOps.exif_transpose(stored)
@@ -63,3 +72,15 @@ class ImageFiles:
                 f"{path} is {width}×{height}, its annotations say {size_hw[1]}×{size_hw[0]}"
             )
         return pixels
+
+
+def missing_files(folder: Path, names: Sequence[str]) -> list[str]:
+    """Those of `names` that are not in `folder`. Looks into each folder once, not at each file."""
+    there: dict[str, set[str]] = {}
+    for parent in {os.path.dirname(name) for name in names}:
+        try:
+            with os.scandir(folder / parent) as entries:
+                there[parent] = {entry.name for entry in entries}
+        except (OSError, ValueError):  # no such folder, no possible name
+            there[parent] = set()
+    return [n for n in names if os.path.basename(n) not in there[os.path.dirname(n)]]

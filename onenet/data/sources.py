@@ -9,8 +9,10 @@ from onenet.errors import UserError
 from onenet.schema import Data
 
 
-def open_split(data: Data, split: str) -> ImageSource:
+def open_split(data: Data, split: str, cache: Path | None = None) -> ImageSource:
     """The images of `split` (`train` or `val`), the first `data.limit` of them.
+
+    The folder `cache` keeps what was read out of annotation files for the next time.
 
     Raises UserError, naming the key, where a folder or file is missing or broken.
     """
@@ -32,16 +34,16 @@ def open_split(data: Data, split: str) -> ImageSource:
         annotations = make_annotations(config, split, min(count, data.limit or count))
         return DrawnImages(annotations, config, split)
     files = data.train if split == "train" else data.val
-    source = read_coco(Path(files.images), Path(files.annotations), split)
+    source = read_coco(Path(files.images), Path(files.annotations), split, cache)
     source.annotations = source.annotations.limit(data.limit)
     return source
 
 
-def check_splits(data: Data) -> list[str]:
+def check_splits(data: Data, cache: Path | None = None) -> list[str]:
     """Reads both splits of a folder; returns what was cleaned. Raises UserError as `open_split`."""
     if data.name == "shapes":
         return []
-    splits = {split: open_split(data, split).annotations for split in ("train", "val")}
+    splits = {split: open_split(data, split, cache).annotations for split in ("train", "val")}
     names = {split: list(a.category_names) for split, a in splits.items()}
     if list(splits["train"].category_ids) != list(splits["val"].category_ids):
         raise UserError(
