@@ -4,12 +4,14 @@
     python run.py -m cost=loc_only,loc_cls heads=1,3   the main job: four runs and their table
     python run.py -m +experiment=table1                a table of the paper
     ... plan=true                                      what would run, and in which state it is
+    torchrun --nproc-per-node=8 run.py preset=paper data.root=DIR     one run, eight processes
     python run.py --cfg cost=loc_only                  the resolved configuration
 
 Keys and their meaning: conf/config.yaml. Options of a group: the files in conf/<group>/.
 """
 
 import argparse
+import os
 import sys
 
 import yaml
@@ -43,6 +45,8 @@ def main(arguments: list[str]) -> int:
         if cells[0].config.plan:
             sweep.print_plan(console, planned)
             return 0
+        if "LOCAL_RANK" in os.environ:
+            return sweep.take_part(planned)
         complete = sweep.run_all(console, planned)
         sweep.print_results(console, planned)
         return 0 if complete else 1

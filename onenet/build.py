@@ -7,8 +7,9 @@ from onenet import costs, losses
 from onenet.assigners import make_assigner
 from onenet.backbones import make_backbone
 from onenet.config import Config
+from onenet.data.augment import Augmentation, ImageSize
 from onenet.data.images import ImageSource
-from onenet.data.loading import Augmentation, DetectionDataset, ImageSize
+from onenet.data.loading import DetectionDataset
 from onenet.detectors.onenet import OneNet
 from onenet.identity import EvalSpec
 from onenet.losses import DetectionLoss
@@ -57,8 +58,10 @@ def schedule(config: Config) -> Schedule:
 
 def training_set(config: Config, source: ImageSource) -> DetectionDataset:
     size = ImageSize(config.size.short, config.size.ratio)
-    augmentation = Augmentation(config.augment.flip, config.augment.min_scale)
-    return DetectionDataset(source, size, augmentation, config.seed, config.data.on_bad_image)
+    augmentation = Augmentation(**vars(config.augment))
+    return DetectionDataset(
+        source, size, augmentation, config.seed, config.data.on_bad_image, config.data.crowd
+    )
 
 
 def evaluation_set(config: Config, source: ImageSource, spec: EvalSpec) -> DetectionDataset:

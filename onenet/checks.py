@@ -3,7 +3,9 @@
 The tables below are by key. No torch.
 """
 
+import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from onenet.schema import Config
@@ -16,10 +18,13 @@ CHOICES = {
     "loss.l1_format": ("cxcywh", "xyxy"),
     "assigner.conflict": ("keep", "next_best", "drop", None),
     "data.on_bad_image": ("error", "skip"),
+    "data.crowd": ("ignore", "drop", "keep"),
     "data.shapes.kind": ("rigid", "parts"),
+    "optim.batch_rule": ("sqrt", "linear", "none"),
     "optim.decay": ("multistep", "linear_tail"),
     "eval.area": ("relative", "coco"),
     "eval.split": ("val", "train"),
+    "precision": ("float32", "bf16"),
     "device": ("auto", "cpu", "cuda"),
 }
 AT_LEAST = {
@@ -49,23 +54,39 @@ AT_LEAST = {
     "cost.weights.iou": 0,
     "cost.weights.giou": 0,
     "cost.weights.center": 0,
+    "augment.size_step": 1,
+    "optim.base_batch": 1,
     "optim.weight_decay": 0,
     "optim.warmup": 0,
     "optim.clip": 1e-9,
     "optim.tail": 1e-6,
+    "processes": 1,
+    "accumulate": 1,
     "workers": 0,
     "log_every": 1,
     "save_every": 0,
     "sweep.jobs": 1,
     "sweep.threads": 1,
 }
-AT_MOST = {"augment.flip": 1, "augment.min_scale": 1, "head.prior": 0.999, "optim.tail": 1}
+AT_MOST = {
+    "augment.flip": 1,
+    "augment.min_scale": 1,
+    "augment.crop": 1,
+    "head.prior": 0.999,
+    "optim.tail": 1,
+}
 
 
 def _value(config: Config, key: str) -> Any:
     for name in key.split("."):
         config = getattr(config, name)
     return config
+
+
+def _names_weights(weights: str) -> bool:
+    """A bare architecture would be whatever timm holds for its best weights at the time."""
+    tagged = re.fullmatch(r"\w+\.\w+", weights)
+    return weights == "none" or bool(tagged) or Path(weights).expanduser().is_file()
 
 
 def problems(config: Config) -> list[str]:
@@ -99,6 +120,19 @@ def problems(config: Config) -> list[str]:
         )
     if config.assigner.name == "min_cost" and config.assigner.conflict is None:
         found.append("assigner.conflict=null: choose keep, next_best or drop.")
+    pieces = (config.processes or 1) * config.accumulate
+    if config.batch < pieces:
+        found.append(
+            f"batch={config.batch} is less than processes × accumulate = {pieces}: "
+            "every piece needs an image."
+        )
+    if config.sync_bn and config.device == "cpu":
+        found.append("sync_bn=true needs CUDA: leave it out, or device=cuda.")
+    if not _names_weights(config.backbone.weights):
+        found.append(
+            f"backbone.weights={config.backbone.weights} is neither a file nor a timm tag: "
+            f"name the training, as in {config.backbone.name}.tv_in1k, or none."
+        )
     if config.data.shapes.max_short < config.data.shapes.min_short:
         found.append("data.shapes.max_short is below data.shapes.min_short.")
     return found

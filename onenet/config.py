@@ -64,9 +64,7 @@ def to_dict(config: Config) -> dict:
 def _absolute(config: Config) -> Config:
     """Fills in what follows from multipliers and from the working directory."""
     if config.lr is None:
-        automatic = 1.0 if config.heads == 1 else 2.0
-        scale = automatic if config.lr_scale == "auto" else float(config.lr_scale)
-        config.lr = config.optim.base_lr * scale
+        config.lr = config.optim.base_lr * lr_scale(config) * batch_factor(config)
     if config.steps is None:
         config.steps = max(1, round(config.optim.base_steps * config.schedule))
     if config.runs_root is None:
@@ -83,6 +81,19 @@ def _absolute(config: Config) -> Config:
     if Path(config.backbone.weights).expanduser().is_file():
         config.backbone.weights = str(Path(config.backbone.weights).expanduser().absolute())
     return config
+
+
+def lr_scale(config: Config) -> float:
+    """What `lr_scale` stands for: 1 for one head, 2 for several if `auto` (Table 2)."""
+    automatic = 1.0 if config.heads == 1 else 2.0
+    return automatic if config.lr_scale == "auto" else float(config.lr_scale)
+
+
+def batch_factor(config: Config) -> float:
+    """By what the rate follows the batch. The square root is the rule for Adam (Malladi et al.,
+    "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022)."""
+    ratio = config.batch / config.optim.base_batch
+    return {"sqrt": ratio**0.5, "linear": ratio, "none": 1.0}[config.optim.batch_rule]
 
 
 def known_keys() -> list[str]:

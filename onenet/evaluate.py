@@ -6,6 +6,7 @@ from torch import nn
 
 from onenet.data.loading import DetectionDataset, evaluation_batches
 from onenet.detectors.onenet import normalize
+from onenet.distributed import ALONE, World
 from onenet.inference import nms_keep, top_k
 from onenet.scoring import MAX_DETECTIONS, Predictions
 
@@ -21,17 +22,20 @@ def predict(
     infer_heads: int = 1,
     workers: int = 0,
     device: str = "cpu",
-) -> tuple[Predictions, list[str]]:
+    world: World = ALONE,
+) -> tuple[Predictions, list[str]] | None:
     """The top 100 of every image in original pixels, and the files that could not be read.
 
     `infer_heads`: the answer is that of head number `infer_heads`. An image that cannot be read has
-    no detections.
+    no detections. With several processes each predicts its share of the images, and the answer is
+    the first one's; the others get None.
     """
     model.eval()
     number = {int(i): n for n, i in enumerate(dataset.source.annotations.image_ids)}
     found: dict[int, tuple] = {}
     bad: list[str] = []
-    for loaded in evaluation_batches(dataset, batch, workers):
+    share = {"rank": world.rank, "processes": world.size}
+    for loaded in evaluation_batches(dataset, batch, workers, **share):
         output = model(normalize(loaded.images.to(device)), num_heads=infer_heads)[-1]
         sizes_hw = [target.size_hw for target in loaded.targets]
         answers = top_k(output, sizes_hw, MAX_DETECTIONS)
@@ -50,15 +54,24 @@ def predict(
                 np.stack(keep),
             )
         bad += loaded.bad_images
+    shares = world.gather((found, bad))
+    if not world.first:
+        return None
+    found = {image: answer for of_process, _ in shares for image, answer in of_process.items()}
+    bad = [name for _, of_process in shares for name in of_process]
+    return _collect(found), bad
+
+
+def _collect(found: dict[int, tuple]) -> Predictions:
+    """`found`: for each image its boxes, scores, labels, and what each NMS leaves."""
     images = sorted(found)
     counts = [len(found[image][1]) for image in images]
     boxes, scores, labels, kept = zip(*(found[image] for image in images), strict=True)
     kept = np.concatenate(kept, axis=1)
-    predictions = Predictions(
+    return Predictions(
         image=np.repeat(images, counts),
         boxes_xyxy=np.concatenate(boxes),
         scores=np.concatenate(scores),
         labels=np.concatenate(labels),
         nms_keep=dict(zip(NMS_IOUS, kept, strict=True)),
     )
-    return predictions, bad

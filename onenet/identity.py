@@ -16,7 +16,20 @@ from onenet.errors import UserError
 
 RECIPE = 1  # raise it when a change of the code changes results: all ids change with it
 
-NEUTRAL: dict[str, object] = {}  # "key": the value at which it is as if the key were not there
+# "key": the value at which it is as if the key were not there
+NEUTRAL: dict[str, object] = {
+    "precision": "float32",
+    "sync_bn": False,
+    "augment.size_step": 1,
+    "augment.crop": 0.0,
+    "data.crowd": "ignore",
+}
+
+
+PLAIN = (
+    *("detector", "heads", "seed", "lr", "steps", "batch", "precision", "sync_bn"),
+    *("size", "loss", "head"),
+)
 
 
 def identity(config: Config) -> dict:
@@ -25,10 +38,7 @@ def identity(config: Config) -> dict:
     weights = config.cost_weights()
     focal = weights.cls and config.cost.cls_form == "focal"
     multistep = config.optim.decay == "multistep"
-    kept = {
-        key: values[key]
-        for key in ("detector", "heads", "seed", "lr", "steps", "batch", "size", "loss", "head")
-    }
+    kept = {key: values[key] for key in PLAIN}
     kept |= {
         "recipe": RECIPE,
         "cost": {
@@ -94,11 +104,12 @@ class EvalSpec:
 
 def requested_evaluation(config: Config) -> EvalSpec:
     size = config.eval.size
+    short = size.short or config.size.short
     return EvalSpec(
         infer_heads=config.infer_heads,
-        short=size.short or config.size.short,
+        short=short,
         ratio=size.ratio or config.size.ratio,
-        area=config.eval.area,
+        area=_area(config.eval.area, short),
         split=config.eval.split,
     )
 
@@ -106,7 +117,13 @@ def requested_evaluation(config: Config) -> EvalSpec:
 def default_evaluation(config: Config) -> EvalSpec:
     """The evaluation that every run gets, whatever else was asked for: its `result.json`."""
     split = "train" if config.debug == "overfit" else "val"
-    return EvalSpec(1, config.size.short, config.size.ratio, "relative", split)
+    area = _area("relative", config.size.short)
+    return EvalSpec(1, config.size.short, config.size.ratio, area, split)
+
+
+def _area(asked: str, short: int) -> str:
+    """At a shortest side of 512 the relative bounds are COCO's: one evaluation, one name."""
+    return "coco" if short == 512 else asked
 
 
 def _data(config: Config, data: dict) -> dict:
@@ -121,6 +138,7 @@ def _data(config: Config, data: dict) -> dict:
         }
     return kept | {
         "on_bad_image": data["on_bad_image"],
+        "crowd": data["crowd"],
         "train": digest("data.train.annotations", config.data.train.annotations),
         "val": digest("data.val.annotations", config.data.val.annotations),
     }

@@ -1,15 +1,18 @@
 """One run in its own process: train what is not trained, evaluate what is asked for, write it down.
 
 `python -m onenet.job FOLDER --request JSON` is what the sweep starts; the folder holds the frozen
-config. Everything that a user sees of a run is written here or by what is called from here.
+config. Everything that a user sees of a run is written here or by what is called from here. With
+several processes (torchrun) all of them train and predict, and the first one writes.
 """
 
 import argparse
-import json
+import contextlib
 import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -19,161 +22,154 @@ from onenet import build, checkpoint, pictures, results
 from onenet.config import Config, from_dict
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
+from onenet.distributed import World, join
 from onenet.errors import UserError
 from onenet.identity import default_evaluation, run_id
 from onenet.optim import make_optimizer
+from onenet.record import TrainingRecord
 from onenet.request import Request
-from onenet.runs import Locked, RunFolder, owner, write_atomically, write_json
+from onenet.runs import Locked, RunFolder, owner, write_json
 from onenet.tracking import mirrored
 from onenet.train import Progress, train
-
-SAY_EVERY = 10  # seconds between lines on the screen
 
 
 class Job:
     """The state that the steps of one run share. `run` reads top to bottom."""
 
-    def __init__(self, folder: RunFolder, request: Request):
-        self.folder, self.request = folder, request
+    def __init__(self, folder: RunFolder, request: Request, world: World):
+        self.folder, self.request, self.world = folder, request, world
         self.config: Config = from_dict(folder.config())
         self.id = run_id(self.config)
         self.device = build.device(self.config)
-        self.said = 0.0
 
     def run(self) -> None:
         """Trains unless that is done, then evaluates; leaves the folder in state `done`.
 
-        Raises Locked if another process is at it, and whatever ended the run, after it has been
+        Raises Locked if another run is at it, and whatever ended the run, after it has been
         written to status.json.
         """
         torch.set_num_threads(self.request.threads)
-        with self.folder.lock():
-            done = self.folder.state() == "done"
+        with self._lock():
+            done = self.world.share(self.folder.state() == "done")
             try:
-                if not done:
+                if not done and self.world.first:
                     resumes = self.folder.status().get("resumes", -1) + 1
                     self.folder.set_status(
                         state="running", id=self.id, resumes=resumes, steps=self.config.steps,
-                        threads=self.request.threads, exception=None, traceback=None, **owner(),
+                        threads=self.request.threads, processes=self.world.size, exception=None,
+                        traceback=None, **owner(),
                     )  # fmt: skip
                 self._train_and_evaluate(trained=done)
             except BaseException as error:
                 if not done:
-                    self.folder.set_status(
-                        state="preempted" if isinstance(error, KeyboardInterrupt) else "failed",
-                        exception=f"{type(error).__name__}: {error}",
-                        traceback=traceback.format_exc(),
-                        ended=time.time(),
-                    )
+                    self._write_down(error)
                 raise
-            if not done:
+            if not done and self.world.first:
                 self.folder.set_status(state="done", ended=time.time())
 
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """The first process holds the folder for all."""
+        with contextlib.ExitStack() as stack:
+            free = True
+            if self.world.first:
+                try:
+                    stack.enter_context(self.folder.lock())
+                except Locked:
+                    free = False
+            if not self.world.share(free):
+                raise Locked(self.folder.path)
+            yield
+
+    def _write_down(self, error: BaseException) -> None:
+        """What ended the run. The process in which it happened is the first to know; in the others
+        it shows as a lost connection."""
+        if self.folder.status().get("state") == "failed":
+            return
+        self.folder.set_status(
+            state="preempted" if isinstance(error, KeyboardInterrupt) else "failed",
+            exception=f"{type(error).__name__}: {error}",
+            traceback=traceback.format_exc(),
+            ended=time.time(),
+        )
+
     def _train_and_evaluate(self, trained: bool) -> None:
-        validation = open_split(self.config.data, "val")
+        folder, world = self.folder, self.world
+        validation = open_split(self.config.data, "val", folder.cache)
         model = build.detector(self.config, len(validation.annotations.category_ids))
-        with mirrored(self.folder, self.config):
+        with mirrored(folder, self.config) if world.first else contextlib.nullcontext():
             if trained:
                 progress = checkpoint.load(
-                    self.folder.checkpoint_file, self.id, model, None, self.device
+                    folder.checkpoint_file, self.id, model, None, self.device
                 )
             else:
                 progress = self._train(model)
             default = default_evaluation(self.config)
             for spec in dict.fromkeys([default, *self.request.evaluations]):
-                if not self.folder.result(spec):
+                if not world.share(bool(folder.result(spec))):
                     source = validation
                     if spec.split == "train":
-                        source = open_split(self.config.data, "train")
-                    print(f"evaluating {spec.id}", flush=True)
+                        source = open_split(self.config.data, "train", folder.cache)
+                    self._print(f"evaluating {spec.id}")
                     result = results.evaluate(
-                        self.folder, self.config, model, progress, source, spec, self.request
+                        folder, self.config, model, progress, source, spec, self.request, world
                     )
-                    print(results.summary(result), flush=True)
-            result = self.folder.result(default)
+                    self._print(results.summary(result) if world.first else "")
+            if not world.first:
+                return
+            result = folder.result(default)
             if not trained:
                 threshold = result["metrics"]["score_threshold"] or 0.5
-                pictures.write(
-                    self.folder.path / "pictures", self.config, model, validation, threshold
-                )
-            write_json(self.folder.result_file, result)
+                pictures.write(folder.path / "pictures", self.config, model, validation, threshold)
+            write_json(folder.result_file, result)
+
+    def _print(self, text: str) -> None:
+        if self.world.first:
+            print(text, flush=True)
 
     def _train(self, model: nn.Module) -> Progress:
         """Trains to the last step, from the checkpoint if there is one."""
-        config, folder = self.config, self.folder
+        config, folder, world = self.config, self.folder, self.world
         optimizer = make_optimizer(model, config.lr, config.optim.weight_decay)
         progress = Progress()
-        if folder.checkpoint_file.is_file():
+        if world.share(folder.checkpoint_file.is_file()):
             progress = checkpoint.load(
                 folder.checkpoint_file, self.id, model, optimizer, self.device
             )
-            print(f"resumed at step {progress.step}", flush=True)
-        cut_back(folder, progress.step)
-        source = open_split(config.data, "train")
+            self._print(f"resumed at step {progress.step}")
+        source = open_split(config.data, "train", folder.cache)
         for line in source.annotations.report:
-            print(f"data.train: {line}", flush=True)
-        dataset = build.training_set(config, source)
-        saved_at = time.monotonic()
-
-        def save() -> None:
-            nonlocal saved_at
-            checkpoint.save(folder.checkpoint_file, self.id, model, optimizer, progress)
-            saved_at = time.monotonic()
-
-        with open(folder.metrics_file, "a") as lines:
-            started, first = time.monotonic(), progress.step
-
-            def log(numbers: dict) -> None:
-                numbers["wall"] = round(progress.seconds, 3)
-                lines.write(json.dumps(numbers) + "\n")
-                lines.flush()
-                pace = (time.monotonic() - started) / (numbers["step"] - first)
-                self._say(numbers, pace * (config.steps - numbers["step"]))
-
-            train(
-                model,
-                build.detection_loss(config),
-                training_batches(
-                    dataset, config.batch, progress.step, config.steps, config.workers
-                ),
-                optimizer,
-                build.schedule(config),
-                progress,
-                clip=config.optim.clip,
-                device=self.device,
-                log_every=config.log_every,
-                log=log,
-                save=save,
-                save_due=lambda _: time.monotonic() - saved_at >= config.save_every,
-            )
-        return progress
-
-    def _say(self, numbers: dict, seconds_left: float) -> None:
-        """A line on the screen, now and then."""
-        now = time.monotonic()
-        if now - self.said < SAY_EVERY and numbers["step"] < self.config.steps:
-            return
-        self.said = now
-        minutes, seconds = divmod(round(seconds_left), 60)
-        print(
-            f"step {numbers['step']}/{self.config.steps}  loss {numbers['loss']:.3f}  "
-            f"lr {numbers['lr']:.2g}  {minutes}:{seconds:02d} left",
-            flush=True,
+            self._print(f"data.train: {line}")
+        record = TrainingRecord(folder, config, self.id, world, model, optimizer, progress)
+        train(
+            world.parallel(model, config.sync_bn),
+            build.detection_loss(config),
+            training_batches(
+                build.training_set(config, source),
+                config.batch,
+                progress.step,
+                config.steps,
+                config.workers,
+                rank=world.rank,
+                processes=world.size,
+                accumulate=config.accumulate,
+            ),
+            optimizer,
+            build.schedule(config),
+            progress,
+            clip=config.optim.clip,
+            device=self.device,
+            log_every=config.log_every,
+            log=record.log,
+            save=record.save,
+            save_due=record.save_due,
+            world=world,
+            accumulate=config.accumulate,
+            precision=config.precision,
         )
-
-
-def cut_back(folder: RunFolder, step: int) -> None:
-    """Drops the lines of metrics.jsonl beyond the checkpoint: each step stands there once."""
-    if not folder.metrics_file.is_file():
-        return
-    kept = []
-    for line in folder.metrics_file.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:  # torn by a crash: the last one
-            break
-    write_atomically(folder.metrics_file, "".join(kept))
+        world.share_weights(model)
+        progress.bad_images = sorted({*chain(*world.gather(progress.bad_images))})
+        return progress
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -181,9 +177,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--request", type=Request.parse, required=True, help="JSON of a Request")
     given = parser.parse_args(arguments)
-    folder = RunFolder(given.folder)
+    return work(RunFolder(given.folder), given.request)
+
+
+def work(folder: RunFolder, request: Request) -> int:
+    """Does the run, alone or with the other processes that `torchrun` started. The exit status: 0
+    done, 1 failed, 2 the input cannot work, 3 somebody else is at it, 130 interrupted."""
     try:
-        Job(folder, given.request).run()
+        Job(folder, request, join()).run()
     except Locked:
         print(f"{folder.path} belongs to another process: left alone", flush=True)
         return 3

@@ -58,15 +58,20 @@ class DetectionLoss:
             ]
 
     def __call__(
-        self, outputs: Sequence[HeadOutput], targets: Sequence[Target]
+        self,
+        outputs: Sequence[HeadOutput],
+        targets: Sequence[Target],
+        num_objects: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total to minimise, and its parts for the log.
 
         The parts are weighted and summed over heads: `loss_cls`, `loss_l1`, `loss_giou`, each
-        divided by the number of objects of the batch (at least 1); and the counts `objects` and
-        `conflicts` over all heads.
+        divided by the number of objects of the batch (at least 1), which is `num_objects` where
+        these are only some of its images; and the counts `objects` and `conflicts` over all heads.
         """
-        num_objects = max(1, sum(len(t.gt_labels) for t in targets))
+        if num_objects is None:
+            num_objects = sum(len(t.gt_labels) for t in targets)
+        num_objects = max(1, num_objects)
         sums = dict.fromkeys(("loss_cls", "loss_l1", "loss_giou"), 0.0)
         conflicts = torch.zeros((), dtype=torch.int64)
         for output in outputs:
@@ -89,16 +94,38 @@ class DetectionLoss:
         gt = torch.cat([t.gt_xyxy[m.gt_idx] for t, m in rows])  # [M, 4]
         whwh = gt.new_tensor([2 * t.size_hw[::-1] for t in targets])[image]
 
-        logits = output.class_logits.float()
-        is_class = torch.zeros_like(logits)  # [B, P, K]
+        is_class = torch.zeros_like(output.class_logits, dtype=torch.float32)  # [B, P, K]
         is_class[image, slot, labels] = 1
-        focal = sigmoid_focal_loss(logits, is_class, self.alpha, self.gamma)
+        focal = self._focal(output, targets, is_class)
         boxes = output.boxes_xyxy[image, slot].float()  # [M, 4]
         difference = normalized(boxes, whwh, self.l1_format) - normalized(gt, whwh, self.l1_format)
         l1 = difference.abs().sum()
         giou = (1 - iou_and_giou(boxes, gt)[1]).sum()
         w = self.weights
         return {"loss_cls": w.cls * focal, "loss_l1": w.l1 * l1, "loss_giou": w.giou * giou}
+
+    def _focal(self, output: HeadOutput, targets: Sequence[Target], is_class: Tensor) -> Tensor:
+        """Sum of the focal loss, less that of negatives inside crowds of their class."""
+        logits = output.class_logits.float()
+        total = sigmoid_focal_loss(logits, is_class, self.alpha, self.gamma)
+        for image, target in enumerate(targets):
+            if len(target.crowd_labels):
+                crowded = in_crowd(output.points_xy, target, logits.shape[-1])
+                ignored = logits[image][crowded & (is_class[image] == 0)]
+                nothing = torch.zeros_like(ignored)
+                total = total - sigmoid_focal_loss(ignored, nothing, self.alpha, self.gamma)
+        return total
+
+
+def in_crowd(points_xy: Tensor, target: Target, num_classes: int) -> Tensor:
+    """Which slots lie inside a crowd of which class: [P, 2] pixels -> [P, K] bool."""
+    low, high = target.crowd_xyxy[:, :2], target.crowd_xyxy[:, 2:]
+    points = points_xy[:, None]
+    inside = ((points >= low) & (points <= high)).all(dim=2)  # [P, C]
+    mask = torch.zeros(len(points_xy), num_classes, dtype=torch.bool, device=points_xy.device)
+    for crowd, label in enumerate(target.crowd_labels.tolist()):
+        mask[:, label] |= inside[:, crowd]
+    return mask
 
 
 def _no_matches(target: Target) -> Matches:

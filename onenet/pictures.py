@@ -11,8 +11,9 @@ from torch import nn
 
 from onenet import build
 from onenet.config import Config
+from onenet.data.augment import ImageSize
 from onenet.data.images import ImageSource
-from onenet.data.loading import DetectionDataset, ImageSize, collate
+from onenet.data.loading import DetectionDataset, collate
 from onenet.detectors.onenet import normalize
 from onenet.inference import nms_keep, top_k
 from onenet.runs import write_json

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import platform
+import resource
 import subprocess
 import time
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from torch import nn
 from onenet import build, per_image
 from onenet.config import REPOSITORY, Config
 from onenet.data.images import ImageSource
+from onenet.distributed import World
 from onenet.evaluate import predict
 from onenet.identity import RECIPE, EvalSpec, run_id
 from onenet.request import Request
@@ -32,21 +34,26 @@ def evaluate(
     source: ImageSource,
     spec: EvalSpec,
     request: Request,
-) -> dict:
+    world: World,
+) -> dict | None:
     """Fills evaluations/<id>/: detections.json.gz (before NMS), per_image.npz, result.json last.
 
-    Returns the result.
+    Returns the result; None in all processes but the first.
     """
     started = time.perf_counter()
     target = folder.evaluation(spec)
-    predictions, bad = predict(
+    predicted = predict(
         model,
         build.evaluation_set(config, source, spec),
         batch=config.eval.batch,
         infer_heads=spec.infer_heads,
         workers=config.workers,
         device=build.device(config),
+        world=world,
     )
+    if predicted is None:
+        return None
+    predictions, bad = predicted
     scorer = Scorer(source.annotations, (spec.short / 512) ** 2 if spec.area == "relative" else 1.0)
     metrics, notes = scorer.score(predictions)
     metrics["conflict_rate"] = 100 * progress.conflicts / max(1, progress.objects)
@@ -77,9 +84,14 @@ def evaluate(
             "train_seconds": round(progress.seconds, 1),
             "seconds_per_step": progress.seconds / max(1, progress.step),
             "evaluation_seconds": round(time.perf_counter() - started, 1),
+            "peak_memory_gib": round(peak_memory(build.device(config)) / 2**30, 2),
             "finished": time.time(),
         },
-        "env": environment(build.device(config), request.threads),
+        "env": {
+            **environment(build.device(config), request.threads),
+            "processes": world.size,
+            "accumulate": config.accumulate,
+        },
     }
     write_json(target / "result.json", result)
     return result
@@ -110,6 +122,13 @@ def choices(config: Config, spec: EvalSpec) -> dict:
         "preset": config.preset,
         "seed": config.seed,
     }
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: on the GPU, or of the whole process, at most so far."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def environment(device: str, threads: int) -> dict:

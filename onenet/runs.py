@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / "checkpoints" / "last.pt"
 
     @property
+    def cache(self) -> Path:
+        """What all runs of the root may use again: the indices of annotation files."""
+        return self.path.parent / ".cache"
+
+    @property
     def log_file(self) -> Path:
         return self.path / "log.txt"
 

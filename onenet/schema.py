@@ -104,6 +104,7 @@ class Data:
     root: str | None = MISSING
     limit: int | None = MISSING
     on_bad_image: str = MISSING
+    crowd: str = MISSING
     train: Split = MISSING
     val: Split = MISSING
     shapes: Shapes = MISSING
@@ -113,12 +114,16 @@ class Data:
 class Augment:
     flip: float = MISSING
     min_scale: float = MISSING
+    size_step: int = MISSING
+    crop: float = MISSING
 
 
 @dataclass
 class Optim:
     base_lr: float = MISSING
     base_steps: int = MISSING
+    base_batch: int = MISSING
+    batch_rule: str = MISSING
     weight_decay: float = MISSING
     warmup: int = MISSING
     clip: float | None = MISSING
@@ -153,6 +158,7 @@ class Config:
     """A run. After `compose` all values are absolute: `lr` and `steps` are filled in, paths too."""
 
     preset: str = MISSING
+    reference: str | None = None
     debug: str | None = None
     detector: str = MISSING
     location: str = MISSING
@@ -164,6 +170,8 @@ class Config:
     lr: float | None = MISSING
     steps: int | None = MISSING
     batch: int = MISSING
+    precision: str = MISSING
+    sync_bn: bool = MISSING
     size: Size = MISSING
     cost: Cost = MISSING
     assigner: Assigner = MISSING
@@ -179,6 +187,8 @@ class Config:
     runs_root: str | None = MISSING
     plan: bool = MISSING
     device: str = MISSING
+    processes: int | None = MISSING
+    accumulate: int = MISSING
     workers: int = MISSING
     log_every: int = MISSING
     save_every: float = MISSING

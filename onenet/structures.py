@@ -3,8 +3,9 @@
 B images, P prediction slots (H·W grid points), K classes, N ground truths, M matches.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 
@@ -16,14 +17,14 @@ class Target:
     gt_xyxy: Tensor  # [N, 4] float32 pixels, x1 < x2 and y1 < y2
     size_hw: tuple[int, int]  # of the resized, unpadded image
     image_id: int  # of the annotation file
+    # Regions in which a class is not learnt, because its objects are not told apart there.
+    crowd_labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))  # [C]
+    crowd_xyxy: Tensor = field(default_factory=lambda: torch.zeros(0, 4))  # [C, 4] pixels
 
     def to(self, device) -> "Target":
-        return Target(
-            self.gt_labels.to(device, non_blocking=True),
-            self.gt_xyxy.to(device, non_blocking=True),
-            self.size_hw,
-            self.image_id,
-        )
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items()}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from onenet.data.sources import check_splits
 from onenet.errors import UserError
 from onenet.expansion import Cell
 from onenet.identity import EvalSpec, default_evaluation
+from onenet.machine import Place, places
 from onenet.request import Request
 from onenet.runs import RunFolder
 
@@ -30,6 +31,7 @@ class Planned:
 
     cells: list[Cell]
     process: subprocess.Popen | None = None
+    place: Place | None = None
     started: float = 0.0
     ended_with: int | None = None
     task: TaskID | None = field(default=None, repr=False)
@@ -50,6 +52,10 @@ class Planned:
         """The evaluations that are asked for and not there."""
         wanted = [default_evaluation(self.config), *(cell.evaluation for cell in self.cells)]
         return [spec for spec in dict.fromkeys(wanted) if not self.folder.result(spec)]
+
+    def request(self, threads: int) -> Request:
+        evaluations = [cell.evaluation for cell in self.cells]
+        return Request(evaluations, list(self.cells[0].overrides), threads)
 
     def state(self) -> str:
         state = self.folder.state()
@@ -85,7 +91,7 @@ def check_data(console: Console, planned: list[Planned]) -> None:
     for run in planned:
         if run.config.data not in seen:
             seen.append(run.config.data)
-            for line in check_splits(run.config.data):
+            for line in check_splits(run.config.data, run.folder.cache):
                 console.out(line, highlight=False)
 
 
@@ -98,27 +104,50 @@ def run_all(console: Console, planned: list[Planned]) -> bool:
     done = len(planned) - len(todo)
     if todo:
         check_data(console, todo)
-        jobs, threads = share_of_cores(planned[0].config, len(todo))
+        free = places(planned[0].config, len(todo))
         console.out(
-            f"{len(planned)} runs, {done} already done, {len(todo)} to do: "
-            f"{jobs} at a time, {threads} thread{'s'[: threads > 1]} each",
+            f"{len(planned)} runs, {done} already done, {len(todo)} to do: {_share(free)}",
             highlight=False,
         )
-        _work(console, todo, jobs, threads)
+        _work(console, todo, free)
     return all(run.state() == "done" for run in planned)
 
 
-def share_of_cores(config: Config, runs: int) -> tuple[int, int]:
-    """How many runs at a time, with how many threads each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    jobs = config.sweep.jobs or max(1, min(cores // (config.sweep.threads or 1), runs))
-    return jobs, config.sweep.threads or max(1, cores // jobs)
+def take_part(planned: list[Planned]) -> int:
+    """Does the only run as one of the processes that `torchrun` started. The exit status."""
+    from onenet import job  # torch: nothing else here needs it
+
+    if len(planned) > 1:
+        raise UserError(
+            f"torchrun serves one run, not {len(planned)}.\n"
+            "A sweep starts it by itself for each run: python run.py -m … processes=8"
+        )
+    (run,) = planned
+    if os.environ["RANK"] == "0":
+        freeze([run])
+    return job.work(run.folder, run.request(int(os.environ.get("OMP_NUM_THREADS", 1))))
 
 
-def _work(console: Console, todo: list[Planned], jobs: int, threads: int) -> None:
+def freeze(todo: list[Planned]) -> None:
+    """Writes the configurations; what is edited from now on changes nothing for these runs."""
     for run in todo:
         if run.folder.state() in ("missing", "failed", "partial"):
             run.folder.freeze(to_dict(run.config))
+
+
+def _share(free: list[Place]) -> str:
+    """For example: 2 at a time, 1 thread each"""
+    processes, threads, gpus = free[0].processes, free[0].threads, free[0].gpus
+    each = [
+        f"{processes} processes" if processes > 1 else "",
+        f"{len(gpus)} GPU{'s'[: len(gpus) > 1]}" if gpus else "",
+        f"{threads} thread{'s'[: threads > 1]}{' a process' if processes > 1 else ''}",
+    ]
+    return f"{len(free)} at a time, {', '.join(filter(None, each))} each"
+
+
+def _work(console: Console, todo: list[Planned], free: list[Place]) -> None:
+    freeze(todo)
     # The long ones first, so that no core idles at the end.
     waiting = sorted(todo, key=lambda run: -run.config.steps * (1 + run.config.heads))
     active: list[Planned] = []
@@ -133,13 +162,14 @@ def _work(console: Console, todo: list[Planned], jobs: int, threads: int) -> Non
     with bars:
         try:
             while waiting or active:
-                while waiting and len(active) < jobs:
-                    active.append(start(waiting.pop(0), threads))
+                while waiting and free:
+                    active.append(start(waiting.pop(0), free.pop(0)))
                 time.sleep(POLL)
                 for run in active:
                     _show(bars, run)
                 for run in [r for r in active if r.process.poll() is not None]:
                     active.remove(run)
+                    free.append(run.place)
                     _finish(console, bars, run)
                 if not console.is_terminal and time.monotonic() - said > SAY_EVERY:
                     said = time.monotonic()
@@ -149,23 +179,30 @@ def _work(console: Console, todo: list[Planned], jobs: int, threads: int) -> Non
                 run.process.terminate()
 
 
-def start(run: Planned, threads: int) -> Planned:
-    """Starts the run's own process, which writes to log.txt."""
-    request = Request([c.evaluation for c in run.cells], list(run.cells[0].overrides), threads)
+def start(run: Planned, place: Place) -> Planned:
+    """Starts the run's own process, or `torchrun` with several, which write to log.txt."""
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    run.started = time.monotonic()
+    environment = {
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve whatever shares the cores
+        **os.environ,
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": str(place.threads),
+    }
+    if place.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
+    command = [sys.executable]
+    if place.processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(place.processes)]
+    command += ["-m", "onenet.job", str(run.folder.path), "--request"]
+    run.started, run.place = time.monotonic(), place
     with open(run.folder.log_file, "ab") as log:
         run.process = subprocess.Popen(
-            [sys.executable, "-m", "onenet.job", run.folder.path, "--request", request.dump()],
+            [*command, run.request(place.threads).dump()],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={
-                "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve whatever shares the cores
-                **os.environ,
-                "PYTHONPATH": path,
-                "OMP_NUM_THREADS": str(threads),
-            },
+            env=environment,
         )
     return run
 
@@ -196,11 +233,15 @@ def _finish(console: Console, bars: Progress, run: Planned) -> None:
 
 def failure(run: Planned) -> str:
     """Why the run is not done, in a line."""
-    if run.ended_with == 3:
+    status = run.folder.status()
+    if run.folder.state() == "running":
         return "another process is running it"
-    if run.ended_with in (1, 2):
-        log = run.folder.log_file.read_text(errors="replace")
-        return " ".join(log.rpartition("error: ")[2].split())
+    if status.get("state") == "failed":
+        return " ".join(status["exception"].removeprefix("UserError: ").split())
+    said = run.folder.log_file.read_text(errors="replace").splitlines()
+    errors = [line for line in said if line.startswith("error: ")]
+    if run.ended_with in (1, 2) and errors:
+        return errors[-1].removeprefix("error: ")
     return f"ended with {run.ended_with} (killed, or out of memory?)"
 
 

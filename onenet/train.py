@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,11 @@ from torch.optim import Optimizer
 
 from onenet.data.loading import Batch
 from onenet.detectors.onenet import normalize
+from onenet.distributed import ALONE, World, without_sync
 from onenet.losses import DetectionLoss
 from onenet.optim import Schedule
+
+PARTS = ("loss_cls", "loss_l1", "loss_giou", "objects", "conflicts")
 
 
 @dataclass
@@ -39,27 +44,30 @@ def train(
     log: Callable[[dict], None],
     save: Callable[[], None],
     save_due: Callable[[Progress], bool],
+    world: World = ALONE,
+    accumulate: int = 1,
+    precision: str = "float32",
 ) -> None:
     """Runs the steps progress.step + 1 .. schedule.steps, one batch each.
 
-    `clip`: largest gradient norm, None for no clipping. `log` gets a line every `log_every` steps
-    and at the last. `save` is called after a step for which `save_due` is true, and at the end.
+    `batches`: for every step `accumulate` of them, this process's share. `clip`: largest gradient
+    norm, None for no clipping. `precision`: of the network, `float32` or `bf16`; matching and loss
+    are float32. `log` gets a line every `log_every` steps and at the last. `save` is called after a
+    step for which `save_due` is true, and at the end.
     Raises FloatingPointError before the optimiser step if the loss or a gradient is not finite.
     """
     model.train()
     started = time.perf_counter()
-    for batch in batches:
+    while share := list(islice(batches, accumulate)):
         step = progress.step + 1
         lr = schedule.at(step)
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        images = normalize(batch.images.to(device, non_blocking=True))
-        targets = [target.to(device) for target in batch.targets]
-        total, parts = loss(model(images), targets)
-        _check_finite(total, parts, step)
         optimizer.zero_grad()
-        total.backward()
+        parts = _backward(model, loss, share, device, world, precision)
+        total = parts["loss_cls"] + parts["loss_l1"] + parts["loss_giou"]
+        _check_finite(total, parts, step)
         norm = nn.utils.clip_grad_norm_(model.parameters(), clip or torch.inf)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"the gradient is not finite at step {step}: norm {norm}")
@@ -70,13 +78,43 @@ def train(
         started = time.perf_counter()
         progress.objects += int(parts["objects"])
         progress.conflicts += int(parts["conflicts"])
-        progress.bad_images += sorted({*batch.bad_images} - {*progress.bad_images})
+        bad_images = {name for batch in share for name in batch.bad_images}
+        progress.bad_images += sorted(bad_images - {*progress.bad_images})
         if step % log_every == 0 or step == schedule.steps:
-            numbers = {name: float(value.detach()) for name, value in parts.items()}
-            numbers |= {"loss": float(total.detach()), "lr": lr, "grad_norm": float(norm)}
+            numbers = {name: float(value) for name, value in parts.items()}
+            numbers |= {"loss": float(total), "lr": lr, "grad_norm": float(norm)}
             log({"step": step, **numbers})
         if save_due(progress) or step == schedule.steps:
             save()
+
+
+def _backward(
+    model: nn.Module,
+    loss: DetectionLoss,
+    share: list[Batch],
+    device: str,
+    world: World,
+    precision: str,
+) -> dict[str, Tensor]:
+    """Adds the gradient of the whole batch's loss, of which `share` is this process's part.
+
+    Every piece is divided by the objects of the whole batch, so that the sum over pieces and
+    processes is the loss of the batch in one. Returns the parts of that loss.
+    """
+    objects = sum(len(target.gt_labels) for batch in share for target in batch.targets)
+    num_objects = int(world.sum(torch.tensor(objects)))
+    sums = torch.zeros(len(PARTS), dtype=torch.float64)
+    for piece, batch in enumerate(share):
+        last = piece == len(share) - 1
+        images = normalize(batch.images.to(device, non_blocking=True))
+        targets = [target.to(device) for target in batch.targets]
+        with nullcontext() if last else without_sync(model):
+            with torch.autocast(torch.device(device).type, torch.bfloat16, precision == "bf16"):
+                outputs = model(images)
+            total, parts = loss(outputs, targets, num_objects)
+            (total * world.size).backward()  # the processes' gradients are averaged
+        sums += torch.stack([parts[name].detach().cpu().double() for name in PARTS])
+    return dict(zip(PARTS, world.sum(sums), strict=True))
 
 
 def _check_finite(total: Tensor, parts: dict[str, Tensor], step: int) -> None:

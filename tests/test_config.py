@@ -24,7 +24,7 @@ def test_the_default_run_is_the_papers_method_on_the_built_in_data():
     [(f.parent.name, f.stem) for f in sorted(CONF.glob("*/*.yaml"))],
 )
 def test_every_option_of_every_group_composes(group, option):
-    needs = ["data.root=/somewhere"] if option == "coco" else []
+    needs = ["data.root=/somewhere"] if option in ("coco", "paper") else []
     config = compose([f"{group}={option}", *needs])
     chosen = getattr(config, group)
     assert option in (chosen, getattr(chosen, "name", None))

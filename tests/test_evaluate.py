@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from onenet import evaluate
+from onenet.data.augment import ImageSize
 from onenet.data.images import BadImage
-from onenet.data.loading import DetectionDataset, ImageSize
+from onenet.data.loading import DetectionDataset
 from onenet.evaluate import predict
 from onenet.structures import Detections
 from tests.conftest import Pictures, make_annotations

@@ -12,18 +12,17 @@ import pytest
 import torch
 
 from onenet.backbones import make_backbone
+from onenet.data.augment import Augmentation, ImageSize, View, draw_view
 from onenet.data.images import DrawnImages
 from onenet.data.loading import (
     PADDING_RGB,
-    Augmentation,
     DetectionDataset,
-    ImageSize,
     collate,
     evaluation_batches,
     pad_to_multiple,
     training_batches,
-    training_order,
 )
+from onenet.data.order import training_order
 from onenet.data.shapes import ShapesConfig, make_annotations
 from onenet.detectors.onenet import OneNet, normalize
 from onenet.evaluate import predict
@@ -168,13 +167,85 @@ def test_half_of_the_images_are_flipped():
     assert 70 < sum(flipped) < 130
 
 
-def test_boxes_are_clipped_to_the_image_and_crowds_left_out():
-    objects = [(0, (-5, 10, 30, 90)), (1, (0, 0, 60, 40), True), (2, (50, 30, 70, 41))]
+def test_boxes_are_clipped_to_the_image():
+    objects = [(0, (-5, 10, 30, 90)), (2, (50, 30, 70, 41))]
     source = Pictures(conftest.make_annotations([(40, 60)], [objects]))
     target = dataset_of(source, 80, 2.0, None)[0, 0][1]
     assert target.gt_labels.tolist() == [0, 2]
     assert target.gt_xyxy.tolist() == [[0, 20, 60, 80], [100, 60, 120, 80]]
     assert target.image_id == 1
+
+
+@pytest.mark.parametrize(
+    ("crowd", "learnt", "left_alone"),
+    [("ignore", [0, 2], [1]), ("drop", [0, 2], []), ("keep", [0, 1, 2], [])],
+)
+def test_crowds_are_left_alone_or_background_or_objects(crowd, learnt, left_alone):
+    objects = [(0, (5, 10, 30, 30)), (1, (-9, 0, 30, 20), True), (2, (50, 30, 60, 40))]
+    source = Pictures(conftest.make_annotations([(40, 60)], [objects]))
+    size, augmentation = ImageSize(80, 2.0), Augmentation(1.0, 1.0)
+    target = DetectionDataset(source, size, augmentation, crowd=crowd)[0, 0][1]
+    assert target.gt_labels.tolist() == learnt
+    assert target.crowd_labels.tolist() == left_alone
+    if left_alone:
+        assert target.crowd_xyxy.tolist() == [[60, 0, 120, 40]]
+
+
+# --- crops ---
+
+
+def test_a_crop_moves_box_and_pixels_alike():
+    source = marked((100, 160), (40, 30, 120, 80))
+    views = set()
+    for epoch in range(60):
+        dataset = dataset_of(source, 64, 1.5, Augmentation(0.5, 0.8, crop=1.0))
+        pixels, target, original_hw, _ = dataset[epoch, 0]
+        view = dataset.view(epoch, 0)
+        assert pixels.shape[1:] == target.size_hw == view.size_hw
+        assert original_hw == (100, 160)
+        assert len(target.gt_labels) == 1  # a crop is too large to miss so large a box
+        assert abs(np.array(white_box(pixels)) - target.gt_xyxy[0].numpy()).max() <= 1
+        views.add(view)
+    assert len(views) == 60
+    assert len({view.flip for view in views}) == 2
+
+
+def test_crops_are_as_large_as_the_released_code_cuts_them():
+    """At a shortest side of 512: brought to 400, 500 or 600, then 384..600 are cut out."""
+    size, augmentation = ImageSize(512, 1.667), Augmentation(0.0, 1.0, crop=1.0)
+    sides = []
+    for seed in range(2000):
+        view = draw_view((480, 640), size, augmentation, np.random.default_rng(seed))
+        x1, y1, x2, y2 = view.crop_xyxy
+        assert 0 <= x1 < x2 <= 640
+        assert 0 <= y1 < y2 <= 480
+        sides.append((y2 - y1, x2 - x1))
+        assert view.size_hw == size.of(sides[-1])
+    height, width = np.array(sides).T
+    # The smallest are 384 of an image brought to 600, the largest all of one brought to 400.
+    assert height.min() == pytest.approx(384 / 1.25, abs=2)
+    assert height.max() == pytest.approx(480, abs=2)
+    assert width.min() == pytest.approx(384 / 1.25, abs=2)
+    assert width.max() == pytest.approx(640, abs=2)
+
+
+def test_half_of_the_images_are_cropped_and_sizes_come_in_steps():
+    augmentation = Augmentation(0.0, 0.8125, size_step=32, crop=0.5)
+    views = [
+        draw_view((512, 512), ImageSize(512, 1.667), augmentation, np.random.default_rng(seed))
+        for seed in range(400)
+    ]
+    whole = [view for view in views if view.crop_xyxy == (0, 0, 512, 512)]
+    assert 150 < len(whole) < 250
+    assert {min(view.size_hw) for view in views} == {416, 448, 480, 512}
+
+
+def test_what_a_crop_leaves_nothing_of_is_no_object():
+    view = View((10.0, 0.0, 50.0, 40.0), (80, 80), flip=True)
+    boxes, left = view.place(np.array([[0, 0, 10, 40], [0, 5, 20, 50], [60, 0, 70, 9.0]]))
+    assert left.tolist() == [False, True, False]
+    assert boxes.dtype == np.float32
+    assert boxes[1].tolist() == [60, 10, 80, 80]
 
 
 def test_reading_leaves_the_annotations_and_the_pixels_alone():
@@ -276,6 +347,53 @@ def test_a_later_start_continues_where_an_earlier_one_was():
     assert len(straight) == 8
     assert_equal_batches(straight[3:], list(training_batches(dataset, 2, 3, 8)))
     assert_equal_batches(straight[3:5], list(training_batches(dataset, 2, 3, 5)))
+
+
+@pytest.mark.parametrize(("processes", "accumulate"), [(2, 1), (1, 2), (2, 2), (3, 1)])
+def test_the_pieces_of_a_batch_are_the_whole_batch(processes, accumulate):
+    dataset = dataset_of(drawn(9))
+    whole = list(training_batches(dataset, 5, 1, 4))
+    of_ranks = [
+        list(
+            training_batches(
+                dataset, 5, 1, 4, rank=rank, processes=processes, accumulate=accumulate
+            )
+        )
+        for rank in range(processes)
+    ]
+    for step, batch in enumerate(whole):
+        share = slice(step * accumulate, (step + 1) * accumulate)
+        # Piece number m * processes + r is part m of process r.
+        parts = zip(*(batches[share] for batches in of_ranks), strict=True)
+        pieces = [piece for part in parts for piece in part]
+        assert len(pieces) == processes * accumulate
+        assert all(len(piece.targets) for piece in pieces)
+        assert {piece.images.shape[1:] for piece in pieces} == {batch.images.shape[1:]}
+        assert torch.equal(torch.cat([piece.images for piece in pieces]), batch.images)
+        targets = [target for piece in pieces for target in piece.targets]
+        for one, other in zip(targets, batch.targets, strict=True):
+            assert one.image_id == other.image_id
+            assert torch.equal(one.gt_xyxy, other.gt_xyxy)
+
+
+@pytest.mark.parametrize("batch", [3, 64])
+def test_the_order_is_that_of_the_plain_loop(batch):
+    """Images are dealt to the batch of their kind, one after the other."""
+
+    def plain(wide, seed):
+        waiting, epoch = {True: [], False: []}, 0
+        while True:
+            for image in np.random.default_rng([seed, 0, epoch]).permutation(len(wide)).tolist():
+                group = waiting[bool(wide[image])]
+                group.append((epoch, image))
+                if len(group) == batch:
+                    yield list(group)
+                    group.clear()
+            epoch += 1
+
+    wide = SIZES[:, 1] > SIZES[:, 0]
+    one, other = training_order(SIZES, batch, 3), plain(wide, 3)
+    assert list(islice(one, 80)) == list(islice(other, 80))
 
 
 # --- evaluation ---

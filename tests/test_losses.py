@@ -4,6 +4,7 @@ Run: pytest tests/test_losses.py
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,12 @@ def learnable(output: HeadOutput) -> HeadOutput:
 # --- the slow obvious thing ---
 
 
+def crowded(point, target, label: int) -> bool:
+    x, y = point.tolist()
+    regions = zip(target.crowd_labels.tolist(), target.crowd_xyxy.tolist(), strict=True)
+    return any(k == label and a <= x <= c and b <= y <= d for k, (a, b, c, d) in regions)
+
+
 def scalar_loss(loss: DetectionLoss, outputs, targets) -> dict[str, float]:
     """The three parts, number by number, given what the assigner chooses."""
     focal = l1 = giou = 0.0
@@ -60,7 +67,7 @@ def scalar_loss(loss: DetectionLoss, outputs, targets) -> dict[str, float]:
                 for label, x in enumerate(logits):
                     if (slot, label) in positive:
                         focal += loss.alpha * sigmoid(-x) ** loss.gamma * log_one_plus_exp(-x)
-                    else:
+                    elif not crowded(output.points_xy[slot], target, label):
                         focal += (1 - loss.alpha) * sigmoid(x) ** loss.gamma * log_one_plus_exp(x)
     objects = max(1, sum(len(target.gt_labels) for target in targets))
     w = loss.weights
@@ -286,3 +293,63 @@ def test_targets_and_predictions_are_left_alone():
     before = [tensor.clone() for tensor in tensors]
     make_loss()([output], targets)
     assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
+
+
+# --- crowds ---
+
+
+def test_a_class_is_not_learnt_inside_its_crowds():
+    generator = seeded()
+    outputs = [learnable(random_output(2, 4, generator)) for _ in range(2)]
+    inside = torch.tensor([[0.0, 0, 20, 20], [30, 0, 60, 40], [0, 0, 31, 40]])
+    targets = [
+        replace(
+            random_target(3, 4, SIZE, generator),
+            crowd_labels=torch.tensor([1, 1, 3]),
+            crowd_xyxy=inside,
+        ),
+        random_target(2, 4, SIZE, generator),
+    ]
+    loss = make_loss()
+    total, parts = loss(outputs, targets)
+    for name, value in scalar_loss(loss, outputs, targets).items():
+        assert parts[name].item() == pytest.approx(value, rel=1e-4)
+    plain = [replace(t, crowd_labels=t.crowd_labels[:0]) for t in targets]
+    assert parts["loss_cls"] < loss(outputs, plain)[1]["loss_cls"]
+    total.backward()
+    logits, x = outputs[0].class_logits.grad[0], outputs[0].points_xy[:, 0]
+    match = loss.match(outputs[0], targets)[0]
+    free = torch.ones(len(x), dtype=torch.bool)
+    free[match.pred_idx] = False
+    assert (logits[free & (x <= 31), 3].abs() < 1e-7).all()
+    assert (logits[free & (x > 31), 3] != 0).all()
+    assert (logits[:, 0] != 0).all()
+
+
+def test_a_positive_sample_inside_a_crowd_is_learnt():
+    output = learnable(random_output(1, 2, seeded()))
+    target = replace(
+        make_target([1], [[0, 0, 20, 20]]),
+        crowd_labels=torch.tensor([1]),
+        crowd_xyxy=torch.tensor([[0.0, 0, 60, 40]]),
+    )
+    total, _ = make_loss(assigner=fixed_matches((4, 0)))([output], [target])
+    total.backward()
+    assert output.class_logits.grad[0, 4, 1] < 0
+
+
+# --- parts of a batch ---
+
+
+def test_the_losses_of_the_parts_of_a_batch_add_up_to_its_loss():
+    generator = seeded()
+    output = random_output(3, 4, generator)
+    targets = [random_target(count, 4, SIZE, generator) for count in (5, 0, 1)]
+    loss = make_loss()
+    whole, _ = loss([output], targets)
+    parts = [
+        loss([HeadOutput(output.class_logits[part], output.boxes_xyxy[part], output.points_xy)],
+             targets[part], num_objects=6)[0]
+        for part in (slice(0, 1), slice(1, 3))
+    ]  # fmt: skip
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-6)

@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from onenet import runs, sweep
+from onenet import machine, runs, sweep
 from onenet.config import REPOSITORY, compose
 from onenet.expansion import expand
-from onenet.job import cut_back
+from onenet.record import cut_back
 from onenet.runs import Locked, RunFolder, write_atomically, write_json
 
 
@@ -102,12 +103,41 @@ def test_metrics_are_cut_back_to_the_checkpoint(folder):
 
 
 def test_cores_are_shared_out(monkeypatch):
-    monkeypatch.setattr(sweep.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert sweep.share_of_cores(compose([]), 4) == (4, 2)
-    assert sweep.share_of_cores(compose([]), 1) == (1, 8)
-    assert sweep.share_of_cores(compose([]), 20) == (8, 1)
-    assert sweep.share_of_cores(compose(["sweep.jobs=2"]), 20) == (2, 4)
-    assert sweep.share_of_cores(compose(["sweep.threads=4"]), 20) == (2, 4)
+    def shared(runs: int, *overrides: str) -> tuple[int, int, int]:
+        free = machine.places(compose(list(overrides)), runs)
+        assert len(set(free)) == 1
+        assert free[0].gpus is None
+        return len(free), free[0].processes, free[0].threads
+
+    monkeypatch.setattr(machine, "count_cores", lambda: 8)
+    monkeypatch.setattr(machine, "gpus", list)
+    assert shared(4) == (4, 1, 2)
+    assert shared(1) == (1, 1, 8)
+    assert shared(20) == (8, 1, 1)
+    assert shared(20, "sweep.jobs=2") == (2, 1, 4)
+    assert shared(20, "sweep.threads=4") == (2, 1, 4)
+    assert shared(20, "processes=2") == (4, 2, 1)
+    assert shared(1, "processes=2") == (1, 2, 4)
+    assert shared(2, "processes=null") == (2, 1, 4)
+    assert shared(3, "processes=16", "batch=16") == (1, 16, 1)
+
+
+def test_every_run_has_gpus_of_its_own_while_there_are_any(monkeypatch):
+    def shared(runs: int, *overrides: str) -> list[tuple[str, ...] | None]:
+        return [place.gpus for place in machine.places(compose(list(overrides)), runs)]
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,GPU-3")
+    assert shared(9) == [("0",), ("1",), ("2",), ("GPU-3",)]
+    assert shared(2) == [("0",), ("1",)]
+    assert shared(9, "processes=2") == [("0", "1"), ("2", "GPU-3")]
+    assert shared(9, "processes=null") == [("0", "1", "2", "GPU-3")]
+    assert shared(9, "processes=3", "sweep.jobs=2") == [("0", "1", "2"), ("GPU-3", "0", "1")]
+    assert shared(1, "device=cpu") == [None]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine.gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(machine, "NVIDIA", Path("/nowhere"))
+    assert machine.gpus() == []
 
 
 def test_labels_say_what_tells_runs_apart():

@@ -11,12 +11,8 @@ from torch import nan, nn
 
 from onenet import build, checkpoint
 from onenet.config import Config, compose
-from onenet.data.loading import (
-    Augmentation,
-    DetectionDataset,
-    ImageSize,
-    training_batches,
-)
+from onenet.data.augment import Augmentation, ImageSize
+from onenet.data.loading import DetectionDataset, training_batches
 from onenet.data.sources import open_split
 from onenet.errors import UserError
 from onenet.evaluate import predict
@@ -24,7 +20,7 @@ from onenet.identity import requested_evaluation
 from onenet.losses import LossWeights
 from onenet.optim import Schedule, make_optimizer
 from onenet.scoring import Scorer
-from onenet.train import Progress, train
+from onenet.train import PARTS, Progress, train
 from tests.conftest import Pictures, make_annotations
 
 LOGGED = {
@@ -119,6 +115,9 @@ def test_one_image_is_learnt_by_heart():
         ("assigner.conflict=next_best",),
         ("assigner.conflict=drop",),
         ("neck=deconv",),
+        ("neck=deconv_dcn",),
+        ("reference=released", "augment.crop=0"),
+        ("precision=bf16",),
     ],
     ids=" ".join,
 )
@@ -288,11 +287,12 @@ def steps_of_one_weight(clip: float | None, steps: int = 3):
     optimizer.register_step_pre_hook(lambda *_: seen.append(model.weight.grad.item()))
     source = Pictures(make_annotations([(32, 32)] * 2, [[], []]))
     dataset = DetectionDataset(source, ImageSize(32, 1.0))
-    counts = {"objects": torch.tensor(4), "conflicts": torch.tensor(1)}
+    counts = dict.fromkeys(PARTS, torch.tensor(0.0))
+    counts |= {"objects": torch.tensor(4), "conflicts": torch.tensor(1)}
     progress = Progress()
     train(
         model,
-        lambda outputs, targets: (outputs, counts),
+        lambda outputs, targets, num_objects: (outputs, counts),
         training_batches(dataset, 1, 0, steps),
         optimizer,
         Schedule(1.0, steps, warmup=2),

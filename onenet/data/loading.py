@@ -4,7 +4,7 @@ So a run can be resumed at any step, and the number of worker processes changes 
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -14,37 +14,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from onenet.data.augment import Augmentation, ImageSize, View, draw_view, whole_view
 from onenet.data.images import BadImage, ImageSource
+from onenet.data.order import Key, pieces, training_order
 from onenet.errors import UserError
 from onenet.structures import Target
 
 SIZE_MULTIPLE = 32  # the coarsest stride: padded sizes are multiples of it
 PADDING_RGB = (124, 116, 104)  # ImageNet's mean: 0 once normalized
-
-
-@dataclass(frozen=True)
-class ImageSize:
-    """Shortest side `short` pixels, longest at most `short * ratio` (512 and 1.667: 512×853)."""
-
-    short: int
-    ratio: float
-
-    def of(self, size_hw: tuple[int, int], short: int | None = None) -> tuple[int, int]:
-        """(height, width) that an image gets; `short` (<= self.short) where it is jittered."""
-        height, width = size_hw
-        scale = (short or self.short) / min(height, width)
-        longest = int(self.short * self.ratio + 1e-6)  # whole pixels, in spite of rounding
-        scale = min(scale, longest / max(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """`flip`: probability in 0..1. `min_scale`: in (0, 1]; the shortest side is drawn uniformly
-    from min_scale * short .. short (416..512 in section 5)."""
-
-    flip: float = 0.5
-    min_scale: float = 0.8125
 
 
 @dataclass(frozen=True)
@@ -54,6 +31,17 @@ class Batch:
     original_hw: list[tuple[int, int]]  # [B] before resizing
     stands_in: list[bool]  # [B] is it the neighbour of an image that could not be read?
     bad_images: list[str]  # what is wrong with those
+
+    def pin_memory(self) -> "Batch":
+        return replace(self, images=self.images.pin_memory())
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one forward pass gets of a batch."""
+
+    images: list[Key]
+    batch: list[Key]  # all of it: the padded size is that of its largest image
 
 
 def pad_to_multiple(size_hw: tuple[int, int]) -> tuple[int, int]:
@@ -66,6 +54,8 @@ class DetectionDataset(Dataset):
 
     In the place of an image that cannot be read stands the next one, and the batch names the file.
     `on_bad_image` says what the loader does about it: `error` raises UserError, `skip` goes on.
+    `crowd`: what boxes around crowds are in training. `ignore`: their class is not learnt at slots
+    inside them; `drop`: background; `keep`: objects.
     """
 
     def __init__(
@@ -75,16 +65,15 @@ class DetectionDataset(Dataset):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         on_bad_image: str = "error",
+        crowd: str = "ignore",
     ):
         self.source, self.size, self.augmentation = source, size, augmentation
-        self.seed, self.on_bad_image = seed, on_bad_image
+        self.seed, self.on_bad_image, self.crowd = seed, on_bad_image, crowd
 
     def __len__(self) -> int:
         return len(self.source.annotations)
 
-    def __getitem__(
-        self, key: tuple[int, int]
-    ) -> tuple[Tensor, Target, tuple[int, int], list[str]]:
+    def __getitem__(self, key: Key) -> tuple[Tensor, Target, tuple[int, int], list[str]]:
         epoch, image = key
         bad = []
         for candidate in range(image, image + len(self)):
@@ -96,47 +85,59 @@ class DetectionDataset(Dataset):
             return *self._prepare(pixels, epoch, candidate % len(self)), bad
         raise UserError(f"None of the {len(self)} images can be read. The first: {bad[0]}")
 
-    def _prepare(self, pixels: np.ndarray, epoch: int, image: int):
-        """Resized, in training flipped and jittered: pixels [3, h, w], target, original size."""
-        rng = np.random.default_rng([self.seed, 1, epoch, image])
-        original_hw = pixels.shape[:2]
-        short, flip = self.size.short, False
-        if self.augmentation is not None:
-            flip = rng.random() < self.augmentation.flip
-            smallest = round(self.augmentation.min_scale * self.size.short)
-            short = int(rng.integers(smallest, self.size.short + 1))
-        height, width = self.size.of(original_hw, short)
-        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-        target = self._target(image, (height, width))
-        values = np.asarray(resized)
-        if flip:
-            values = values[:, ::-1]
-            x1, y1, x2, y2 = target.gt_xyxy.unbind(1)
-            flipped = torch.stack([width - x2, y1, width - x1, y2], dim=1)
-            target = replace(target, gt_xyxy=flipped)
-        return torch.from_numpy(values.transpose(2, 0, 1).copy()), target, original_hw
+    def view(self, epoch: int, image: int) -> View:
+        """How the image is seen in that epoch."""
+        image_hw = tuple(self.source.annotations.sizes_hw[image].tolist())
+        if self.augmentation is None:
+            return whole_view(image_hw, self.size)
+        generator = np.random.default_rng([self.seed, 1, epoch, image])
+        return draw_view(image_hw, self.size, self.augmentation, generator)
 
-    def _target(self, image: int, size_hw: tuple[int, int]) -> Target:
-        """The objects to learn: clipped to the image and scaled with it, without crowds."""
+    def _prepare(self, pixels: np.ndarray, epoch: int, image: int):
+        """Pixels [3, h, w] of the view, target, size of the image."""
+        view = self.view(epoch, image)
+        resized = Image.fromarray(pixels).resize(
+            view.size_hw[::-1], Image.Resampling.BILINEAR, box=view.crop_xyxy
+        )
+        values = np.asarray(resized)
+        if view.flip:
+            values = values[:, ::-1]
+        values = torch.from_numpy(values.transpose(2, 0, 1).copy())
+        return values, self._target(view, image), pixels.shape[:2]
+
+    def _target(self, view: View, image: int) -> Target:
+        """The objects to learn, and the crowds to leave alone, where they lie in the view."""
         annotations = self.source.annotations
         rows = annotations.rows(image)
-        single = ~annotations.crowd[rows]
-        original = annotations.sizes_hw[image]
-        scale = np.tile(np.array(size_hw[::-1]) / original[::-1], 2)
-        limit = np.tile(original[::-1], 2)
-        boxes = np.clip(annotations.boxes_xyxy[rows][single], 0, limit) * scale
+        boxes, left = view.place(annotations.boxes_xyxy[rows])
+        crowd, labels = annotations.crowd[rows], annotations.labels[rows]
+        objects = left if self.crowd == "keep" else left & ~crowd
+        ignored = left & crowd & (self.crowd == "ignore")
         return Target(
-            gt_labels=torch.from_numpy(annotations.labels[rows][single]),
-            gt_xyxy=torch.from_numpy(boxes.astype(np.float32)).reshape(-1, 4),
-            size_hw=size_hw,
+            gt_labels=torch.from_numpy(labels[objects]),
+            gt_xyxy=torch.from_numpy(boxes[objects]),
+            size_hw=view.size_hw,
             image_id=int(annotations.image_ids[image]),
+            crowd_labels=torch.from_numpy(labels[ignored]),
+            crowd_xyxy=torch.from_numpy(boxes[ignored]),
         )
 
 
-def collate(items: list) -> Batch:
-    """Pads right and below to the largest image of the batch, in multiples of 32."""
+class Shares(Dataset):
+    """Items are asked for as a Share and are a Batch."""
+
+    def __init__(self, dataset: DetectionDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, share: Share) -> Batch:
+        sizes = [self.dataset.view(*key).size_hw for key in share.batch]
+        return collate([self.dataset[key] for key in share.images], np.max(sizes, axis=0))
+
+
+def collate(items: list, least_hw: tuple[int, int] = (1, 1)) -> Batch:
+    """Pads right and below to the largest image, at least to `least_hw`, in multiples of 32."""
     pixels, targets, original_hw, bad = zip(*items, strict=True)
-    height, width = pad_to_multiple(np.max([p.shape[1:] for p in pixels], axis=0))
+    height, width = pad_to_multiple(np.max([least_hw, *(p.shape[1:] for p in pixels)], axis=0))
     images = torch.tensor(PADDING_RGB, dtype=torch.uint8)[None, :, None, None]
     images = images.repeat(len(items), 1, height, width)
     for padded, image in zip(images, pixels, strict=True):
@@ -145,49 +146,46 @@ def collate(items: list) -> Batch:
     return Batch(images, list(targets), list(original_hw), list(map(bool, bad)), all_bad)
 
 
-def training_order(sizes_hw: np.ndarray, batch: int, seed: int) -> Iterator[list[tuple[int, int]]]:
-    """Batches of (epoch, image) without end: each epoch a new permutation.
-
-    Wide and tall images go into batches of their own, so that little is padded. A batch may reach
-    over the end of an epoch.
-    """
-    wide = (sizes_hw[:, 1] > sizes_hw[:, 0]).tolist()
-    waiting: tuple[list, list] = ([], [])
-    epoch = 0
-    while True:
-        for image in np.random.default_rng([seed, 0, epoch]).permutation(len(wide)).tolist():
-            group = waiting[wide[image]]
-            group.append((epoch, image))
-            if len(group) == batch:
-                yield list(group)
-                group.clear()
-        epoch += 1
-
-
 def training_batches(
-    dataset: DetectionDataset, batch: int, first_step: int, last_step: int, workers: int = 0
+    dataset: DetectionDataset,
+    batch: int,
+    first_step: int,
+    last_step: int,
+    workers: int = 0,
+    *,
+    rank: int = 0,
+    processes: int = 1,
+    accumulate: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of steps first_step + 1 .. last_step."""
+    """The batches of steps first_step + 1 .. last_step: of each step `accumulate` pieces, which
+    are the share of process `rank`."""
     order = training_order(dataset.source.annotations.sizes_hw, batch, dataset.seed)
-    return _load(dataset, list(islice(order, first_step, last_step)), workers)
+    shares = (
+        Share(piece, keys)
+        for keys in islice(order, first_step, last_step)
+        for piece in pieces(keys, processes * accumulate)[rank::processes]
+    )
+    return _load(dataset, shares, workers)
 
 
-def evaluation_batches(dataset: DetectionDataset, batch: int, workers: int = 0) -> Iterator[Batch]:
-    """Every image once. Only images of one padded size share a batch, so that the predictions do
-    not depend on the batch size.
+def evaluation_batches(
+    dataset: DetectionDataset, batch: int, workers: int = 0, *, rank: int = 0, processes: int = 1
+) -> Iterator[Batch]:
+    """Every image once, over all processes. Only images of one padded size share a batch, so that
+    the predictions depend neither on the batch size nor on the number of processes.
     """
     groups: dict[tuple[int, int], list] = {}
     for image, (height, width) in enumerate(dataset.source.annotations.sizes_hw.tolist()):
         groups.setdefault(pad_to_multiple(dataset.size.of((height, width))), []).append((0, image))
     batches = [g[i : i + batch] for _, g in sorted(groups.items()) for i in range(0, len(g), batch)]
-    return _load(dataset, batches, workers)
+    return _load(dataset, (Share(keys, keys) for keys in batches[rank::processes]), workers)
 
 
-def _load(dataset: DetectionDataset, batches: list, workers: int) -> Iterator[Batch]:
+def _load(dataset: DetectionDataset, shares: Iterable[Share], workers: int) -> Iterator[Batch]:
     loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=collate,
+        Shares(dataset),
+        batch_size=None,
+        sampler=shares,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_reset_signals,

@@ -1,0 +1,55 @@
+"""The cores and GPUs of this machine, and how runs share them. No torch."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from onenet.config import Config
+
+NVIDIA = Path("/proc/driver/nvidia/gpus")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one run at a time takes place."""
+
+    processes: int  # one a GPU, or one on the processor
+    threads: int  # of each process
+    gpus: tuple[str, ...] | None  # CUDA_VISIBLE_DEVICES; None: as it is
+
+
+def places(config: Config, runs: int) -> list[Place]:
+    """As many places as runs at a time: `sweep.jobs`, or what cores and GPUs allow."""
+    cores, devices = count_cores(), [] if config.device == "cpu" else gpus()
+    processes = config.processes or max(1, len(devices))
+    threads = config.sweep.threads
+    if devices:
+        jobs = max(1, len(devices) // processes)
+    else:
+        jobs = max(1, cores // ((threads or 1) * processes))
+    jobs = config.sweep.jobs or min(jobs, runs)
+    threads = threads or max(1, cores // (jobs * processes))
+    return [
+        # More jobs than there is room for share the GPUs.
+        Place(processes, threads, _cut(devices, job * processes, processes) if devices else None)
+        for job in range(jobs)
+    ]
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def gpus() -> list[str]:
+    """The names by which CUDA_VISIBLE_DEVICES knows the GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    return [str(at) for at, _ in enumerate(NVIDIA.iterdir())] if NVIDIA.is_dir() else []
+
+
+def _cut(devices: list[str], start: int, count: int) -> tuple[str, ...]:
+    return tuple(devices[(start + at) % len(devices)] for at in range(min(count, len(devices))))

@@ -1,0 +1,97 @@
+"""What a run writes while it trains: metrics.jsonl, the checkpoint, a line on the screen."""
+
+import json
+import time
+
+from torch import nn
+from torch.optim import Optimizer
+
+from onenet import checkpoint
+from onenet.config import Config, batch_factor, lr_scale
+from onenet.distributed import World
+from onenet.runs import RunFolder, write_atomically
+from onenet.train import Progress
+
+SAY_EVERY = 10  # seconds between lines on the screen
+
+
+class TrainingRecord:
+    """Goes on where the checkpoint of `progress` is. Only the first process of a run writes."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: Config,
+        run_id: str,
+        world: World,
+        model: nn.Module,
+        optimizer: Optimizer,
+        progress: Progress,
+    ):
+        self.folder, self.config, self.id, self.writes = folder, config, run_id, world.first
+        self.model, self.optimizer, self.progress = model, optimizer, progress
+        self.first_step, self.started = progress.step, time.monotonic()
+        self.saved, self.said = self.started, 0.0
+        if self.writes:
+            cut_back(folder, progress.step)
+            print(rate_and_batch(config, world), flush=True)
+
+    def log(self, numbers: dict) -> None:
+        """Appends the numbers of a step."""
+        if not self.writes:
+            return
+        numbers["wall"] = round(self.progress.seconds, 3)
+        with open(self.folder.metrics_file, "a") as lines:
+            lines.write(json.dumps(numbers) + "\n")
+        self._say(numbers)
+
+    def save_due(self, _: Progress) -> bool:
+        return self.writes and time.monotonic() - self.saved >= self.config.save_every
+
+    def save(self) -> None:
+        """Replaces the checkpoint."""
+        if self.writes:
+            file = self.folder.checkpoint_file
+            checkpoint.save(file, self.id, self.model, self.optimizer, self.progress)
+            self.saved = time.monotonic()
+
+    def _say(self, numbers: dict) -> None:
+        """A line on the screen, now and then."""
+        now, step, steps = time.monotonic(), numbers["step"], self.config.steps
+        if now - self.said < SAY_EVERY and step < steps:
+            return
+        self.said = now
+        pace = (now - self.started) / (step - self.first_step)
+        minutes, seconds = divmod(round(pace * (steps - step)), 60)
+        print(
+            f"step {step}/{steps}  loss {numbers['loss']:.3f}  lr {numbers['lr']:.2g}  "
+            f"{minutes}:{seconds:02d} left",
+            flush=True,
+        )
+
+
+def rate_and_batch(config: Config, world: World) -> str:
+    """How the batch is worked through, and where the learning rate comes from; a line."""
+    o, pieces = config.optim, world.size * config.accumulate
+    factors = f"{o.base_lr:g} × {lr_scale(config):g} (lr_scale) × {batch_factor(config):.4g}"
+    factors += f" (optim.batch_rule={o.batch_rule}, {config.batch} of {o.base_batch} images)"
+    by_rule = config.lr == o.base_lr * lr_scale(config) * batch_factor(config)
+    return (
+        f"batch {config.batch}: {world.size} process{'es'[: 2 * (world.size > 1)]} × "
+        f"{config.accumulate} × {config.batch / pieces:g} images, {config.precision}; "
+        f"lr {config.lr:g} = {factors if by_rule else 'as it was set'}"
+    )
+
+
+def cut_back(folder: RunFolder, step: int) -> None:
+    """Drops the lines of metrics.jsonl beyond the checkpoint: each step stands there once."""
+    if not folder.metrics_file.is_file():
+        return
+    kept = []
+    for line in folder.metrics_file.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:  # torn by a crash: the last one
+            break
+    write_atomically(folder.metrics_file, "".join(kept))

@@ -1,0 +1,261 @@
+"""Several processes, or several forward passes, give the update and the AP of one.
+
+Run: pytest tests/test_distributed.py (two processes by torchrun, over gloo)
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from onenet import build
+from onenet.config import REPOSITORY, compose
+from onenet.data.loading import training_batches
+from onenet.data.sources import open_split
+from onenet.distributed import ALONE, World, join
+from onenet.evaluate import predict
+from onenet.identity import requested_evaluation
+from onenet.optim import make_optimizer
+from onenet.scoring import Scorer
+from onenet.train import Progress, train
+
+OVERRIDES = ("debug=tiny", "batch=5", "steps=3", "neck.channels=8", "heads=2", "lr=0.01")
+
+
+def without_batch_norm(module: nn.Module) -> nn.Module:
+    """BatchNorm sees the images of one forward pass, so with it parts cannot equal the whole."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            norm = nn.GroupNorm(1, child.num_features)
+            norm.drop, norm.act = getattr(child, "drop", None), getattr(child, "act", None)
+            setattr(module, name, nn.Sequential(norm, norm.act) if norm.act else norm)
+        else:
+            without_batch_norm(child)
+    return module
+
+
+def learn(world: World = ALONE, accumulate: int = 1, *overrides: str) -> dict:
+    """A short training, and what it leaves: the log, the gradients of each step, counts."""
+    torch.set_num_threads(1)
+    config = compose([*OVERRIDES, *overrides])
+    source = open_split(config.data, "train")
+    model = without_batch_norm(build.detector(config, len(source.annotations.category_ids)))
+    optimizer = make_optimizer(model, config.lr, config.optim.weight_decay)
+    lines, gradients, progress = [], [], Progress()
+    optimizer.register_step_pre_hook(
+        lambda *_: gradients.append([p.grad.clone() for p in model.parameters()])
+    )
+    share = {"rank": world.rank, "processes": world.size, "accumulate": accumulate}
+    dataset = build.training_set(config, source)
+    train(
+        world.parallel(model, sync_bn=False),
+        build.detection_loss(config),
+        training_batches(dataset, config.batch, 0, config.steps, **share),
+        optimizer,
+        build.schedule(config),
+        progress,
+        clip=config.optim.clip,
+        device="cpu",
+        log_every=1,
+        log=lines.append,
+        save=lambda: None,
+        save_due=lambda _: False,
+        world=world,
+        accumulate=accumulate,
+        precision=config.precision,
+    )
+    counts = [progress.objects, progress.conflicts]
+    return {"log": lines, "gradients": gradients, "counts": counts}
+
+
+def score(config, model: nn.Module, world: World) -> dict | None:
+    source = open_split(config.data, "val")
+    dataset = build.evaluation_set(config, source, requested_evaluation(config))
+    predicted = predict(model, dataset, batch=3, world=world)
+    if predicted is None:
+        return None
+    return Scorer(source.annotations).score(predicted[0])[0]
+
+
+def assert_same_training(one: dict, other: dict) -> None:
+    for a, b in zip(one["log"], other["log"], strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert a[name] == pytest.approx(b[name], rel=1e-4), name
+    assert one["counts"] == other["counts"]
+    for step in range(2):  # later ones amplify what rounding makes of Adam's first steps
+        for a, b in zip(one["gradients"][step], other["gradients"][step], strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict:
+    return learn()
+
+
+@pytest.mark.parametrize("accumulate", [2, 5])
+def test_a_batch_accumulated_gives_the_update_of_the_whole(whole, accumulate):
+    assert_same_training(whole, learn(ALONE, accumulate))
+
+
+def torchrun(*command: str, processes: int = 2, **environment: str) -> subprocess.CompletedProcess:
+    starter = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run(
+        [sys.executable, *starter, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> list[dict]:
+    """What `_as_one_of_several` leaves in each of them."""
+    folder = tmp_path_factory.mktemp("two")
+    done = torchrun(__file__, str(folder))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_give_the_update_of_one(whole, two_processes, accumulate):
+    first, second = (process["learnt"][accumulate] for process in two_processes)
+    assert_same_training(whole, first)
+    assert first["log"] == second["log"]
+    for a, b in zip(first["gradients"], second["gradients"], strict=True):
+        assert all(map(torch.equal, a, b))
+
+
+def test_two_processes_predict_what_one_does(two_processes):
+    """The same weights, so the same numbers to the last digit."""
+    alone = predicted_alone(ALONE)
+    assert [process["metrics"] for process in two_processes] == [alone, None]
+
+
+def test_what_processes_tell_each_other(two_processes):
+    assert [process["shared"] for process in two_processes] == ["from 0"] * 2
+    assert [process["gathered"] for process in two_processes] == [[0, 1], []]
+    assert [process["weight"] for process in two_processes] == [0.0, 0.0]
+
+
+def predicted_alone(world: World) -> dict | None:
+    config = compose([*OVERRIDES, "data.limit=7"])
+    return score(config, build.detector(config, 5), world)
+
+
+def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert join() == ALONE == World(0, 1)
+    assert ALONE.first
+    assert ALONE.gather("x") == ["x"]
+    assert ALONE.share("x") == "x"
+    model = nn.Linear(1, 1)
+    assert ALONE.parallel(model, sync_bn=True) is model
+
+
+def test_batch_norm_over_all_processes_replaces_every_other(monkeypatch):
+    """SyncBatchNorm itself needs CUDA."""
+    monkeypatch.setattr("onenet.distributed.DistributedDataParallel", lambda model, **_: model)
+    model = build.detector(compose(["neck=deconv_dcn"]), 5)
+    names = set(model.state_dict())
+    parallel = World(0, 2).parallel(model, sync_bn=True)
+    kinds = {type(m) for m in parallel.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    assert kinds == {nn.SyncBatchNorm}
+    assert set(parallel.state_dict()) == names
+
+
+# --- as a user starts it ---
+
+
+def run_folder(root: Path) -> Path:
+    (folder,) = (path for path in root.iterdir() if (path / "config.yaml").is_file())
+    return folder
+
+
+@pytest.mark.parametrize(
+    "starter", [["run.py", "processes=2"], ["torchrun", "run.py"]], ids=lambda words: words[0]
+)
+def test_a_run_of_two_processes_leaves_one_record(tmp_path, starter):
+    words = ["debug=tiny", "log_every=1", f"runs_root={tmp_path}"]
+    if starter[0] == "torchrun":
+        done = torchrun(str(REPOSITORY / "run.py"), *words)
+    else:
+        command = [sys.executable, str(REPOSITORY / "run.py"), *words, *starter[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    folder = run_folder(tmp_path)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["env"]["processes"] == 2
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert yaml.safe_load((folder / "status.json").read_text())["state"] == "done"
+    assert np.isfinite(lines[0]["loss"])
+
+
+def test_a_failure_in_any_process_is_the_failure_of_the_run(tmp_path):
+    images = tmp_path / "data"
+    write_broken_data(images)
+    words = [
+        *("debug=tiny", "data=coco", f"data.root={images}", "processes=2", "steps=2"),
+        f"runs_root={tmp_path / 'runs'}",
+    ]
+    command = [sys.executable, str(REPOSITORY / "run.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    status = json.loads((run_folder(tmp_path / "runs") / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "broken.png" in status["exception"]
+    assert "broken.png" in done.stdout
+
+
+def write_broken_data(root: Path) -> None:
+    """Two images, of which one is no image."""
+    from PIL import Image
+
+    for split in ("train2017", "val2017"):
+        (root / split).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(root / split / "whole.png")
+        (root / split / "broken.png").write_bytes(b"no image")
+    content = {
+        "images": [
+            {"id": i, "file_name": name, "width": 40, "height": 40}
+            for i, name in enumerate(("whole.png", "broken.png"))
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 0, "category_id": 1, "bbox": [3, 3, 20, 20]},
+        ],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    (root / "annotations").mkdir()
+    for split in ("train2017", "val2017"):
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def _as_one_of_several(folder: Path) -> None:
+    """What each process of `torchrun` does."""
+    world = join()
+    torch.set_num_threads(1)
+    model = nn.Linear(1, 1)
+    nn.init.constant_(model.weight, float(world.rank))
+    world.share_weights(model)
+    left = {
+        "learnt": {accumulate: learn(world, accumulate) for accumulate in (1, 2)},
+        "metrics": predicted_alone(world),
+        "shared": world.share(f"from {world.rank}"),
+        "gathered": world.gather(world.rank),
+        "weight": model.weight.item(),
+    }
+    torch.save(left, folder / f"{world.rank}.pt")
+
+
+if __name__ == "__main__":
+    _as_one_of_several(Path(sys.argv[1]))
