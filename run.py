@@ -17,7 +17,7 @@ import sys
 import yaml
 from rich.console import Console
 
-from onenet import sweep
+from onenet import summary, sweep
 from onenet.config import to_dict
 from onenet.errors import UserError
 from onenet.expansion import expand
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
         if "LOCAL_RANK" in os.environ:
             return sweep.take_part(planned)
         complete = sweep.run_all(console, planned)
-        sweep.print_results(console, planned)
+        summary.print_results(console, planned)
         return 0 if complete else 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@ redundant boxes number. No torch.
 """
 
 import os
+import textwrap
 from pathlib import Path
 
 WITHOUT, WITH = "#c0392b", "#bdc3c7"
@@ -31,7 +32,7 @@ def draw(runs: list[tuple[str, dict]], path: Path) -> None:
     for row, (alone, helped) in enumerate(zip(without, with_nms, strict=True)):
         text = f"{alone:.1f} → {helped:.1f}  ({helped - alone:+.1f})"
         left.text(max(alone, helped) + 0.5, row, text, va="center", fontsize=9)
-    left.set_yticks(rows, [label for label, _ in runs])
+    left.set_yticks(rows, [textwrap.fill(label, 40, max_lines=3) for label, _ in runs])
     left.invert_yaxis()
     left.set_xlim(0, 1.35 * max(1, *with_nms, *without))
     left.set_xlabel("AP")

@@ -13,7 +13,7 @@ from onenet.data.loading import DetectionDataset
 from onenet.detectors.onenet import OneNet
 from onenet.identity import EvalSpec
 from onenet.losses import DetectionLoss
-from onenet.necks import NECKS
+from onenet.necks import make_neck
 from onenet.optim import Schedule
 
 
@@ -27,7 +27,7 @@ def detector(config: Config, num_classes: int) -> nn.Module:
     """Initialised from `seed` alone."""
     torch.manual_seed(config.seed)
     backbone = make_backbone(config.backbone.name, config.backbone.weights)
-    neck = NECKS[config.neck.name](backbone.feature_info.channels(), config.neck.channels)
+    neck = make_neck(in_channels=backbone.feature_info.channels(), **vars(config.neck))
     head = config.head
     model = OneNet(backbone, neck, num_classes, config.heads, head.box_unit, head.prior)
     return model.to(device(config), memory_format=torch.channels_last)

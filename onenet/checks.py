@@ -20,6 +20,7 @@ CHOICES = {
     "data.on_bad_image": ("error", "skip"),
     "data.crowd": ("ignore", "drop", "keep"),
     "data.shapes.kind": ("rigid", "parts"),
+    "neck.init": ("default", "xavier"),
     "optim.batch_rule": ("sqrt", "linear", "none"),
     "optim.decay": ("multistep", "linear_tail"),
     "eval.area": ("relative", "coco"),

@@ -20,6 +20,7 @@ RECIPE = 1  # raise it when a change of the code changes results: all ids change
 NEUTRAL: dict[str, object] = {
     "precision": "float32",
     "sync_bn": False,
+    "neck.init": "default",
     "augment.size_step": 1,
     "augment.crop": 0.0,
     "data.crowd": "ignore",
@@ -65,9 +66,7 @@ def identity(config: Config) -> dict:
         },
         "data": _data(config, values["data"]),
     }
-    return {
-        key: v for key, v in _flat(kept).items() if v is not None and NEUTRAL.get(key, ...) != v
-    }
+    return {key: v for key, v in flat(kept).items() if v is not None and NEUTRAL.get(key, ...) != v}
 
 
 def run_id(config: Config) -> str:
@@ -166,11 +165,12 @@ def _digest(file: str, _size: int, _mtime_ns: int) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 
 
-def _flat(node: dict, prefix: str = "") -> dict[str, object]:
-    flat = {}
+def flat(node: dict, prefix: str = "") -> dict[str, object]:
+    """The leaves of nested dictionaries, each under its dotted key."""
+    leaves = {}
     for name, value in node.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+            leaves |= flat(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = value
-    return flat
+            leaves[prefix + name] = value
+    return leaves

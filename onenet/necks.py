@@ -119,3 +119,16 @@ NECKS = {
     "deconv": Deconv,
     "deconv_dcn": partial(Deconv, convolution=ModulatedDeformConv),
 }
+
+
+def make_neck(
+    name: str, in_channels: Sequence[int], channels: int, init: str = "default"
+) -> nn.Module:
+    """One of NECKS. `init` of the weights: `default` is each module's own; with `xavier`, as in the
+    released code, all of them are Xavier-uniform, those that steer deformable convolutions too."""
+    neck = NECKS[name](in_channels, channels)
+    if init == "xavier":
+        for parameter in neck.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+    return neck

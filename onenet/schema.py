@@ -68,6 +68,7 @@ class Backbone:
 class Neck:
     name: str = MISSING
     channels: int = MISSING
+    init: str = MISSING
 
 
 @dataclass

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from onenet import identity
 from onenet.config import CONF, compose, from_dict, to_dict
 from onenet.errors import UserError
+from onenet.expansion import expand, experiment_names
 
 
 def test_the_default_run_is_the_papers_method_on_the_built_in_data():
@@ -37,6 +39,78 @@ def test_lr_scale_and_schedule_are_relative_to_the_preset():
     assert compose(["heads=3", "lr=0.01"]).lr == pytest.approx(0.01)
     assert compose(["schedule=0.5"]).steps == round(one.steps / 2)
     assert compose(["schedule=0.5", "steps=7"]).steps == 7
+
+
+def test_the_paper_preset_is_section_5():
+    c = compose(["preset=paper", "data.root=/somewhere"])
+    assert (c.data.name, c.backbone.name, c.backbone.weights) == (
+        *("coco", "resnet50", "resnet50.tv_in1k"),
+    )
+    assert (c.batch, c.steps, c.lr, c.optim.weight_decay) == (64, 270_000, 5e-5, 1e-4)
+    assert compose(["preset=paper", "data.root=/x", "heads=3"]).lr == 1e-4
+    assert [round(m * c.steps) for m in c.optim.milestones] == [210_000, 250_000]
+    assert (c.optim.decay, c.optim.clip) == ("multistep", None)
+    assert (c.size.short, int(c.size.short * c.size.ratio)) == (512, 853)
+    assert (c.augment.min_scale * c.size.short, c.augment.flip, c.augment.crop) == (416, 0.5, 0)
+    weights = {"cls": 2, "l1": 5, "giou": 2}
+    assert vars(c.loss.weights) == weights
+    assert {name: vars(c.cost.weights)[name] for name in weights} == weights
+    assert (c.cost.l1_format, c.loss.l1_format) == ("cxcywh", "cxcywh")
+    assert (c.assigner.name, c.heads, c.infer_heads, c.eval.area) == ("min_cost", 1, 1, "coco")
+    # What it takes from elsewhere: README, "Deviations from the paper".
+    assert (c.neck.name, c.neck.channels, c.optim.warmup) == ("deconv_dcn", 64, 1000)
+    assert (c.head.prior, c.head.box_unit) == (0.01, 1.0)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet101"])
+def test_paper_backbones_name_the_training_of_their_weights(name):
+    c = compose(["preset=paper", "data.root=/somewhere", f"backbone={name}"])
+    assert c.backbone.weights == f"{name}.tv_in1k"
+
+
+def test_the_released_codes_differences_are_one_word():
+    words = ["preset=paper", "data.root=/somewhere"]
+    paper, released = (to_dict(compose(words + more)) for more in ([], ["reference=released"]))
+    different = {
+        key: value
+        for key, value in identity.flat(released).items()
+        if value != identity.flat(paper)[key]
+    }
+    assert different == {
+        "reference": "released",
+        "assigner.name": "hungarian",
+        "assigner.conflict": None,
+        "cost.l1_format": "xyxy",
+        "loss.l1_format": "xyxy",
+        "augment.crop": 0.5,
+        "augment.size_step": 32,
+        "data.crowd": "drop",
+    }
+
+
+def test_debug_shrinks_the_paper_too():
+    c = compose(["preset=paper", "data.root=/somewhere", "debug=tiny"])
+    assert (c.backbone.name, c.backbone.weights, c.steps, c.batch) == ("tiny", "none", 6, 2)
+
+
+@pytest.mark.parametrize(("rule", "rate"), [("sqrt", 2.5e-5), ("linear", 1.25e-5), ("none", 5e-5)])
+def test_the_rate_follows_the_batch(rule, rate):
+    words = ["preset=paper", "data.root=/somewhere", "batch=16", f"optim.batch_rule={rule}"]
+    assert compose(words).lr == pytest.approx(rate)
+    assert compose([*words, "lr_scale=2"]).lr == pytest.approx(2 * rate)
+    assert compose([*words, "lr=0.1"]).lr == 0.1
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_every_row_of_every_experiment_resolves_at_the_papers_scale(name, tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for split in ("train2017", "val2017"):
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text("{}")
+    cells = expand([f"+experiment={name}", "preset=paper", f"data.root={tmp_path}"])
+    assert {cell.config.preset for cell in cells} == {"paper"}
+    proxies = expand([f"+experiment={name}"])
+    assert [cell.label for cell in cells] == [cell.label for cell in proxies]
+    assert not {cell.id for cell in cells} & {cell.id for cell in proxies}
 
 
 def test_paths_become_absolute_and_lie_under_the_root(tmp_path, monkeypatch):
@@ -90,6 +164,13 @@ def test_location_leaves_only_its_own_terms():
         (["cost.weights={cls:0,l1:0,giou:0}"], "cost=loc_cls", "cost.weights"),
         (["assigner.conflict=fight"], "assigner.conflict=fight", "next_best"),
         (["detector=yolo"], "detector=yolo", "onenet"),
+        (["backbone=resnet50", "backbone.weights=resnet50"], "weights=resnet50", "tv_in1k"),
+        (["backbone.weights=/no/such.pth"], "weights=/no/such.pth", "none"),
+        (["batch=3", "processes=2", "accumulate=2"], "batch=3", "accumulate"),
+        (["sync_bn=true", "device=cpu"], "sync_bn", "device=cuda"),
+        (["precision=half"], "precision=half", "bf16"),
+        (["data.crowd=shun"], "data.crowd=shun", "ignore"),
+        (["optim.batch_rule=cubic"], "optim.batch_rule=cubic", "sqrt"),
         (["+new_key=1"], "+new_key=1", "new_key=VALUE"),
         (["~heads"], "~heads", "heads=VALUE"),
         (["heads"], "heads", "EQUAL"),

@@ -52,6 +52,11 @@ def same(*overrides: str) -> bool:
         "optim.milestones=[0.5]",
         "cost.weights.center=3",
         "cost.weights.iou=0",
+        "processes=2",
+        "accumulate=2",
+        "precision=float32",
+        "data.crowd=drop",
+        "optim.base_batch=8",
     ],
 )
 def test_what_cannot_change_a_result_does_not_change_the_id(override):
@@ -83,6 +88,11 @@ def test_what_cannot_change_a_result_does_not_change_the_id(override):
         "size.ratio=2",
         "augment.flip=0",
         "optim.clip=null",
+        "precision=bf16",
+        "sync_bn=true",
+        "augment.crop=0.5",
+        "augment.size_step=4",
+        "reference=released",
         "optim.decay=multistep",
         "data.seed=1",
         "data.limit=4",
@@ -114,6 +124,8 @@ def test_annotation_files_count_by_content_not_by_path(tmp_path):
 
     first, moved, changed = coco("a", "{}"), coco("b", "{}"), coco("c", "{ }")
     assert first == moved != changed
+    words = ["data=coco", f"data.root={tmp_path / 'a'}"]
+    assert run_id(compose([*words, "data.crowd=drop"])) != first
 
 
 def test_the_digest_follows_the_content_of_a_file(tmp_path):
@@ -146,6 +158,16 @@ def test_the_default_evaluation_is_one_head_at_the_training_size():
     config = compose(["heads=3", "infer_heads=3", "eval.size.short=128"])
     assert requested_evaluation(config) != default_evaluation(config)
     assert default_evaluation(config) == requested_evaluation(compose(["heads=3"]))
+
+
+def test_relative_areas_at_512_are_cocos_under_one_name():
+    words = ["preset=paper", "data.root=/somewhere"]
+    config = compose(words)
+    assert requested_evaluation(config) == default_evaluation(config)
+    assert requested_evaluation(compose([*words, "eval.area=relative"])).area == "coco"
+    assert requested_evaluation(compose([*words, "eval.size.short=256"])).area == "coco"
+    smaller = compose([*words, "eval.size.short=256", "eval.area=relative"])
+    assert requested_evaluation(smaller).area == "relative"
 
 
 @pytest.mark.parametrize("name", experiment_names())

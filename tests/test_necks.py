@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onenet.necks import FPN, NECKS, TAPS, ModulatedDeformConv
+from onenet.necks import FPN, NECKS, TAPS, ModulatedDeformConv, make_neck
 from tests.conftest import seeded
 
 CHANNELS = (3, 5, 7, 9)
 
 
-def make_neck(name: str, channels: int = 6):
+def seeded_neck(name: str, channels: int = 6):
     torch.manual_seed(0)
     return NECKS[name](CHANNELS, channels)
 
@@ -40,7 +40,7 @@ def conv(maps: Tensor, module) -> Tensor:
 @pytest.mark.parametrize("name", sorted(NECKS))
 @pytest.mark.parametrize("size", [(32, 32), (32, 96), (64, 32), (96, 160)])
 def test_necks_give_one_map_of_stride_4(name, size):
-    neck = make_neck(name)
+    neck = seeded_neck(name)
     out = neck(pyramid(*size))
     assert out.shape == (2, neck.channels, size[0] // 4, size[1] // 4)
     assert neck.channels == 6
@@ -48,7 +48,7 @@ def test_necks_give_one_map_of_stride_4(name, size):
 
 @pytest.mark.parametrize("name", sorted(NECKS))
 def test_gradients_reach_every_parameter_of_the_neck_and_every_map(name):
-    neck = make_neck(name)
+    neck = seeded_neck(name)
     maps = [map_.requires_grad_() for map_ in pyramid(32, 64)]
     neck(maps).square().sum().backward()
     for tensor in (*neck.parameters(), *maps):
@@ -58,7 +58,7 @@ def test_gradients_reach_every_parameter_of_the_neck_and_every_map(name):
 @pytest.mark.parametrize("name", sorted(NECKS))
 def test_necks_work_under_autocast_and_with_channels_last(name):
     """Where a rounding turns a ReLU on or off, gradients differ by far more than it."""
-    plain = make_neck(name).eval()
+    plain = seeded_neck(name).eval()
     scatter_taps(plain, spread=0.1)
     fast = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     maps = pyramid(96, 160)
@@ -105,7 +105,7 @@ def test_fpn_equals_a_forward_written_out():
 
 @pytest.mark.parametrize("name", ["deconv", "deconv_dcn"])
 def test_the_deconvolution_path_has_four_two_and_one_times_the_channels(name):
-    neck = make_neck(name)
+    neck = seeded_neck(name)
     first = [stage[0] for stage in neck.upsamplings]
     assert [(module.in_channels, module.out_channels) for module in first] == [
         (9, 24),
@@ -121,7 +121,7 @@ def test_the_deconvolution_path_has_four_two_and_one_times_the_channels(name):
 
 @pytest.mark.parametrize(("name", "first_weight"), [("deconv", 1.0), ("deconv_dcn", 0.5)])
 def test_the_deconvolution_path_equals_a_forward_written_out(name, first_weight):
-    neck = make_neck(name, 4).eval()
+    neck = seeded_neck(name, 4).eval()
     maps = pyramid(32, 64)
     top = maps[3]
     for stage, lateral, finer in zip(neck.upsamplings, neck.laterals, maps[2::-1], strict=True):
@@ -242,3 +242,25 @@ def test_the_deformable_convolution_is_computed_in_float32_under_autocast():
     )
     for low, full in zip(*gradients, strict=True):
         assert relative_error(low, full) < 0.01
+
+
+# --- initial weights ---
+
+
+@pytest.mark.parametrize("name", sorted(NECKS))
+def test_xavier_draws_every_weight_from_its_own_range(name):
+    neck = make_neck(name, CHANNELS, 16, "xavier")
+    for parameter in neck.parameters():
+        if parameter.dim() > 1:
+            fan_out, fan_in = parameter.shape[:2]
+            bound = (6 / ((fan_in + fan_out) * parameter[0, 0].numel())) ** 0.5
+            assert 0.9 * bound < parameter.abs().max() <= bound
+
+
+def test_by_default_a_neck_starts_as_its_modules_do():
+    torch.manual_seed(3)
+    plain = NECKS["deconv_dcn"](CHANNELS, 8).state_dict()
+    torch.manual_seed(3)
+    made = make_neck("deconv_dcn", CHANNELS, 8).state_dict()
+    assert all(torch.equal(made[name], plain[name]) for name in plain)
+    assert not made["upsamplings.0.0.taps.weight"].any()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from onenet import machine, runs, sweep
+from onenet import machine, runs, summary
 from onenet.config import REPOSITORY, compose
 from onenet.expansion import expand
 from onenet.record import cut_back
@@ -142,7 +142,7 @@ def test_every_run_has_gpus_of_its_own_while_there_are_any(monkeypatch):
 
 def test_labels_say_what_tells_runs_apart():
     def labels(*words: str) -> list[str]:
-        return list(sweep.row_labels(expand(list(words))).values())
+        return list(summary.row_labels(expand(list(words))).values())
 
     assert labels("cost=loc_only,loc_cls", "seed=3") == ["cost=loc_only", "cost=loc_cls"]
     assert labels() == ["(defaults)"]

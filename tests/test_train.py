@@ -17,7 +17,7 @@ from onenet.data.sources import open_split
 from onenet.errors import UserError
 from onenet.evaluate import predict
 from onenet.identity import requested_evaluation
-from onenet.losses import LossWeights
+from onenet.losses import DetectionLoss, LossWeights
 from onenet.optim import Schedule, make_optimizer
 from onenet.scoring import Scorer
 from onenet.train import PARTS, Progress, train
@@ -56,6 +56,7 @@ class Run:
             self.progress,
             **{
                 "clip": c.optim.clip,
+                "precision": c.precision,
                 "device": "cpu",
                 "log_every": c.log_every,
                 "log": self.lines.append,
@@ -138,6 +139,29 @@ def test_batch_normalisation_is_trained_even_if_the_model_comes_from_an_evaluati
     run.train()
     counters = [b for name, b in run.model.named_buffers() if "num_batches" in name]
     assert {int(counter) for counter in counters} == {run.config.steps}
+
+
+def test_bfloat16_changes_the_network_alone():
+    seen = []
+
+    class Watching(DetectionLoss):
+        def match(self, output, targets):
+            with torch.autocast("cpu", enabled=False):
+                cost = self.matching_cost(output, 0, targets[0])
+            seen.append((output.class_logits.dtype, output.boxes_xyxy.dtype, cost.dtype))
+            return super().match(output, targets)
+
+    def trained(precision: str) -> Run:
+        run = Run("steps=2", f"precision={precision}", "lr=0.0001")
+        run.loss = Watching(**vars(run.loss))
+        return run.train()
+
+    one, half = trained("float32"), trained("bf16")
+    assert seen[0] == (torch.float32,) * 3
+    assert seen[-1] == (torch.bfloat16, torch.float32, torch.float32)
+    assert {p.dtype for p in half.model.parameters()} == {torch.float32}
+    assert half.lines[0]["loss"] != one.lines[0]["loss"]
+    assert half.lines[0]["loss"] == pytest.approx(one.lines[0]["loss"], rel=0.03)
 
 
 # --- it repeats ---

@@ -1,0 +1,81 @@
+"""What a sweep says at its end: the table of its runs, its picture, and what failed. No torch."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from onenet import answer
+from onenet.expansion import Cell
+from onenet.sweep import Planned
+
+
+def print_results(console: Console, planned: list[Planned]) -> None:
+    """The table of a sweep's runs and its picture, what failed and why, where everything is."""
+    labels = row_labels([cell for run in planned for cell in run.cells])
+    rows = [
+        (labels[cell], cell, result)
+        for run in planned
+        for cell in run.cells
+        if (result := run.folder.result(cell.evaluation))
+    ]
+    root = Path(planned[0].config.runs_root)
+    if rows:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("run", overflow="fold")
+        for name in ("lr", "AP", "AP(+NMS)", "gain", "gain AP50", "dup/obj", "time"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for label, cell, result in rows:
+            table.add_row(label, *_numbers(cell, result))
+        console.print(table)
+    failed = [run for run in planned if run.state() != "done"]
+    for run in failed:
+        console.out(f"\nNOT DONE  {run.name}: {failure(run)}", highlight=False)
+        console.out(f"  log: {run.folder.log_file}", highlight=False)
+    if rows:
+        answer.draw([(label, result["metrics"]) for label, _, result in rows], root / "answer.png")
+        console.out(f"\nThe picture: {root / 'answer.png'}", highlight=False)
+    console.out(f"Everything is in {root}", highlight=False)
+
+
+def failure(run: Planned) -> str:
+    """Why the run is not done, in a line."""
+    status = run.folder.status()
+    if run.folder.state() == "running":
+        return "another process is running it"
+    if status.get("state") == "failed":
+        return " ".join(status["exception"].removeprefix("UserError: ").split())
+    said = run.folder.log_file.read_text(errors="replace").splitlines()
+    errors = [line for line in said if line.startswith("error: ")]
+    if run.ended_with in (1, 2) and errors:
+        return errors[-1].removeprefix("error: ")
+    return f"ended with {run.ended_with} (killed, or out of memory?)"
+
+
+def row_labels(cells: list[Cell]) -> dict[Cell, str]:
+    """For each cell the label of its row, and the overrides that tell it from its like."""
+    labels = {}
+    for cell in cells:
+        like = [set(other.overrides) for other in cells if other.label == cell.label]
+        common = set.intersection(*like) if len(like) > 1 else set()
+        own = [o for o in cell.overrides if o not in common]
+        words = " ".join(own) if not cell.label or len(like) > 1 else ""
+        labels[cell] = ", ".join(filter(None, [cell.label, words])) or "(defaults)"
+    return labels
+
+
+def _numbers(cell: Cell, result: dict) -> list[str]:
+    m = result["metrics"]
+
+    def number(name: str, pattern: str) -> str:
+        return "-" if m.get(name) is None else format(m[name], pattern)
+
+    return [
+        f"{cell.config.lr:.2g}",
+        number("AP", ".1f"),
+        number("AP_nms", ".1f"),
+        number("nms_gain", "+.1f"),
+        number("AP50_nms_gain", "+.1f"),
+        number("duplicates_per_object", ".2f"),
+        f"{m['train_seconds'] / 60:.1f} min",
+    ]
