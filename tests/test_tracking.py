@@ -273,7 +273,7 @@ def test_a_bad_server_delays_a_run_by_seconds_and_loses_nothing(tmp_path, monkey
             if name == "lost":  # goes when the run has begun
                 wait_for((run_folder(folder) / "mirrored.json").is_file)
                 server.behaviour = "hangs"
-            time.sleep(1)  # shorter runs may cost the mirror, not the run
+            time.sleep(4)  # shorter runs may cost the mirror, not the run
             add_steps(folder, 2)
             add_evaluation(folder, "e1", 2)
             left = time.monotonic()
