@@ -21,10 +21,11 @@ from onenet import summary, sweep
 from onenet.config import to_dict
 from onenet.errors import UserError
 from onenet.expansion import expand
+from onenet.preemption import EXIT_STATUS, Preempted, StopRequest
 
 
 def main(arguments: list[str]) -> int:
-    """0 if all is done, 1 if a run is not, 2 if the input cannot work."""
+    """0 if all is done, 1 if a run is not, 2 if the input cannot work, 75 if it was stopped."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> int:
     # In a pipe or a file, lines are as long as they need to be.
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
     try:
+        StopRequest().install()
         cells = expand(given.overrides, given.multirun)
         if given.cfg:
             for cell in cells:
@@ -53,9 +55,10 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Preempted) as reason:
+        name = f" ({reason})" if str(reason) else ""
+        print(f"stopped{name}: the same command goes on from here", file=sys.stderr)
+        return EXIT_STATUS
 
 
 if __name__ == "__main__":

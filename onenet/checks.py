@@ -67,6 +67,7 @@ AT_LEAST = {
     "log_every": 1,
     "save_every": 0,
     "sweep.jobs": 1,
+    "sweep.max_failures": 1,
     "sweep.threads": 1,
 }
 AT_MOST = {

@@ -35,6 +35,10 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Does it hold in any of the processes?"""
+        return bool(self.sum(torch.tensor(int(flag))))
+
     def gather(self, value) -> list:
         """The picklable values of all processes in the order of their ranks, on the first one;
         nothing on the others."""

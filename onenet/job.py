@@ -26,6 +26,7 @@ from onenet.distributed import World, join
 from onenet.errors import UserError
 from onenet.identity import default_evaluation, run_id
 from onenet.optim import make_optimizer
+from onenet.preemption import EXIT_STATUS, Preempted, StopRequest, end_with_driver
 from onenet.record import TrainingRecord
 from onenet.request import Request
 from onenet.runs import Locked, RunFolder, owner, write_json
@@ -36,8 +37,8 @@ from onenet.train import Progress, train
 class Job:
     """The state that the steps of one run share. `run` reads top to bottom."""
 
-    def __init__(self, folder: RunFolder, request: Request, world: World):
-        self.folder, self.request, self.world = folder, request, world
+    def __init__(self, folder: RunFolder, request: Request, world: World, stop: StopRequest):
+        self.folder, self.request, self.world, self.stop = folder, request, world, stop
         self.config: Config = from_dict(folder.config())
         self.id = run_id(self.config)
         self.device = build.device(self.config)
@@ -86,8 +87,12 @@ class Job:
         it shows as a lost connection."""
         if self.folder.status().get("state") == "failed":
             return
+        if isinstance(error, Preempted):
+            if self.world.first:
+                self.folder.set_status(state="preempted", stopped_by=self.stop.reason)
+            return
         self.folder.set_status(
-            state="preempted" if isinstance(error, KeyboardInterrupt) else "failed",
+            state="failed",
             exception=f"{type(error).__name__}: {error}",
             traceback=traceback.format_exc(),
             ended=time.time(),
@@ -99,11 +104,10 @@ class Job:
         model = build.detector(self.config, len(validation.annotations.category_ids))
         with mirrored(folder, self.config) if world.first else contextlib.nullcontext():
             if trained:
-                progress = checkpoint.load(
-                    folder.checkpoint_file, self.id, model, None, self.device
-                )
+                progress = checkpoint.load_trained(folder, self.id, model, self.device)
             else:
-                progress = self._train(model)
+                with self.stop.deferred():
+                    progress = self._train(model)
             default = default_evaluation(self.config)
             for spec in dict.fromkeys([default, *self.request.evaluations]):
                 if not world.share(bool(folder.result(spec))):
@@ -131,12 +135,10 @@ class Job:
         """Trains to the last step, from the checkpoint if there is one."""
         config, folder, world = self.config, self.folder, self.world
         optimizer = make_optimizer(model, config.lr, config.optim.weight_decay)
-        progress = Progress()
-        if world.share(folder.checkpoint_file.is_file()):
-            progress = checkpoint.load(
-                folder.checkpoint_file, self.id, model, optimizer, self.device
-            )
+        progress = checkpoint.load(folder, self.id, model, optimizer, self.device)
+        if progress:
             self._print(f"resumed at step {progress.step}")
+        progress = progress or Progress()
         source = open_split(config.data, "train", folder.cache)
         for line in source.annotations.report:
             self._print(f"data.train: {line}")
@@ -166,6 +168,7 @@ class Job:
             world=world,
             accumulate=config.accumulate,
             precision=config.precision,
+            stop=lambda: self.stop.reason is not None,
         )
         world.share_weights(model)
         progress.bad_images = sorted({*chain(*world.gather(progress.bad_images))})
@@ -176,23 +179,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--request", type=Request.parse, required=True, help="JSON of a Request")
+    parser.add_argument("--driver", action="store_true", help="end when standard input does")
     given = parser.parse_args(arguments)
+    if given.driver:
+        end_with_driver()
     return work(RunFolder(given.folder), given.request)
 
 
 def work(folder: RunFolder, request: Request) -> int:
     """Does the run, alone or with the other processes that `torchrun` started. The exit status: 0
-    done, 1 failed, 2 the input cannot work, 3 somebody else is at it, 130 interrupted."""
+    done, 1 failed, 2 the input cannot work, 3 somebody else is at it, 75 stopped, to be continued.
+    """
+    stop = StopRequest()
     try:
-        Job(folder, request, join()).run()
+        stop.install()
+        Job(folder, request, join(), stop).run()
+    except Preempted as reason:
+        print(f"stopped ({reason}): the same command goes on from here", flush=True)
+        return EXIT_STATUS
     except Locked:
         print(f"{folder.path} belongs to another process: left alone", flush=True)
         return 3
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    except KeyboardInterrupt:
-        return 130
     except Exception as error:
         traceback.print_exc()
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

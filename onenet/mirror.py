@@ -97,7 +97,11 @@ class Mirror:
             write_json(self._marks_file, self.marks)
 
     def _new_lines(self) -> Iterator[dict]:
-        """The whole lines since the last look, or since the file's start if it was replaced."""
+        """The whole lines since the last look, or since the file's start if it was replaced.
+
+        What no checkpoint holds yet waits: a killed run takes such steps again.
+        """
+        saved = self.folder.status().get("saved_step", 0)
         try:
             file = open(self.folder.metrics_file, "rb")  # noqa: SIM115
         except FileNotFoundError:
@@ -110,9 +114,12 @@ class Mirror:
             for line in file:
                 if not line.endswith(b"\n"):  # the run is still writing it
                     return
-                self.position += len(line)
                 with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+                    numbers = json.loads(line)
+                    if numbers["step"] > saved:
+                        return
+                    yield numbers
+                self.position += len(line)
 
     def summary(self, status: str) -> None:
         """The default evaluation's numbers under their own names, others' after their id."""

@@ -34,6 +34,7 @@ class TrainingRecord:
         self.saved, self.said = self.started, 0.0
         if self.writes:
             cut_back(folder, progress.step)
+            folder.set_status(saved_step=progress.step)
             print(rate_and_batch(config, world), flush=True)
 
     def log(self, numbers: dict) -> None:
@@ -51,8 +52,8 @@ class TrainingRecord:
     def save(self) -> None:
         """Replaces the checkpoint."""
         if self.writes:
-            file = self.folder.checkpoint_file
-            checkpoint.save(file, self.id, self.model, self.optimizer, self.progress)
+            checkpoint.save(self.folder, self.id, self.model, self.optimizer, self.progress)
+            self.folder.set_status(saved_step=self.progress.step)
             self.saved = time.monotonic()
 
     def _say(self, numbers: dict) -> None:

@@ -33,7 +33,7 @@ def write_atomically(path: Path, text: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
@@ -61,6 +61,10 @@ class RunFolder:
     @property
     def checkpoint_file(self) -> Path:
         return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def previous_checkpoint_file(self) -> Path:
+        return self.path / "checkpoints" / "previous.pt"
 
     @property
     def cache(self) -> Path:

@@ -151,6 +151,7 @@ class Tracker:
 @dataclass
 class Sweep:
     jobs: int | None = MISSING
+    max_failures: int | None = MISSING
     threads: int | None = MISSING
 
 

@@ -20,6 +20,7 @@ from onenet.runs import RunFolder
 
 POLL = 0.5  # seconds between looks at the runs
 SAY_EVERY = 30  # seconds between lines where the screen is not a terminal
+STOP_SECONDS = 30  # for runs to write their checkpoints, when the sweep is stopped
 
 
 @dataclass
@@ -153,6 +154,7 @@ def _work(console: Console, todo: list[Planned], free: list[Place]) -> None:
     # The long ones first, so that no core idles at the end.
     waiting = sorted(todo, key=lambda run: -run.config.steps * (1 + run.config.heads))
     active: list[Planned] = []
+    failures = 0
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -173,12 +175,27 @@ def _work(console: Console, todo: list[Planned], free: list[Place]) -> None:
                     active.remove(run)
                     free.append(run.place)
                     _finish(console, bars, run)
+                    failures += run.state() == "failed"
+                if waiting and failures >= (todo[0].config.sweep.max_failures or len(todo) + 1):
+                    console.out(f"{failures} failed: the other {len(waiting)} are not started")
+                    waiting.clear()
                 if not console.is_terminal and time.monotonic() - said > SAY_EVERY:
                     said = time.monotonic()
                     _say(console, active, waiting)
         finally:
-            for run in active:  # Ctrl-C, or an error here: no run outlives its sweep
-                run.process.terminate()
+            stop(active)  # a signal, or an error here: no run outlives its sweep
+
+
+def stop(active: list[Planned]) -> None:
+    """Has the runs write their checkpoints and end."""
+    for run in active:
+        run.process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for run in active:
+        try:
+            run.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            run.process.kill()
 
 
 def start(run: Planned, place: Place) -> Planned:
@@ -196,12 +213,12 @@ def start(run: Planned, place: Place) -> Planned:
     if place.processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(place.processes)]
-    command += ["-m", "onenet.job", str(run.folder.path), "--request"]
+    command += ["-m", "onenet.job", str(run.folder.path), "--driver", "--request"]
     run.started, run.place = time.monotonic(), place
     with open(run.folder.log_file, "ab") as log:
         run.process = subprocess.Popen(
             [*command, run.request(place.threads).dump()],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # ends with this process, however it ends
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -227,10 +244,8 @@ def _finish(console: Console, bars: Progress, run: Planned) -> None:
     if run.task is not None:
         bars.remove_task(run.task)
     minutes, seconds = divmod(round(time.monotonic() - run.started), 60)
-    if run.state() == "done":
-        console.out(f"done    {run.name}  {minutes}:{seconds:02d}", highlight=False)
-    else:
-        console.out(f"FAILED  {run.name}  {minutes}:{seconds:02d}", highlight=False)
+    word = {"done": "done", "partial": "stopped"}.get(run.state(), "FAILED")
+    console.out(f"{word:8}{run.name}  {minutes}:{seconds:02d}", highlight=False)
 
 
 def _say(console: Console, active: list[Planned], waiting: list[Planned]) -> None:

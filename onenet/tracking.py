@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onenet.config import REPOSITORY, Config
+from onenet.preemption import Preempted
 from onenet.runs import RunFolder
 
 FINISH_SECONDS = 12  # a run waits for its mirror no longer
@@ -28,6 +29,9 @@ def mirrored(folder: RunFolder, config: Config) -> Iterator[None]:
     try:
         yield
         word = "done"
+    except Preempted:
+        word = "preempted"
+        raise
     finally:
         if mirror is not None:
             _finish(mirror, word, folder)

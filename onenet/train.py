@@ -15,6 +15,7 @@ from onenet.detectors.onenet import normalize
 from onenet.distributed import ALONE, World, without_sync
 from onenet.losses import DetectionLoss
 from onenet.optim import Schedule
+from onenet.preemption import Preempted
 
 PARTS = ("loss_cls", "loss_l1", "loss_giou", "objects", "conflicts")
 
@@ -47,13 +48,15 @@ def train(
     world: World = ALONE,
     accumulate: int = 1,
     precision: str = "float32",
+    stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Runs the steps progress.step + 1 .. schedule.steps, one batch each.
 
     `batches`: for every step `accumulate` of them, this process's share. `clip`: largest gradient
     norm, None for no clipping. `precision`: of the network, `float32` or `bf16`; matching and loss
     are float32. `log` gets a line every `log_every` steps and at the last. `save` is called after a
-    step for which `save_due` is true, and at the end.
+    step for which `save_due` is true, and at the end. `stop` is asked after every step: if it says
+    so, the step is saved and Preempted raised.
     Raises FloatingPointError before the optimiser step if the loss or a gradient is not finite.
     """
     model.train()
@@ -84,8 +87,11 @@ def train(
             numbers = {name: float(value) for name, value in parts.items()}
             numbers |= {"loss": float(total), "lr": lr, "grad_norm": float(norm)}
             log({"step": step, **numbers})
-        if save_due(progress) or step == schedule.steps:
+        stopping = world.any(stop())
+        if save_due(progress) or stopping or step == schedule.steps:
             save()
+        if stopping:
+            raise Preempted(f"after step {step}")
 
 
 def _backward(

@@ -57,6 +57,7 @@ def add_steps(folder: RunFolder, *steps: int) -> None:
     with open(folder.metrics_file, "a") as lines:
         for step in steps:
             lines.write(json.dumps({"step": step, "loss": 1 / step, "lr": 0.1, "wall": 1.5}) + "\n")
+    folder.set_status(saved_step=max(steps))
 
 
 def add_evaluation(folder: RunFolder, name: str, step: int, metrics: dict = METRICS) -> dict:
@@ -366,6 +367,7 @@ def test_a_torn_line_waits_for_its_end(tmp_path):
     mirror = Mirror(folder, run)
     mirror.lines()
     add_steps(folder, 1)
+    folder.set_status(saved_step=2)
     with open(folder.metrics_file, "a") as lines:
         lines.write('{"step": 2, ')
         lines.flush()
@@ -374,6 +376,18 @@ def test_a_torn_line_waits_for_its_end(tmp_path):
         lines.write('"loss": 0.5}\n')
     mirror.lines()
     assert run.history[1:] == [{"train/step": 2, "train/loss": 0.5}]
+
+
+def test_a_step_waits_for_its_checkpoint(tmp_path):
+    folder, run = make_run(tmp_path / "run"), FakeRun()
+    mirror = Mirror(folder, run)
+    add_steps(folder, 1, 2, 3)
+    folder.set_status(saved_step=2)
+    mirror.lines()
+    assert [row["train/step"] for row in run.history] == [1, 2]
+    folder.set_status(saved_step=3)
+    mirror.lines()
+    assert [row["train/step"] for row in run.history] == [1, 2, 3]
 
 
 def test_lines_cut_back_and_grown_again_between_two_looks_are_not_repeated(tmp_path):

@@ -14,11 +14,12 @@ from onenet.config import Config, compose
 from onenet.data.augment import Augmentation, ImageSize
 from onenet.data.loading import DetectionDataset, training_batches
 from onenet.data.sources import open_split
-from onenet.errors import UserError
 from onenet.evaluate import predict
 from onenet.identity import requested_evaluation
 from onenet.losses import DetectionLoss, LossWeights
 from onenet.optim import Schedule, make_optimizer
+from onenet.preemption import Preempted
+from onenet.runs import RunFolder
 from onenet.scoring import Scorer
 from onenet.train import PARTS, Progress, train
 from tests.conftest import Pictures, make_annotations
@@ -193,16 +194,16 @@ def test_a_resumed_run_equals_one_that_ran_straight_through(tmp_path, stop, over
     overrides = (*overrides, "optim.warmup=2", "optim.tail=0.5")
     straight = Run(*overrides).train()
 
-    file = tmp_path / "checkpoints" / "last.pt"
+    folder = RunFolder(tmp_path)
     first = Run(*overrides).train(until=stop)
     assert first.progress.step == stop
-    checkpoint.save(file, "some-id", first.model, first.optimizer, first.progress)
+    checkpoint.save(folder, "some-id", first.model, first.optimizer, first.progress)
 
     second = Run(*overrides)
     torch.manual_seed(5)
     for parameter in second.model.parameters():
         parameter.data.normal_()  # nothing of it may survive
-    second.progress = checkpoint.load(file, "some-id", second.model, second.optimizer, "cpu")
+    second.progress = checkpoint.load(folder, "some-id", second.model, second.optimizer, "cpu")
     assert second.progress == first.progress
     assert_equal(second.state(), first.state())
     second.train()
@@ -223,41 +224,22 @@ def test_a_finished_run_has_nothing_left_to_do():
     assert len(run.lines) == run.config.steps
 
 
-def test_a_checkpoint_holds_tensors_and_plain_types_only(tmp_path):
-    run = Run().train(until=2)
-    run.progress.bad_images.append("one.jpg: broken")
-    checkpoint.save(tmp_path / "last.pt", "some-id", run.model, run.optimizer, run.progress)
-    state = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert state["id"] == "some-id"
-    assert state["progress"] == vars(run.progress)
-    assert_equal(dict(state["model"]), dict(run.model.state_dict()))
-    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]  # nothing half-written
+# --- it stops when asked, and before a bad step ---
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    run = Run()
-    checkpoint.save(tmp_path / "last.pt", "some-id", run.model, run.optimizer, run.progress)
-    before = weights(run.model)
-    with pytest.raises(UserError) as raised:
-        checkpoint.load(tmp_path / "last.pt", "other-id", run.model, run.optimizer, "cpu")
-    message = str(raised.value)
-    assert "some-id" in message
-    assert "other-id" in message
-    assert str(tmp_path / "last.pt") in message
-    assert len(message.splitlines()) <= 3
-    assert_equal(weights(run.model), before)
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_as_if_nothing_was(tmp_path):
+    straight, run = Run().train(), Run()
+    folder = RunFolder(tmp_path)
 
+    def save() -> None:
+        checkpoint.save(folder, "id", run.model, run.optimizer, run.progress)
 
-def test_a_checkpoint_loads_without_an_optimiser(tmp_path):
-    run = Run().train(until=2)
-    checkpoint.save(tmp_path / "last.pt", "some-id", run.model, run.optimizer, run.progress)
-    other = Run("seed=1")
-    progress = checkpoint.load(tmp_path / "last.pt", "some-id", other.model, None, "cpu")
-    assert progress.step == 2
-    assert_equal(other.model.state_dict(), run.model.state_dict())
-
-
-# --- it stops before a bad step ---
+    with pytest.raises(Preempted, match="after step 3"):
+        run.train(stop=lambda: run.progress.step == 3, save=save)
+    again = Run()
+    again.progress = checkpoint.load(folder, "id", again.model, again.optimizer, "cpu")
+    assert again.progress.step == 3
+    assert_equal(again.train().state(), straight.state())
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_weights_alone():
