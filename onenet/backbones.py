@@ -1,10 +1,10 @@
 """Bottom-up feature extractors: timm models at strides 4, 8, 16 and 32 (section 4, "Backbone")."""
 
-import socket
+import contextlib
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from huggingface_hub import constants, try_to_load_from_cache
 from torch import nn
@@ -35,13 +35,12 @@ def make_backbone(name: str, weights: str = "none") -> nn.Module:
     path of a local file. Raises UserError where they cannot be had.
     """
     architecture = TIMM_NAMES[name]
-    options = {"features_only": True, "out_indices": (1, 2, 3, 4)}
+    model = timm.create_model(architecture, features_only=True, out_indices=(1, 2, 3, 4))
     if weights == "none":
-        return timm.create_model(architecture, **options)
+        return model
     if Path(weights).is_file():
-        model = timm.create_model(architecture, **options)
         try:
-            _load_file(model, weights)
+            _fill(model, timm.models.load_state_dict(weights))
         except Exception as error:
             raise UserError(
                 f"backbone.weights={weights} does not fit {architecture}: {_one_line(error)}\n"
@@ -56,7 +55,8 @@ def make_backbone(name: str, weights: str = "none") -> nn.Module:
         )
     try:
         _check_hub(weights)
-        return timm.create_model(weights, pretrained=True, **options)
+        _fill(model, timm.create_model(weights, pretrained=True).state_dict())
+        return model
     except Exception as error:  # no network, no such file on the hub, a damaged cache
         raise UserError(
             f"backbone.weights={weights} could not be fetched: {_one_line(error)}\n"
@@ -73,17 +73,16 @@ def _check_hub(tag: str) -> None:
         isinstance(try_to_load_from_cache(name, file), str)
         for file in ("model.safetensors", "pytorch_model.bin")
     )
-    host = urlsplit(constants.ENDPOINT)
-    if not cached and not getproxies().get(host.scheme):
-        socket.create_connection((host.hostname, host.port or 443), timeout=3).close()
+    if not cached:
+        with contextlib.suppress(HTTPError):  # an answer, whatever it is
+            urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=3).close()
 
 
-def _load_file(model: nn.Module, file: str) -> None:
+def _fill(model: nn.Module, state: dict) -> None:
     """Fills the model from a classifier's state dict; raises unless the two have the same tensors.
 
     timm's own loading into a feature extractor is not strict: it would keep random tensors.
     """
-    state = timm.models.load_state_dict(file)
     model.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
 
 

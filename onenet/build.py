@@ -17,10 +17,11 @@ from onenet.necks import make_neck
 from onenet.optim import Schedule
 
 
-def device(config: Config) -> str:
-    if config.device == "auto":
+def device(asked: str) -> str:
+    """`cpu` or `cuda` for what `device` asks for, which may be `auto`."""
+    if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.device
+    return asked
 
 
 def detector(config: Config, num_classes: int) -> nn.Module:
@@ -30,7 +31,7 @@ def detector(config: Config, num_classes: int) -> nn.Module:
     neck = make_neck(in_channels=backbone.feature_info.channels(), **vars(config.neck))
     head = config.head
     model = OneNet(backbone, neck, num_classes, config.heads, head.box_unit, head.prior)
-    return model.to(device(config), memory_format=torch.channels_last)
+    return model.to(device(config.device), memory_format=torch.channels_last)
 
 
 def detection_loss(config: Config) -> DetectionLoss:

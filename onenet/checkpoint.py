@@ -47,47 +47,48 @@ def save(
     os.replace(new, folder.checkpoint_file)
 
 
-def load(
-    folder: RunFolder, run_id: str, model: nn.Module, optimizer: Optimizer | None, device: str
-) -> Progress | None:
-    """Restores model and, if given, optimiser, in place, from the newest usable checkpoint.
-
-    None if there is none. A checkpoint that is damaged or another run's is named and passed over.
-    """
+def find(folder: RunFolder, run_id: str) -> Path | None:
+    """The newest usable checkpoint of the run. One that is damaged or another run's is named and
+    passed over."""
     for file in (folder.checkpoint_file, folder.previous_checkpoint_file):
-        if file.is_file() and (state := _read(file, run_id, device)):
-            model.load_state_dict(state["model"])
-            if optimizer is not None:
-                optimizer.load_state_dict(state["optimizer"])
-            return Progress(**state["progress"])
+        if file.is_file():
+            problem = _problem(file, run_id)
+            if problem is None:
+                return file
+            print(f"passed over {file}: {problem}", flush=True)
     return None
+
+
+def load(file: Path, model: nn.Module, optimizer: Optimizer | None, device: str) -> Progress:
+    """Restores model and, if given, optimiser, in place, from what `find` found."""
+    state = torch.load(file, map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    if optimizer is not None:
+        optimizer.load_state_dict(state["optimizer"])
+    return Progress(**state["progress"])
 
 
 def load_trained(folder: RunFolder, run_id: str, model: nn.Module, device: str) -> Progress:
     """Restores the model of a finished run. Raises UserError if that cannot be had any more."""
-    progress = load(folder, run_id, model, None, device)
-    if progress is None:
+    file = find(folder, run_id)
+    if file is None:
         raise UserError(
             f"{folder.checkpoint_file} is not there or not usable: "
             "this run cannot be evaluated again.\n"
             "Move its folder away; the same command then trains it anew."
         )
-    return progress
+    return load(file, model, None, device)
 
 
-def _read(file: Path, run_id: str, device: str) -> dict | None:
-    """The content of a checkpoint of this run, else None, and a line that says what is wrong."""
+def _problem(file: Path, run_id: str) -> str | None:
+    """What keeps a file from being a checkpoint of this run."""
     try:
         with zipfile.ZipFile(file) as archive:
             if damaged := archive.testzip():  # torch does not look at the sums
-                raise zipfile.BadZipFile(f"{damaged} is damaged")
-        state = torch.load(file, map_location=device, weights_only=True)
-        if isinstance(state, dict) and set(state) >= NEEDED and state["id"] == run_id:
-            return state
-        problem = "it is not a checkpoint of this run"
-        if isinstance(state, dict) and "id" in state:
-            problem = f"it belongs to run {state['id']}, not {run_id}"
+                return f"{damaged} in it is damaged"
+        state = torch.load(file, map_location="cpu", weights_only=True)
     except DAMAGE as error:
-        problem = f"it cannot be read: {str(error)[:200] or type(error).__name__}"
-    print(f"passed over {file}: {problem}", flush=True)
-    return None
+        return f"it cannot be read: {str(error)[:200] or type(error).__name__}"
+    if not isinstance(state, dict) or not set(state) >= NEEDED:
+        return "it is not a checkpoint of a run"
+    return None if state["id"] == run_id else f"it belongs to run {state['id']}, not {run_id}"

@@ -27,6 +27,7 @@ CHOICES = {
     "eval.split": ("val", "train"),
     "precision": ("float32", "bf16"),
     "device": ("auto", "cpu", "cuda"),
+    "sweep.launcher": ("local", "slurm"),
 }
 AT_LEAST = {
     "heads": 1,
@@ -69,6 +70,10 @@ AT_LEAST = {
     "sweep.jobs": 1,
     "sweep.max_failures": 1,
     "sweep.threads": 1,
+    "sweep.slurm.minutes": 1,
+    "sweep.slurm.cpus": 1,
+    "sweep.slurm.gpus": 0,
+    "sweep.slurm.memory_gb": 0.001,
 }
 AT_MOST = {
     "augment.flip": 1,
@@ -133,7 +138,12 @@ def problems(config: Config) -> list[str]:
     if not _names_weights(config.backbone.weights):
         found.append(
             f"backbone.weights={config.backbone.weights} is neither a file nor a timm tag: "
-            f"name the training, as in {config.backbone.name}.tv_in1k, or none."
+            "name the training, as in resnet50.tv_in1k, or none."
+        )
+    if not isinstance(config.sweep.slurm.more, dict | None):
+        found.append(
+            f"sweep.slurm.more={config.sweep.slurm.more}: options of sbatch and their values, "
+            "'sweep.slurm.more={account: NAME, qos: NAME}'."
         )
     if config.data.shapes.max_short < config.data.shapes.min_short:
         found.append("data.shapes.max_short is below data.shapes.min_short.")

@@ -26,6 +26,7 @@ from onenet.schema import Config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
+OPTIONAL = ("reference", "debug")  # groups of which nothing need be chosen
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
 
 
@@ -46,6 +47,8 @@ def compose(overrides: list[str]) -> Config:
     try:
         options, values = [], {}
         for override in OverridesParser.create().parse_overrides(overrides):
+            if override.key_or_group in OPTIONAL and override.value() is None:
+                continue
             if override.key_or_group in GROUPS:
                 options.append(override.input_line)
             else:

@@ -80,16 +80,22 @@ class World:
 ALONE = World()
 
 
-def join() -> World:
-    """Finds the other processes of the run, if `torchrun` started this one."""
+def join(device: str = "cpu") -> World:
+    """Finds the other processes of the run, if `torchrun` started this one. `device`: cpu, cuda."""
     if "LOCAL_RANK" not in os.environ:
         return ALONE
-    if torch.cuda.is_available():
+    if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=WAIT)
     else:
         dist.init_process_group("gloo", timeout=WAIT)
     return World(dist.get_rank(), dist.get_world_size())
+
+
+def lost_connection(error: BaseException) -> bool:
+    """Is this what a process sees when another one of its run has ended?"""
+    signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def without_sync(model: nn.Module):

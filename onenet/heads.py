@@ -54,8 +54,10 @@ class CascadeHead(nn.Module):
         for conv in self.features[:num_heads]:
             stacked = torch.cat([feature, previous], dim=1) if len(self.features) > 1 else feature
             previous = F.relu(conv(stacked))
-            class_logits = _slots_last(self.class_conv(previous))  # [B, P, K]
-            ltrb = _slots_last(F.relu(self.box_conv(previous))).float() * self.box_unit
+            with torch.autocast(feature.device.type, enabled=False):
+                answer = previous.float()  # bfloat16 would round boxes to 2 pixels above 256
+                class_logits = _slots_last(self.class_conv(answer))  # [B, P, K]
+                ltrb = _slots_last(F.relu(self.box_conv(answer))) * self.box_unit
             outputs.append(HeadOutput(class_logits, ltrb_to_xyxy(points_xy, ltrb), points_xy))
         return outputs
 

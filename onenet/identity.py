@@ -23,7 +23,7 @@ NEUTRAL: dict[str, object] = {
     "neck.init": "default",
     "augment.size_step": 1,
     "augment.crop": 0.0,
-    "data.crowd": "ignore",
+    "data.crowd": "drop",
 }
 
 

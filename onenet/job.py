@@ -22,7 +22,7 @@ from onenet import build, checkpoint, pictures, results
 from onenet.config import Config, from_dict
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
-from onenet.distributed import World, join
+from onenet.distributed import World, join, lost_connection
 from onenet.errors import UserError
 from onenet.identity import default_evaluation, run_id
 from onenet.optim import make_optimizer
@@ -41,7 +41,19 @@ class Job:
         self.folder, self.request, self.world, self.stop = folder, request, world, stop
         self.config: Config = from_dict(folder.config())
         self.id = run_id(self.config)
-        self.device = build.device(self.config)
+        self.device = build.device(self.config.device)
+        self._check()
+
+    def _check(self) -> None:
+        """What only a process that sees its machine and its like can tell. Raises UserError."""
+        pieces = self.world.size * self.config.accumulate
+        if self.config.batch < pieces:
+            raise UserError(
+                f"batch={self.config.batch} is less than the {pieces} pieces of {self.world.size} "
+                f"processes × accumulate={self.config.accumulate}: every piece needs an image."
+            )
+        if self.config.sync_bn and self.device == "cpu":
+            raise UserError("sync_bn=true needs CUDA, and there is none here: leave it out.")
 
     def run(self) -> None:
         """Trains unless that is done, then evaluates; leaves the folder in state `done`.
@@ -51,7 +63,7 @@ class Job:
         """
         torch.set_num_threads(self.request.threads)
         with self._lock():
-            done = self.world.share(self.folder.state() == "done")
+            done = self.folder.state() == "done"
             try:
                 if not done and self.world.first:
                     resumes = self.folder.status().get("resumes", -1) + 1
@@ -60,6 +72,7 @@ class Job:
                         threads=self.request.threads, processes=self.world.size, exception=None,
                         traceback=None, **owner(),
                     )  # fmt: skip
+                done = self.world.share(done)
                 self._train_and_evaluate(trained=done)
             except BaseException as error:
                 if not done:
@@ -91,9 +104,12 @@ class Job:
             if self.world.first:
                 self.folder.set_status(state="preempted", stopped_by=self.stop.reason)
             return
+        exception = f"{type(error).__name__}: {error}"
+        if self.world.size > 1 and lost_connection(error):
+            exception = "another process of this run ended (killed, or out of memory?)"
         self.folder.set_status(
             state="failed",
-            exception=f"{type(error).__name__}: {error}",
+            exception=exception,
             traceback=traceback.format_exc(),
             ended=time.time(),
         )
@@ -135,10 +151,11 @@ class Job:
         """Trains to the last step, from the checkpoint if there is one."""
         config, folder, world = self.config, self.folder, self.world
         optimizer = make_optimizer(model, config.lr, config.optim.weight_decay)
-        progress = checkpoint.load(folder, self.id, model, optimizer, self.device)
-        if progress:
+        progress = Progress()
+        usable = checkpoint.find(folder, self.id) if world.first else None
+        if usable := world.share(usable):
+            progress = checkpoint.load(usable, model, optimizer, self.device)
             self._print(f"resumed at step {progress.step}")
-        progress = progress or Progress()
         source = open_split(config.data, "train", folder.cache)
         for line in source.annotations.report:
             self._print(f"data.train: {line}")
@@ -183,17 +200,18 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.driver:
         end_with_driver()
-    return work(RunFolder(given.folder), given.request)
+    folder = RunFolder(given.folder)
+    return work(folder, given.request, folder.config()["device"])
 
 
-def work(folder: RunFolder, request: Request) -> int:
+def work(folder: RunFolder, request: Request, device: str) -> int:
     """Does the run, alone or with the other processes that `torchrun` started. The exit status: 0
     done, 1 failed, 2 the input cannot work, 3 somebody else is at it, 75 stopped, to be continued.
     """
     stop = StopRequest()
     try:
         stop.install()
-        Job(folder, request, join(), stop).run()
+        Job(folder, request, join(build.device(device)), stop).run()
     except Preempted as reason:
         print(f"stopped ({reason}): the same command goes on from here", flush=True)
         return EXIT_STATUS

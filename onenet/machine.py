@@ -1,10 +1,13 @@
 """The cores and GPUs of this machine, and how runs share them. No torch."""
 
 import os
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from onenet.config import Config
+from onenet.errors import UserError
 
 NVIDIA = Path("/proc/driver/nvidia/gpus")
 
@@ -21,7 +24,13 @@ class Place:
 def places(config: Config, runs: int) -> list[Place]:
     """As many places as runs at a time: `sweep.jobs`, or what cores and GPUs allow."""
     cores, devices = count_cores(), [] if config.device == "cpu" else gpus()
-    processes = config.processes or max(1, len(devices))
+    most = config.batch // config.accumulate  # each process needs an image
+    processes = config.processes or max(1, min(len(devices), most))
+    if devices and processes > len(devices):
+        raise UserError(
+            f"processes={processes}, but there are {len(devices)} GPUs here: "
+            "lower processes, or device=cpu."
+        )
     threads = config.sweep.threads
     if devices:
         jobs = max(1, len(devices) // processes)
@@ -48,8 +57,14 @@ def gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
-    return [str(at) for at, _ in enumerate(NVIDIA.iterdir())] if NVIDIA.is_dir() else []
+    if NVIDIA.is_dir():
+        return [str(at) for at, _ in enumerate(NVIDIA.iterdir())]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(at) for at, _ in enumerate(lines)]
 
 
 def _cut(devices: list[str], start: int, count: int) -> tuple[str, ...]:
-    return tuple(devices[(start + at) % len(devices)] for at in range(min(count, len(devices))))
+    return tuple(devices[(start + at) % len(devices)] for at in range(count))

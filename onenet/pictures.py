@@ -39,7 +39,7 @@ def write(
     names = list(source.annotations.category_names)
     dataset = DetectionDataset(source, ImageSize(config.size.short, config.size.ratio))
     loss = build.detection_loss(config)
-    device = build.device(config)
+    device = build.device(config.device)
     entries = []
     for image in range(min(IMAGES, len(dataset))):
         batch = collate([dataset[0, image]])

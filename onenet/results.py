@@ -48,7 +48,7 @@ def evaluate(
         batch=config.eval.batch,
         infer_heads=spec.infer_heads,
         workers=config.workers,
-        device=build.device(config),
+        device=build.device(config.device),
         world=world,
     )
     if predicted is None:
@@ -84,11 +84,11 @@ def evaluate(
             "train_seconds": round(progress.seconds, 1),
             "seconds_per_step": progress.seconds / max(1, progress.step),
             "evaluation_seconds": round(time.perf_counter() - started, 1),
-            "peak_memory_gib": round(peak_memory(build.device(config)) / 2**30, 2),
+            "peak_memory_gib": round(peak_memory(build.device(config.device)) / 2**30, 2),
             "finished": time.time(),
         },
         "env": {
-            **environment(build.device(config), request.threads),
+            **environment(build.device(config.device), request.threads),
             "processes": world.size,
             "accumulate": config.accumulate,
         },
@@ -128,7 +128,8 @@ def peak_memory(device: str) -> int:
     """Bytes: on the GPU, or of the whole process, at most so far."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def environment(device: str, threads: int) -> dict:

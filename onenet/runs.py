@@ -147,11 +147,27 @@ class RunFolder:
                 time.sleep(0.1)
             else:
                 raise Locked(self.path)
-            yield
+            _held.add(file)
+            try:
+                yield
+            finally:
+                _held.discard(file)
 
     @property
     def _lock_file(self) -> Path:
         return self.path / ".lock"
+
+
+_held: set = set()  # lock files that this process holds
+
+
+def _let_go() -> None:
+    """Forked children, such as data workers, must not hold a lock for longer than its owner."""
+    for file in _held:
+        os.close(file.fileno())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _try_lock(file, kind: int) -> bool:

@@ -149,10 +149,22 @@ class Tracker:
 
 
 @dataclass
+class Slurm:
+    partition: str | None = MISSING
+    minutes: int = MISSING
+    cpus: int = MISSING
+    gpus: int = MISSING
+    memory_gb: float | None = MISSING
+    more: Any = MISSING
+
+
+@dataclass
 class Sweep:
+    launcher: str = MISSING
     jobs: int | None = MISSING
     max_failures: int | None = MISSING
     threads: int | None = MISSING
+    slurm: Slurm = MISSING
 
 
 @dataclass

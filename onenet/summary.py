@@ -45,10 +45,10 @@ def failure(run: Planned) -> str:
         return "another process is running it"
     if status.get("state") == "failed":
         return " ".join(status["exception"].removeprefix("UserError: ").split())
-    said = run.folder.log_file.read_text(errors="replace").splitlines()
+    said = run.folder.log_file.read_bytes()[run.log_start :].decode(errors="replace").splitlines()
     errors = [line for line in said if line.startswith("error: ")]
     if run.ended_with in (1, 2) and errors:
-        return errors[-1].removeprefix("error: ")
+        return errors[0].removeprefix("error: ")
     return f"ended with {run.ended_with} (killed, or out of memory?)"
 
 

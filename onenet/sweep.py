@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from onenet import slurm
 from onenet.config import REPOSITORY, Config, to_dict
 from onenet.data.sources import check_splits
 from onenet.errors import UserError
@@ -20,7 +21,7 @@ from onenet.runs import RunFolder
 
 POLL = 0.5  # seconds between looks at the runs
 SAY_EVERY = 30  # seconds between lines where the screen is not a terminal
-STOP_SECONDS = 30  # for runs to write their checkpoints, when the sweep is stopped
+STOP_SECONDS = 40  # for runs to write their checkpoints, when the sweep is stopped
 
 
 @dataclass
@@ -28,10 +29,11 @@ class Planned:
     """One training with all evaluations that the sweep wants of it."""
 
     cells: list[Cell]
-    process: subprocess.Popen | None = None
+    process: subprocess.Popen | slurm.SlurmJob | None = None
     place: Place | None = None
     started: float = 0.0
     ended_with: int | None = None
+    log_start: int = 0  # of this attempt in log.txt
     task: TaskID | None = field(default=None, repr=False)
 
     @property
@@ -102,13 +104,15 @@ def run_all(console: Console, planned: list[Planned]) -> bool:
     todo = [run for run in planned if run.state() != "done"]
     done = len(planned) - len(todo)
     if todo:
+        config = planned[0].config
+        cluster = slurm.Cluster(config) if config.sweep.launcher == "slurm" else None
         check_data(console, todo)
-        free = places(planned[0].config, len(todo))
+        free = (slurm.places if cluster else places)(config, len(todo))
         console.out(
             f"{_runs(planned)}, {done} already done, {len(todo)} to do: {_share(free)}",
             highlight=False,
         )
-        _work(console, todo, free)
+        _work(console, todo, free, cluster)
     return all(run.state() == "done" for run in planned)
 
 
@@ -123,14 +127,16 @@ def take_part(planned: list[Planned]) -> int:
         )
     (run,) = planned
     if os.environ["RANK"] == "0":
+        check_data(Console(), [run])
         freeze([run])
-    return job.work(run.folder, run.request(int(os.environ.get("OMP_NUM_THREADS", 1))))
+    threads = int(os.environ.get("OMP_NUM_THREADS", 1))
+    return job.work(run.folder, run.request(threads), run.config.device)
 
 
 def freeze(todo: list[Planned]) -> None:
     """Writes the configurations; what is edited from now on changes nothing for these runs."""
     for run in todo:
-        if run.folder.state() in ("missing", "failed", "partial"):
+        if run.folder.state() != "running":  # also a finished run's: it may lack later keys
             run.folder.freeze(to_dict(run.config))
 
 
@@ -144,12 +150,14 @@ def _share(free: list[Place]) -> str:
     each = [
         f"{processes} processes" if processes > 1 else "",
         f"{len(gpus)} GPU{'s'[: len(gpus) > 1]}" if gpus else "",
-        f"{threads} thread{'s'[: threads > 1]}{' a process' if processes > 1 else ''}",
+        f"{processes * threads} thread{'s'[: processes * threads > 1]}",
     ]
-    return f"{len(free)} at a time, {', '.join(filter(None, each))} each"
+    return f"{len(free)} at a time, each with {', '.join(filter(None, each))}"
 
 
-def _work(console: Console, todo: list[Planned], free: list[Place]) -> None:
+def _work(
+    console: Console, todo: list[Planned], free: list[Place], cluster: slurm.Cluster | None
+) -> None:
     freeze(todo)
     # The long ones first, so that no core idles at the end.
     waiting = sorted(todo, key=lambda run: -run.config.steps * (1 + run.config.heads))
@@ -167,7 +175,7 @@ def _work(console: Console, todo: list[Planned], free: list[Place]) -> None:
         try:
             while waiting or active:
                 while waiting and free:
-                    active.append(start(waiting.pop(0), free.pop(0)))
+                    active.append(start(waiting.pop(0), free.pop(0), cluster))
                 time.sleep(POLL)
                 for run in active:
                     _show(bars, run)
@@ -183,11 +191,14 @@ def _work(console: Console, todo: list[Planned], free: list[Place]) -> None:
                     said = time.monotonic()
                     _say(console, active, waiting)
         finally:
-            stop(active)  # a signal, or an error here: no run outlives its sweep
+            stop(console, active)  # a signal, or an error here: no process outlives its sweep
 
 
-def stop(active: list[Planned]) -> None:
-    """Has the runs write their checkpoints and end."""
+def stop(console: Console, active: list[Planned]) -> None:
+    """Has the runs write their checkpoints and end, but for those that Slurm keeps."""
+    if kept := [run.process.job for run in active if isinstance(run.process, slurm.SlurmJob)]:
+        console.out(f"Slurm goes on with its jobs; to end them: scancel {' '.join(kept)}")
+        return
     for run in active:
         run.process.terminate()
     deadline = time.monotonic() + STOP_SECONDS
@@ -198,12 +209,13 @@ def stop(active: list[Planned]) -> None:
             run.process.kill()
 
 
-def start(run: Planned, place: Place) -> Planned:
-    """Starts the run's own process, or `torchrun` with several, which write to log.txt."""
+def start(run: Planned, place: Place, cluster: slurm.Cluster | None = None) -> Planned:
+    """Starts the run's own process, or `torchrun` with several, which write to log.txt; on a
+    cluster, submits that."""
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     environment = {
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin starve whatever shares the cores
-        **os.environ,
+        # Threads that spin starve whatever shares the cores.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "PYTHONPATH": path,
         "OMP_NUM_THREADS": str(place.threads),
     }
@@ -213,15 +225,20 @@ def start(run: Planned, place: Place) -> Planned:
     if place.processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(place.processes)]
-    command += ["-m", "onenet.job", str(run.folder.path), "--driver", "--request"]
+    command += ["-m", "onenet.job", str(run.folder.path)]
+    command += ["--request", run.request(place.threads).dump()]
     run.started, run.place = time.monotonic(), place
     with open(run.folder.log_file, "ab") as log:
+        run.log_start = log.tell()
+        if cluster:
+            run.process = cluster.submit(run.folder, command, environment)
+            return run
         run.process = subprocess.Popen(
-            [*command, run.request(place.threads).dump()],
+            [*command, "--driver"],
             stdin=subprocess.PIPE,  # ends with this process, however it ends
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**os.environ, **environment},
         )
     return run
 

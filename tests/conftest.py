@@ -3,6 +3,7 @@
 Run: pytest
 """
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from onenet.scoring import Predictions
 from onenet.structures import Detections, HeadOutput, Target
 
 torch.set_num_threads(1)
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are for the processor, also beside a GPU
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -35,8 +35,8 @@ def save(folder: RunFolder, run: Run, run_id: str = "some-id") -> None:
 
 
 def load(folder: RunFolder, run_id: str = "some-id"):
-    run = Run("seed=1")
-    return run, checkpoint.load(folder, run_id, run.model, run.optimizer, "cpu")
+    run, file = Run("seed=1"), checkpoint.find(folder, run_id)
+    return run, file and checkpoint.load(file, run.model, run.optimizer, "cpu")
 
 
 def test_a_checkpoint_holds_tensors_and_plain_types_only(folder):
@@ -92,7 +92,7 @@ def test_another_runs_checkpoint_is_passed_over_and_named(folder, capsys):
     assert "belongs to run other-id, not some-id" in capsys.readouterr().out
     torch.save({"weights": torch.zeros(3)}, folder.checkpoint_file)
     assert load(folder)[1].step == 2
-    assert "not a checkpoint of this run" in capsys.readouterr().out
+    assert "not a checkpoint of a run" in capsys.readouterr().out
 
 
 def test_without_a_usable_checkpoint_nothing_is_restored(folder):

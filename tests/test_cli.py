@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from onenet.config import REPOSITORY
 from onenet.expansion import expand
@@ -129,6 +130,21 @@ def test_bad_input_ends_at_once_in_three_lines_without_a_traceback(words, tmp_pa
     assert 1 <= len(done.stderr.strip().splitlines()) <= 3
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_of_an_older_version_is_evaluated_again(swept):
+    """Its frozen config lacks the keys that have come since; its id, and so its training, stay."""
+    root, _, words, _ = swept
+    cell = expand([*words[1:], "cost=loc_cls"])[0]
+    frozen = yaml.safe_load(cell.folder.config_file.read_text())
+    for key in ("precision", "sync_bn", "accumulate"):
+        del frozen[key]
+    cell.folder.config_file.write_text(yaml.safe_dump(frozen))
+    trained = cell.folder.checkpoint_file.stat().st_mtime
+    done = run_py("cost=loc_cls", *TINY, "eval.size.short=112", f"runs_root={root}")
+    assert done.returncode == 0, done.stdout
+    assert list((cell.folder.path / "evaluations").glob("h1-112*/result.json"))
+    assert cell.folder.checkpoint_file.stat().st_mtime == trained
 
 
 def test_a_failing_run_stops_no_other_and_is_told_at_the_end(tmp_path):

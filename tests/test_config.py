@@ -88,6 +88,13 @@ def test_the_released_codes_differences_are_one_word():
     }
 
 
+def test_an_optional_group_can_be_left_out_by_name():
+    words = ["preset=paper", "data.root=/somewhere"]
+    assert compose([*words, "reference=null", "debug=null"]) == compose(words)
+    both = expand([*words[:1], "data=shapes", "reference=released,null"])
+    assert [cell.config.assigner.name for cell in both] == ["hungarian", "min_cost"]
+
+
 def test_debug_shrinks_the_paper_too():
     c = compose(["preset=paper", "data.root=/somewhere", "debug=tiny"])
     assert (c.backbone.name, c.backbone.weights, c.steps, c.batch) == ("tiny", "none", 6, 2)

@@ -201,6 +201,26 @@ def test_a_run_of_two_processes_leaves_one_record(tmp_path, starter):
     assert np.isfinite(lines[0]["loss"])
 
 
+def test_a_piece_without_images_is_refused(tmp_path):
+    """Where the number of processes is known, torchrun's: an automatic one is never too large."""
+    words = ["debug=tiny", "batch=1", f"runs_root={tmp_path}"]
+    done = torchrun(str(REPOSITORY / "run.py"), *words)
+    assert done.returncode == 1
+    assert "batch=1 is less than the 2 pieces" in done.stderr
+
+
+def test_categories_are_compared_under_torchrun_too(tmp_path):
+    write_broken_data(tmp_path / "data")
+    file = tmp_path / "data/annotations/instances_val2017.json"
+    file.write_text(file.read_text().replace('"id": 1, "name": "thing"', '"id": 7, "name": "it"')
+                    .replace('"category_id": 1', '"category_id": 7'))  # fmt: skip
+    words = ["debug=tiny", "data=coco", f"data.root={tmp_path / 'data'}"]
+    done = torchrun(str(REPOSITORY / "run.py"), *words, f"runs_root={tmp_path / 'runs'}")
+    assert done.returncode == 1
+    assert "The categories differ" in done.stderr
+    assert not list((tmp_path / "runs").glob("*/config.yaml"))
+
+
 def test_a_failure_in_any_process_is_the_failure_of_the_run(tmp_path):
     images = tmp_path / "data"
     write_broken_data(images)

@@ -3,8 +3,6 @@
 Run: pytest tests/test_heads.py
 """
 
-import socket
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -231,11 +229,18 @@ def test_without_network_the_error_says_how_to_give_a_local_file(monkeypatch):
         raise OSError("Could not reach the hub.\nMany more lines.\nAnd more.\n")
 
     monkeypatch.setattr(backbones, "_check_hub", lambda tag: None)
-    monkeypatch.setattr(timm, "create_model", no_network)
+    pretrained(monkeypatch, no_network)
     message = error_of("resnet50.tv_in1k", "resnet50")
     assert "could not be fetched: Could not reach the hub." in message
     assert "backbone.weights=/path/to/file" in message
     assert "backbone.weights=none" in message
+
+
+def pretrained(monkeypatch, make) -> None:
+    """`make` stands for what timm does to come by pretrained weights."""
+    create = timm.create_model
+    choose = lambda *a, **k: make(*a, **k) if k.get("pretrained") else create(*a, **k)  # noqa: E731
+    monkeypatch.setattr(timm, "create_model", choose)
 
 
 def test_the_hub_is_not_asked_again_and_again_where_it_does_not_answer(monkeypatch):
@@ -243,18 +248,30 @@ def test_the_hub_is_not_asked_again_and_again_where_it_does_not_answer(monkeypat
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr(backbones, "getproxies", dict)
-    monkeypatch.setattr(socket, "create_connection", unreachable)
-    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("its client retries"))
+    monkeypatch.setattr(backbones, "urlopen", unreachable)
+    pretrained(monkeypatch, lambda *_, **__: pytest.fail("its client retries"))
     assert "could not be fetched: Name or service not known" in error_of("test_resnet.r160_in1k")
 
 
-def test_cached_weights_need_no_network(monkeypatch):
-    made = object()
+def test_a_proxy_that_does_not_answer_costs_no_minute(monkeypatch):
+    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_: None)
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    pretrained(monkeypatch, lambda *_, **__: pytest.fail("its client retries"))
+    assert "could not be fetched" in error_of("test_resnet.r160_in1k")
+
+
+def test_cached_weights_need_no_network_and_fill_every_tensor(monkeypatch):
+    torch.manual_seed(1)
+    whole = timm.create_model("test_resnet")
     monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_: "/cache/model.safetensors")
-    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("not needed"))
-    monkeypatch.setattr(timm, "create_model", lambda *_, **__: made)
-    assert make_backbone("tiny", "test_resnet.r160_in1k") is made
+    monkeypatch.setattr(backbones, "urlopen", lambda *_, **__: pytest.fail("not needed"))
+    pretrained(monkeypatch, lambda *_, **__: whole)
+    loaded = make_backbone("tiny", "test_resnet.r160_in1k").state_dict()
+    assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in loaded.items())
+    pretrained(monkeypatch, lambda *_, **__: timm.create_model("resnet18"))
+    assert "could not be fetched" in error_of("test_resnet.r160_in1k")
 
 
 # --- the whole ---

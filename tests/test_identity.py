@@ -126,6 +126,7 @@ def test_annotation_files_count_by_content_not_by_path(tmp_path):
     assert first == moved != changed
     words = ["data=coco", f"data.root={tmp_path / 'a'}"]
     assert run_id(compose([*words, "data.crowd=drop"])) != first
+    assert "data.crowd" not in identity.identity(compose([*words, "data.crowd=drop"]))
 
 
 def test_the_digest_follows_the_content_of_a_file(tmp_path):

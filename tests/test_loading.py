@@ -240,6 +240,18 @@ def test_half_of_the_images_are_cropped_and_sizes_come_in_steps():
     assert {min(view.size_hw) for view in views} == {416, 448, 480, 512}
 
 
+@pytest.mark.parametrize(
+    ("short", "sizes"), [(64, {52, 56, 60, 64}), (1024, {832, 896, 960, 1024})]
+)
+def test_the_step_between_sizes_scales_with_the_size(short, sizes):
+    size, augmentation = ImageSize(short, 1.5), Augmentation(0.0, 0.8125, size_step=32)
+    drawn = {
+        draw_view((512, 512), size, augmentation, np.random.default_rng(seed)).size_hw
+        for seed in range(60)
+    }
+    assert drawn == {(side, side) for side in sizes}
+
+
 def test_what_a_crop_leaves_nothing_of_is_no_object():
     view = View((10.0, 0.0, 50.0, 40.0), (80, 80), flip=True)
     boxes, left = view.place(np.array([[0, 0, 10, 40], [0, 5, 20, 50], [60, 0, 70, 9.0]]))

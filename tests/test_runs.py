@@ -14,6 +14,7 @@ import pytest
 
 from onenet import machine, runs, summary
 from onenet.config import REPOSITORY, compose
+from onenet.errors import UserError
 from onenet.expansion import expand
 from onenet.record import cut_back
 from onenet.runs import Locked, RunFolder, write_atomically, write_json
@@ -89,6 +90,20 @@ def test_the_last_whole_line_of_the_metrics_is_found(folder):
     assert folder.last_metrics() == {"step": 2}
 
 
+def test_a_child_that_outlives_the_owner_does_not_hold_the_lock(folder):
+    with folder.lock():
+        child = os.fork()
+        if not child:
+            time.sleep(30)
+            os._exit(0)
+        assert folder.is_locked()
+    try:
+        assert not folder.is_locked()
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+
+
 def test_metrics_are_cut_back_to_the_checkpoint(folder):
     lines = [json.dumps({"step": step}) for step in (1, 2, 3, 4)]
     write_atomically(folder.metrics_file, "\n".join(lines) + '\n{"step": 5, "lo')
@@ -119,6 +134,7 @@ def test_cores_are_shared_out(monkeypatch):
     assert shared(20, "processes=2") == (4, 2, 1)
     assert shared(1, "processes=2") == (1, 2, 4)
     assert shared(2, "processes=null") == (2, 1, 4)
+    assert shared(1, "processes=null", "batch=2", "accumulate=2") == (1, 1, 8)
     assert shared(3, "processes=16", "batch=16") == (1, 16, 1)
 
 
@@ -132,12 +148,20 @@ def test_every_run_has_gpus_of_its_own_while_there_are_any(monkeypatch):
     assert shared(9, "processes=2") == [("0", "1"), ("2", "GPU-3")]
     assert shared(9, "processes=null") == [("0", "1", "2", "GPU-3")]
     assert shared(9, "processes=3", "sweep.jobs=2") == [("0", "1", "2"), ("GPU-3", "0", "1")]
+    assert shared(9, "processes=null", "batch=2") == [("0", "1"), ("2", "GPU-3")]
+    with pytest.raises(UserError, match="processes=5, but there are 4 GPUs"):
+        shared(1, "processes=5")
     assert shared(1, "device=cpu") == [None]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert machine.gpus() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(machine, "NVIDIA", Path("/nowhere"))
+    monkeypatch.setattr(machine.shutil, "which", lambda _: None)
     assert machine.gpus() == []
+    monkeypatch.setattr(machine.shutil, "which", lambda name: name)
+    listing = subprocess.CompletedProcess([], 0, "GPU 0: One (UUID: a)\nGPU 1: One (UUID: b)\n")
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: listing)
+    assert machine.gpus() == ["0", "1"]
 
 
 def test_labels_say_what_tells_runs_apart():

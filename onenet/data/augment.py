@@ -33,8 +33,8 @@ class Augmentation:
     """What is drawn anew for each image and epoch.
 
     `flip`: probability in 0..1. `min_scale`: in (0, 1]; the shortest side is drawn uniformly from
-    min_scale * short .. short (416..512 in section 5), in steps of `size_step` pixels. `crop`:
-    probability in 0..1 of DETR's random crop, before that.
+    min_scale * short .. short (416..512 in section 5), in steps of `size_step` pixels of a shortest
+    side of 512. `crop`: probability in 0..1 of DETR's random crop, before that.
     """
 
     flip: float = 0.5
@@ -79,9 +79,9 @@ def draw_view(
 ) -> View:
     """A view for training, as a function of the generator's state."""
     flip = generator.random() < augmentation.flip
-    smallest = round(augmentation.min_scale * size.short)
-    sizes = (size.short - smallest) // augmentation.size_step + 1
-    short = smallest + augmentation.size_step * int(generator.integers(sizes))
+    step = max(1, round(augmentation.size_step * size.short / 512))
+    steps = (size.short - round(augmentation.min_scale * size.short)) // step
+    short = size.short - step * (steps - int(generator.integers(steps + 1)))
     height, width = image_hw
     crop = (0.0, 0.0, float(width), float(height))
     if augmentation.crop and generator.random() < augmentation.crop:
