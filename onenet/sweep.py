@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -13,6 +14,7 @@ from onenet import slurm
 from onenet.config import REPOSITORY, Config, to_dict
 from onenet.data.sources import check_splits
 from onenet.errors import UserError
+from onenet.estimate import Estimates, say
 from onenet.expansion import Cell
 from onenet.identity import EvalSpec, default_evaluation
 from onenet.machine import Place, places
@@ -53,6 +55,11 @@ class Planned:
         wanted = [default_evaluation(self.config), *(cell.evaluation for cell in self.cells)]
         return [spec for spec in dict.fromkeys(wanted) if not self.folder.result(spec)]
 
+    def estimate(self, estimates: Estimates) -> float | None:
+        """Seconds that are left of it, None if nothing finished compares with it."""
+        saved = self.folder.status().get("saved_step", 0)
+        return estimates.seconds(self.config, self.config.steps - saved)
+
     def request(self, threads: int) -> Request:
         evaluations = [cell.evaluation for cell in self.cells]
         return Request(evaluations, list(self.cells[0].overrides), threads)
@@ -71,19 +78,28 @@ def group(cells: list[Cell]) -> list[Planned]:
 
 
 def print_plan(console: Console, planned: list[Planned]) -> None:
-    """One line a run: id, state, overrides. Trains nothing."""
+    """One line a run: id, state, overrides, and the time that it will take. Trains nothing."""
     check_data(console, planned)
+    root = Path(planned[0].config.runs_root)
+    estimates, states, total, unknown = Estimates(root), [], 0.0, 0
     for run in planned:
+        state, trained = run.state(), run.folder.state() == "done"
+        states.append(state)
+        seconds = run.estimate(estimates) if state != "done" else 0.0
+        total, unknown = total + (seconds or 0), unknown + (seconds is None)
         for cell in run.cells:
-            done = run.folder.state() == "done" and run.folder.result(cell.evaluation)
-            state = "done" if done else run.state()
-            label = f"  # {cell.experiment}: {cell.label}" if cell.label else ""
+            done = state == "done" or (trained and run.folder.result(cell.evaluation))
+            note = [f"{cell.experiment}: {cell.label}"] if cell.label else []
+            note += [say(seconds)] if seconds and not done else []
+            comment = f"  # {', '.join(note)}" if note else ""
             words = " ".join(cell.overrides) or "(defaults)"
-            console.out(f"{cell.id}  {state:8}{words}{label}", highlight=False)
-    states = [run.state() for run in planned]
+            console.out(
+                f"{cell.id}  {'done' if done else state:8}{words}{comment}", highlight=False
+            )
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    root = planned[0].config.runs_root
-    console.out(f"{_runs(planned)}: {counts}. In {root}", highlight=False)
+    left = f"; {say(total)} of training one after the other" if total else ""
+    left += f", not counting {unknown} that nothing finished compares with" if unknown else ""
+    console.out(f"{_runs(planned)}: {counts}{left}. In {root}", highlight=False)
 
 
 def check_data(console: Console, planned: list[Planned]) -> None:

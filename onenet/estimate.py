@@ -1,0 +1,55 @@
+"""How long a run will take, from comparable runs that are done. No torch."""
+
+from pathlib import Path
+from statistics import median
+
+from onenet.config import Config
+from onenet.runs import read_json
+
+Kind = tuple  # what makes runs comparable
+
+
+class Estimates:
+    """The pace of the finished runs in a runs root."""
+
+    def __init__(self, root: Path):
+        paces: dict[Kind, list[tuple[float, float]]] = {}
+        for file in root.glob("*/result.json"):
+            result = read_json(file)
+            if timing := result.get("timing"):
+                config = result["config"]
+                pace = timing["seconds_per_step"] / config["batch"], timing["evaluation_seconds"]
+                paces.setdefault(_kind(config), []).append(pace)
+        self._paces = {
+            kind: tuple(median(column) for column in zip(*known, strict=True))
+            for kind, known in paces.items()
+        }
+
+    def seconds(self, config: Config, steps: int) -> float | None:
+        """For `steps` more steps and an evaluation; None if there is nothing to compare with."""
+        pace = self._paces.get(_kind(_as_dict(config)))
+        return pace and steps * config.batch * pace[0] + pace[1]
+
+
+def say(seconds: float) -> str:
+    """For example: about 7 min"""
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"
+
+
+def _kind(config: dict) -> Kind:
+    """Network, image size, heads and data set: what a training step's time hangs on."""
+    data = config["data"]
+    return (
+        *(config["detector"], config["backbone"]["name"], config["neck"]["name"], config["heads"]),
+        *(config["size"]["short"], config["size"]["ratio"], config.get("precision", "float32")),
+        *(data["name"], data["root"], data["limit"]),
+    )
+
+
+def _as_dict(config: Config) -> dict:
+    parts = ("backbone", "neck", "size", "data")
+    return {**vars(config), **{part: vars(getattr(config, part)) for part in parts}}
