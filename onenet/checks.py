@@ -70,7 +70,7 @@ AT_LEAST = {
     "sweep.jobs": 1,
     "sweep.max_failures": 1,
     "sweep.threads": 1,
-    "sweep.slurm.minutes": 1,
+    "sweep.slurm.minutes": 5,  # Slurm announces their end up to 150 seconds before
     "sweep.slurm.cpus": 1,
     "sweep.slurm.gpus": 0,
     "sweep.slurm.memory_gb": 0.001,

@@ -19,12 +19,11 @@ from pathlib import Path
 from onenet.config import Config
 from onenet.errors import UserError
 from onenet.machine import Place
+from onenet.preemption import EXIT_STATUS
 from onenet.runs import RunFolder
 
 TIME_OUTS = 100  # times that a job may reach its time limit and is queued again
-SAVE_SECONDS = (
-    60  # for a run to write its checkpoint; submitit has Slurm announce the end 90 before
-)
+SAVE_SECONDS = 60  # for a run to write its checkpoint; Slurm announces the end 90 before
 LOOK_EVERY = 5  # seconds between calls of squeue
 SETTLE_SECONDS = 30  # until what another node wrote is seen here
 SUBMITIT = ("setup", "signal_delay_s", "srun_args")  # in sweep.slurm.more: no options of sbatch
@@ -48,7 +47,7 @@ class Cluster:
             from submitit.core.utils import FailedJobError, FailedSubmissionError
         except ImportError:
             raise UserError(
-                "sweep.launcher=slurm needs submitit: pip install 'onenet[slurm]'."
+                "sweep.launcher=slurm needs submitit: pip install -e '.[slurm]', where run.py is."
             ) from None
         for tool in ("sbatch", "srun", "squeue"):
             if not shutil.which(tool):
@@ -107,12 +106,15 @@ class Queue:
     """This user's jobs that wait, run or end, as squeue tells them."""
 
     def __init__(self):
-        self.looked = -float("inf")  # on the monotonic clock
+        self.looked = -float("inf")  # when squeue last answered, on the monotonic clock
+        self._tried = -float("inf")
         self._names: dict[str, str] = {}  # by job id
 
     def find(self, name: str) -> str | None:
-        """The id of the job with this name."""
+        """The id of the job with this name. Raises UserError if squeue has never answered."""
         self._look()
+        if self.looked < 0:
+            raise UserError("squeue does not answer, so it is not known what is queued already.")
         return next((job for job, found in self._names.items() if found == name), None)
 
     def has(self, job: str) -> bool:
@@ -121,13 +123,13 @@ class Queue:
 
     def _look(self) -> None:
         """Where Slurm does not answer, what it last said holds."""
-        if time.monotonic() - self.looked < LOOK_EVERY:
+        if time.monotonic() - self._tried < LOOK_EVERY:
             return
         command = ["squeue", "--noheader", "--me", "--format=%A|%j"]
-        began = time.monotonic()
+        self._tried = time.monotonic()
         said = subprocess.run(command, capture_output=True, text=True, check=False)
         if said.returncode == 0:
-            self.looked = began
+            self.looked = self._tried
             self._names = dict(line.split("|", 1) for line in said.stdout.splitlines())
 
 
@@ -142,15 +144,16 @@ class SlurmJob:
         self._gone: float | None = None
 
     def poll(self) -> int | None:
-        """0 if the run is done, 1 if the job is gone without that, None while it waits or runs."""
+        """0 if the run is done, 75 if it was stopped, 1 if the job is gone with neither; None while
+        it waits or runs."""
         there = self._queue.has(self.job)
         if there or self._queue.looked < self._submitted:
             return None
         self._gone = self._gone or time.monotonic()
         state = self._folder.status().get("state")
-        if state in (None, "running") and time.monotonic() - self._gone < SETTLE_SECONDS:
+        if state != "done" and time.monotonic() - self._gone < SETTLE_SECONDS:
             return None
-        self.returncode = 0 if state == "done" else 1
+        self.returncode = {"done": 0, "preempted": EXIT_STATUS}.get(state, 1)
         return self.returncode
 
 

@@ -45,6 +45,8 @@ def failure(run: Planned) -> str:
         return "another process is running it"
     if status.get("state") == "failed":
         return " ".join(status["exception"].removeprefix("UserError: ").split())
+    if status.get("state") == "preempted":
+        return "stopped: the same command goes on"
     said = run.folder.log_file.read_bytes()[run.log_start :].decode(errors="replace").splitlines()
     errors = [line for line in said if line.startswith("error: ")]
     if run.ended_with in (1, 2) and errors:

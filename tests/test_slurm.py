@@ -1,0 +1,289 @@
+"""Sweeps on a cluster: what is submitted; and with a real Slurm, cancelled, requeued, adopted.
+
+Run: pytest tests/test_slurm.py; pytest -m slow tests/test_slurm.py (needs slurm-wlm and munge)
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from onenet import slurm, sweep
+from onenet.config import REPOSITORY, compose
+from onenet.errors import UserError
+from onenet.expansion import expand
+from onenet.identity import run_id
+from onenet.runs import RunFolder
+from tests.slurm_cluster import ask, missing, slurm_cluster
+
+TINY = ["debug=tiny", "tracker=none", "sweep.launcher=slurm"]
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """A function that puts a stand-in for a tool of Slurm on the PATH."""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    (tmp_path / "bin").mkdir()
+
+    def install(name: str, script: str) -> None:
+        file = tmp_path / "bin" / name
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(0o755)
+
+    return install
+
+
+@pytest.fixture
+def stand_ins(tools, tmp_path):
+    """The folder in which a stand-in for sbatch leaves what it got."""
+    pytest.importorskip("submitit")
+    tools("srun", "")
+    tools("squeue", f"cat {tmp_path}/queue 2>/dev/null || true")
+    tools("sbatch", f'cat "$1" > {tmp_path}/submitted.sh; echo Submitted batch job 17')
+    return tmp_path
+
+
+def planned(tmp_path: Path, *words: str) -> sweep.Planned:
+    cells = expand([*words, *TINY, f"runs_root={tmp_path / 'runs'}"])
+    runs = sweep.group(cells)
+    sweep.freeze(runs)
+    return runs[0]
+
+
+def started(run: sweep.Planned) -> slurm.SlurmJob:
+    cluster = slurm.Cluster(run.config)
+    (place,) = slurm.places(run.config, 1)
+    return sweep.start(run, place, cluster).process
+
+
+def submitted_command(tmp_path: Path) -> list[str]:
+    (pickle,) = (tmp_path / "runs/.slurm").glob("*_submitted.pkl")
+    from submitit.helpers import DelayedSubmission
+
+    return DelayedSubmission.load(pickle).function.command
+
+
+def test_what_is_submitted_asks_for_what_the_keys_say(stand_ins):
+    more = "sweep.slurm.more={account: vision, qos: high, signal_delay_s: 150}"
+    asked = ["partition=gpu", "minutes=90", "cpus=6", "gpus=2", "memory_gb=1.5"]
+    run = planned(stand_ins, more, *[f"sweep.slurm.{word}" for word in asked])
+    assert started(run).job == "17"
+    script = (stand_ins / "submitted.sh").read_text()
+    for option in (
+        *("partition=gpu", "time=90", "cpus-per-task=6", "gpus-per-node=2", "mem=1536M"),
+        *("account=vision", "qos=high", "signal=USR2@150", "requeue\n"),
+        f"job-name={slurm.job_name(run.folder)}",
+    ):
+        assert f"#SBATCH --{option}" in script
+    assert "--cpus-per-task=6 " in script.partition("srun")[2]
+    assert f"export PYTHONPATH={REPOSITORY}" in script
+
+
+@pytest.mark.parametrize(
+    ("words", "processes", "threads"),
+    [
+        (["sweep.slurm.cpus=6"], 1, 6),
+        (["processes=2", "sweep.slurm.cpus=6"], 2, 3),
+        (["processes=null", "sweep.slurm.gpus=8", "batch=16"], 8, 1),
+        (["processes=null", "sweep.slurm.gpus=8", "batch=4"], 4, 1),
+        (["processes=null"], 1, 4),
+    ],
+)
+def test_processes_and_threads_share_what_a_job_gets(words, processes, threads, stand_ins):
+    run = planned(stand_ins, *words)
+    started(run)
+    command = submitted_command(stand_ins)
+    assert ("torch.distributed.run" in command) == (processes > 1)
+    if processes > 1:
+        assert command[command.index("--nproc-per-node") + 1] == str(processes)
+    assert "--driver" not in command
+    assert json.loads(command[command.index("--request") + 1])["threads"] == threads
+
+
+def test_all_runs_are_submitted_at_once_unless_jobs_says_otherwise():
+    assert len(slurm.places(compose(TINY), 40)) == 40
+    assert len(slurm.places(compose([*TINY, "sweep.jobs=3"]), 40)) == 3
+    assert len(slurm.places(compose([*TINY, "sweep.jobs=3"]), 2)) == 2
+
+
+def test_a_run_that_is_in_the_queue_is_not_submitted_again(stand_ins):
+    run = planned(stand_ins)
+    (stand_ins / "queue").write_text(f"23|{slurm.job_name(run.folder)}\n")
+    assert started(run).job == "23"
+    assert not (stand_ins / "submitted.sh").exists()
+    elsewhere = RunFolder(stand_ins / "other" / run.name)
+    assert slurm.job_name(elsewhere) != slurm.job_name(run.folder)
+
+
+def test_a_job_ends_when_it_has_left_the_queue_and_its_run_says_how(stand_ins, monkeypatch):
+    run = planned(stand_ins)
+    monkeypatch.setattr(slurm, "LOOK_EVERY", 0)
+    job = started(run)
+    (stand_ins / "queue").write_text("17|some name\n")
+    assert job.poll() is None
+    (stand_ins / "queue").unlink()
+    run.folder.set_status(state="running")
+    assert job.poll() is None  # perhaps not seen from here yet
+    run.folder.set_status(state="done")
+    assert job.poll() == job.returncode == 0
+    killed = started(run)
+    run.folder.set_status(state="running")
+    monkeypatch.setattr(slurm, "SETTLE_SECONDS", 0)
+    assert killed.poll() == 1
+
+
+def test_a_queue_that_does_not_answer_ends_no_job(stand_ins, tools, monkeypatch):
+    monkeypatch.setattr(slurm, "LOOK_EVERY", 0)
+    run = planned(stand_ins)
+    (stand_ins / "queue").write_text("17|some name\n")
+    job = started(run)
+    run.folder.set_status(state="done")
+    assert job.poll() is None
+    tools("squeue", "echo Unable to contact slurm controller >&2; exit 1")
+    assert job.poll() is None
+
+
+def test_nothing_is_submitted_while_the_queue_is_not_known(stand_ins, tools):
+    tools("squeue", "echo Unable to contact slurm controller >&2; exit 1")
+    with pytest.raises(UserError, match="squeue does not answer"):
+        started(planned(stand_ins))
+    assert not (stand_ins / "submitted.sh").exists()
+
+
+def test_where_a_run_takes_place_is_not_in_its_id():
+    assert run_id(compose([*TINY, "sweep.slurm.more={qos: a}"])) == run_id(compose(TINY[:2]))
+
+
+def test_what_slurm_refuses_is_told_in_slurms_words(stand_ins, tools):
+    tools("sbatch", "echo sbatch: error: invalid partition specified: gpu >&2; exit 1")
+    with pytest.raises(UserError, match="invalid partition specified: gpu"):
+        started(planned(stand_ins, "sweep.slurm.partition=gpu"))
+
+
+def test_without_slurm_or_submitit_the_error_names_what_is_missing(tools, tmp_path, monkeypatch):
+    config = compose([*TINY, f"runs_root={tmp_path}"])
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(UserError, match="needs sbatch"):
+        slurm.Cluster(config)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match=r"pip install -e '\.\[slurm\]'"):
+        slurm.Cluster(config)
+
+
+def test_further_options_must_be_a_mapping():
+    with pytest.raises(UserError, match=r"sweep\.slurm\.more=high"):
+        compose([*TINY, "sweep.slurm.more=high"])
+
+
+# --- with a real Slurm ---
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if names := missing():
+        pytest.skip(f"not installed: {', '.join(names)} (apt install slurm-wlm munge)")
+    pytest.importorskip("submitit")
+    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as environment:
+        yield environment
+
+
+class Driver:
+    """`python run.py` with these words, in the background."""
+
+    def __init__(self, words: list[str], cluster: dict[str, str]):
+        self.process = subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "run.py"), "-m", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **cluster},
+        )
+
+    def end(self) -> tuple[int, str]:
+        said, _ = self.process.communicate(timeout=300)
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def drive(cluster):
+    """A function that starts a Driver; none outlives its test."""
+    drivers = []
+
+    def start(words: list[str]) -> Driver:
+        drivers.append(Driver(words, cluster))
+        return drivers[-1]
+
+    yield start
+    for driver in drivers:
+        driver.process.kill()
+        driver.process.wait()
+
+
+def wait_for(condition, seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def jobs(cluster: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Names with their job's id and state."""
+    lines = ask(["squeue", "--noheader", "--format=%j|%A|%T"], cluster).splitlines()
+    return {name: (job, state) for name, job, state in (line.split("|") for line in lines)}
+
+
+def restart_at_once(name: str, cluster: dict[str, str]) -> None:
+    """Waits until the job is queued again, and spares it the two minutes that Slurm waits."""
+    wait_for(lambda: jobs(cluster)[name][1] == "PENDING")
+    time.sleep(3)  # within the same second the node refuses it: "Job credential revoked"
+    ask(["scontrol", "update", f"JobId={jobs(cluster)[name][0]}", "StartTime=now"], cluster)
+
+
+def steps(folder: RunFolder) -> list[int]:
+    lines = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
+    return [line["step"] for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+def test_a_sweep_survives_a_preempted_job_and_the_end_of_its_driver(cluster, drive, tmp_path):
+    words = ["seed=0,1,2,3", *TINY, "steps=80", "save_every=0", f"runs_root={tmp_path}"]
+    words += ["sweep.slurm.cpus=1", "sweep.slurm.minutes=30"]
+    folders = [cell.folder for cell in expand(words)]
+    first = drive(words)
+    name = slurm.job_name(folders[0])
+    wait_for(lambda: folders[0].last_metrics().get("step", 0) >= 10)
+    ask(["scancel", "--signal=USR2", jobs(cluster)[name][0]], cluster)
+    restart_at_once(name, cluster)
+    first.process.send_signal(signal.SIGINT)
+    status, said = first.end()
+    assert status == 75, said
+    assert "scancel" in said
+    assert name in jobs(cluster)
+    status, said = drive(words).end()
+    assert status == 0, said
+    assert all(folder.state() == "done" for folder in folders)
+    assert folders[0].status()["resumes"] >= 1
+    assert all(steps(folder) == list(range(1, 81)) for folder in folders)
+    assert len(list((tmp_path / ".slurm").glob("*_submitted.pkl"))) == 4  # no run twice
+    assert jobs(cluster) == {}
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_makes_way_for_a_job_that_goes_first(cluster, drive, tmp_path):
+    words = [*TINY, "processes=2", "steps=60", "save_every=0", f"runs_root={tmp_path}"]
+    words += ["sweep.slurm.cpus=2", "sweep.slurm.minutes=30"]
+    (cell,) = expand(words)
+    driver = drive(words)
+    wait_for(lambda: cell.folder.last_metrics().get("step", 0) >= 10)
+    all_cores = ["--partition=high", f"--cpus-per-task={os.cpu_count()}", "--output=/dev/null"]
+    ask(["sbatch", *all_cores, "--wrap=true"], cluster)
+    restart_at_once(slurm.job_name(cell.folder), cluster)
+    status, said = driver.end()
+    assert status == 0, said
+    assert cell.folder.status()["resumes"] == 1
+    assert steps(cell.folder) == list(range(1, 61))
