@@ -3,20 +3,17 @@
 It reads metrics.jsonl while the run writes it, and the rest when the run is over. W&B is online
 where it finds a key, else offline inside the run's folder.
 
-By hand, for a run that is done: `echo done | python -m onenet.mirror FOLDER`.
+With `--anew` it makes the W&B run of a run that is over anew: `analysis/sync.py` starts that.
 """
 
+import argparse
 import contextlib
-import fcntl
 import hashlib
 import json
+import math
 import os
-import select
-import shutil
 import signal
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,43 +21,25 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from onenet.runs import RunFolder, read_json, write_json
-from onenet.tracking import FINISH_SECONDS
+from onenet.runs import Locked, RunFolder, read_json, write_json
+from onenet.tracking import BUSY, UNANSWERED, Ending
 from onenet.wandb_run import (
+    BESIDE_A_RUN,
     POLL_SECONDS,
-    UPLOAD_SECONDS,
+    NotOpened,
+    Patience,
+    alone_inside,
+    at_most,
     first_line,
-    keep_inside,
     open_run,
+    remove_others,
     to_send_later,
 )
 
 if TYPE_CHECKING:
     import wandb
 
-ARTIFACT_SECONDS = 3
-
-
-class Ending:
-    """How the run ended: a word on standard input, or silence if its process was killed."""
-
-    def __init__(self):
-        self.word = ""
-        self.heard = threading.Event()
-        pipe = os.dup(0)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # nothing that wandb starts reads the pipe
-        threading.Thread(target=self._listen, args=(pipe, os.getppid()), daemon=True).start()
-
-    def _listen(self, pipe: int, parent: int) -> None:
-        # The pipe alone is not enough: data workers of the run hold it open for some seconds more.
-        while os.getppid() == parent:
-            if select.select([pipe], [], [], POLL_SECONDS)[0]:
-                self.word = os.read(pipe, 64).decode().strip()
-                break
-        self.heard.set()
-        time.sleep(FINISH_SECONDS - 1)
-        print(f"out of time {FINISH_SECONDS - 1} s after the end of the run", flush=True)
-        os._exit(1)
+ANSWER_SECONDS = 30  # for a server's first word, when a run is made anew
 
 
 class Mirror:
@@ -68,11 +47,20 @@ class Mirror:
 
     `mirrored.json` keeps what was handed over: for training lines and for each evaluation the last
     step (a resumed run cuts metrics.jsonl back and then repeats steps, so places in the file mean
-    nothing), for pictures and detections a digest.
+    nothing), for pictures and detections a digest. `anew` forgets what earlier lives handed over,
+    and hands over steps that no checkpoint holds, too.
     """
 
-    def __init__(self, folder: RunFolder, run: "wandb.Run"):
-        self.folder, self.run = folder, run
+    def __init__(
+        self,
+        folder: RunFolder,
+        run: "wandb.Run",
+        patience: Patience = BESIDE_A_RUN,
+        anew: bool = False,
+    ):
+        self.folder, self.run, self.patience, self.anew = folder, run, patience, anew
+        if anew:
+            self._marks_file.unlink(missing_ok=True)
         self.marks = {"steps": {}, **read_json(self._marks_file)}
         self.file_read, self.position = 0, 0
         run.define_metric("train/step")
@@ -101,7 +89,7 @@ class Mirror:
 
         What no checkpoint holds yet waits: a killed run takes such steps again.
         """
-        saved = self.folder.status().get("saved_step", 0)
+        saved = math.inf if self.anew else self.folder.status().get("saved_step", 0)
         try:
             file = open(self.folder.metrics_file, "rb")  # noqa: SIM115
         except FileNotFoundError:
@@ -184,7 +172,7 @@ class Mirror:
                 )
         if not artifact.manifest.entries or self.marks.get("detections") == artifact.digest:
             return
-        with at_most(ARTIFACT_SECONDS):  # it asks the server first, and would wait for minutes
+        with at_most(self.patience.artifact):  # it asks the server, and would wait for minutes
             logged = self.run.log_artifact(artifact)
             if not self.run.offline:
                 logged.wait()
@@ -225,24 +213,9 @@ def boxes(rows: list[list[float]], names: dict[int, str]) -> dict:
     return {"box_data": box_data, "class_labels": names}
 
 
-@contextlib.contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in what takes longer. For the main thread."""
-
-    def stop(*_) -> None:
-        raise TimeoutError(f"took more than {seconds} s")
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
 def finish(mirror: Mirror, word: str) -> list[str]:
     """Sends the rest and closes the W&B run. Returns what went wrong."""
-    problems = []
+    problems, seconds = [], mirror.patience.upload
     parts = {
         "metrics": mirror.lines,
         "summary": lambda: mirror.summary(word or "failed"),
@@ -258,34 +231,65 @@ def finish(mirror: Mirror, word: str) -> list[str]:
     try:
         mirror.run.finish(exit_code=0 if word == "done" else 1)
     except TimeoutError:
-        problems.append(f"not all sent within {UPLOAD_SECONDS} s; {to_send_later(mirror.run)}")
+        problems.append(f"not all sent within {seconds:g} s; {to_send_later(mirror.run)}")
     return problems
 
 
-def main(folder: RunFolder) -> int:
-    """Mirrors the run until its end. 0: all of it is where it should be."""
+def follow(folder: RunFolder) -> list[str]:
+    """Mirrors the run until its end. Returns what went wrong."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # a cluster's are for the run: this ends after it
     ending = Ending()
-    home = folder.path / "wandb"
-    home.mkdir(parents=True, exist_ok=True)
-    with open(home / ".lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the mirror of the run's last life may be finishing
-        keep_inside(home)
-        import wandb
-
+    with alone_inside(folder) as home:
         run, problem = open_run(folder, home)
         mirror = Mirror(folder, run)
         while not ending.heard.wait(POLL_SECONDS):
             mirror.lines()
-        problems = [*filter(None, [problem]), *finish(mirror, ending.word)]
-        wandb.teardown()
-        for scratch in ("tmp", "cache"):
-            shutil.rmtree(home / scratch, ignore_errors=True)
+        return [*filter(None, [problem]), *finish(mirror, ending.word)]
+
+
+def rebuild(folder: RunFolder, word: str, patience: Patience) -> list[str]:
+    """Makes the W&B run anew, as one that ended with `word`. Returns what went wrong.
+
+    Raises Locked if the run goes on meanwhile, and NotOpened; then nothing has changed.
+    """
+    os.environ.pop("WANDB_RESUME", None)
+    with alone_inside(folder) as home:
+        if folder.is_locked():
+            raise Locked(folder.path)
+        run, _ = open_run(folder, home, patience, anew=True)
+        problems = finish(Mirror(folder, run, patience, anew=True), word)
+        if not problems:
+            remove_others(run)
+        return problems
+
+
+def main(arguments: list[str]) -> int:
+    """0: all of it is where it should be. BUSY, UNANSWERED: nothing was rebuilt. 1: the rest.
+
+    The last line that it prints is what the other side shows.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--anew", metavar="WORD", help="how the run ended: make it anew")
+    parser.add_argument("--wait", metavar="SECONDS", type=float, help="for W&B, with --anew")
+    given = parser.parse_args(arguments)
+    folder = RunFolder(given.folder)
+    try:
+        if given.anew:
+            patience = Patience(min(given.wait, ANSWER_SECONDS), given.wait, given.wait)
+            problems = rebuild(folder, given.anew, patience)
+        else:
+            problems = follow(folder)
+    except Locked:
+        return BUSY
+    except NotOpened as error:
+        print(error, flush=True)
+        return 1 if error.answered else UNANSWERED
     if problems:
-        print("; ".join(problems), flush=True)  # the last line is what the run's side shows
+        print("; ".join(problems), flush=True)
     return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(RunFolder(Path(sys.argv[1]))))
+    sys.exit(main(sys.argv[1:]))

@@ -7,25 +7,35 @@ FINISH_SECONDS at most.
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from onenet.config import REPOSITORY, Config
 from onenet.preemption import Preempted
 from onenet.runs import RunFolder
+from onenet.wandb_run import POLL_SECONDS
 
 FINISH_SECONDS = 12  # a run waits for its mirror no longer
+BUSY, UNANSWERED = 3, 4  # what a mirror that should have rebuilt a run exits with
+MIRROR_SECONDS = 120  # for what such a mirror does beside waiting for W&B
 
 
 @contextlib.contextmanager
 def mirrored(folder: RunFolder, config: Config) -> Iterator[None]:
     """Has the run that goes on inside mirrored as `tracker` says. Raises nothing of its own."""
     wanted = config.tracker.name == "wandb" and os.environ.get("WANDB_MODE") != "disabled"
-    mirror = _start(folder) if wanted else None
-    word = "failed"
+    mirror, word = None, "failed"
+    if wanted:
+        try:
+            mirror = _start(folder)
+        except OSError as error:
+            print(f"no W&B mirror of this run: {error}", flush=True)
     try:
         yield
         word = "done"
@@ -37,40 +47,55 @@ def mirrored(folder: RunFolder, config: Config) -> Iterator[None]:
             _finish(mirror, word, folder)
 
 
+def rebuilt(folder: RunFolder, word: str, seconds: float) -> tuple[int, str]:
+    """Has the W&B run made anew from the files of a run that ended with `word`.
+
+    Waits for W&B's server: `seconds` for each thing that takes long. Returns the status (0: all is
+    there; BUSY; UNANSWERED) and what went wrong.
+    """
+    try:
+        mirror = _start(folder, "--anew", word, "--wait", str(seconds))
+    except OSError as error:
+        return 1, str(error)
+    problem = _problem(mirror, folder, "", 3 * seconds + MIRROR_SECONDS)
+    return mirror.returncode, problem
+
+
 def _log_file(folder: RunFolder) -> Path:
     return folder.path / "wandb" / "mirror.log"
 
 
-def _start(folder: RunFolder) -> subprocess.Popen | None:
+def _start(folder: RunFolder, *words: str) -> subprocess.Popen:
+    """The mirror's process. Raises OSError."""
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-    try:
-        _log_file(folder).parent.mkdir(parents=True, exist_ok=True)
-        with open(_log_file(folder), "ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "onenet.mirror", str(folder.path.absolute())],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-                start_new_session=True,  # Ctrl-C is for the run, which then says how it ended
-            )
-    except OSError as error:
-        print(f"no W&B mirror of this run: {error}", flush=True)
-        return None
+    _log_file(folder).parent.mkdir(parents=True, exist_ok=True)
+    with open(_log_file(folder), "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "onenet.mirror", str(folder.path.absolute()), *words],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            start_new_session=True,  # Ctrl-C is for the run, which then says how it ended
+        )
 
 
-def _finish(mirror: subprocess.Popen, word: str, folder: RunFolder) -> None:
-    """Says the word and waits; prints one line if the mirror is not all that it should be."""
+def _problem(mirror: subprocess.Popen, folder: RunFolder, word: str, seconds: float) -> str:
+    """Says the word and waits for the mirror's end. Returns the last that it said."""
     try:
-        mirror.communicate(f"{word}\n".encode(), timeout=FINISH_SECONDS)
-        killed = mirror.returncode < 0
-        problem = "it was killed" if killed else _last_line(_log_file(folder))
+        mirror.communicate(f"{word}\n".encode(), timeout=seconds)
+        return "it was killed" if mirror.returncode < 0 else _last_line(_log_file(folder))
     except subprocess.TimeoutExpired:
         _kill(mirror)
-        problem = f"stopped after {FINISH_SECONDS} s"
+        return f"stopped after {seconds:g} s"
     except BaseException:  # a second Ctrl-C
         _kill(mirror)
         raise
+
+
+def _finish(mirror: subprocess.Popen, word: str, folder: RunFolder) -> None:
+    """Waits for the mirror; prints one line if it is not all that it should be."""
+    problem = _problem(mirror, folder, word, FINISH_SECONDS)
     if mirror.returncode != 0:
         print(
             f"W&B lacks this run or a part of it ({problem}). "
@@ -90,3 +115,27 @@ def _last_line(file: Path) -> str:
         return file.read_text(errors="replace").split("\n")[-2]
     except (OSError, IndexError):
         return "it said nothing"
+
+
+class Ending:
+    """What the mirror hears: how the run ended. A word on standard input, or silence if its process
+    was killed.
+    """
+
+    def __init__(self):
+        self.word = ""
+        self.heard = threading.Event()
+        pipe = os.dup(0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # nothing that wandb starts reads the pipe
+        threading.Thread(target=self._listen, args=(pipe, os.getppid()), daemon=True).start()
+
+    def _listen(self, pipe: int, parent: int) -> None:
+        # The pipe alone is not enough: data workers of the run hold it open for some seconds more.
+        while os.getppid() == parent:
+            if select.select([pipe], [], [], POLL_SECONDS)[0]:
+                self.word = os.read(pipe, 64).decode().strip()
+                break
+        self.heard.set()
+        time.sleep(FINISH_SECONDS - 1)
+        print(f"out of time {FINISH_SECONDS - 1} s after the end of the run", flush=True)
+        os._exit(1)

@@ -1,7 +1,13 @@
-"""Opening a W&B run that stays inside its folder and does not wait long for anybody."""
+"""Opening a W&B run that stays inside its folder and waits for nobody longer than it is told."""
 
+import contextlib
+import fcntl
 import os
 import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,15 +16,54 @@ from onenet.runs import RunFolder
 if TYPE_CHECKING:
     import wandb
 
-INIT_SECONDS = 8  # for a server to answer; then the mirror is made offline
-UPLOAD_SECONDS = 5  # for the last uploads; what is left stays in the folder, for `wandb sync`
 POLL_SECONDS = 1.0
 
 
-def keep_inside(home: Path) -> None:
-    """Has wandb write below `home` and nowhere else. The user's login stays where wandb looks."""
+@dataclass(frozen=True)
+class Patience:
+    """Seconds to wait at most."""
+
+    answer: float  # for the server's first word
+    artifact: float
+    upload: float  # for the last uploads; what is left stays in the folder, for `wandb sync`
+
+
+BESIDE_A_RUN = Patience(answer=8, artifact=3, upload=5)
+
+
+class NotOpened(Exception):
+    """There is a key, and no W&B run."""
+
+    def __init__(self, problem: str, answered: bool):
+        super().__init__(problem)
+        self.answered = answered
+
+
+@contextlib.contextmanager
+def alone_inside(folder: RunFolder) -> Iterator[Path]:
+    """The run's W&B folder, for one process at a time, which writes nowhere else."""
+    home = folder.path / "wandb"
+    home.mkdir(parents=True, exist_ok=True)
+    with open(home / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the mirror of the run's last life may be finishing
+        _keep_inside(home)
+        import wandb
+
+        try:
+            yield home
+        finally:
+            wandb.teardown()
+            _remove_scratch(home)
+
+
+def _remove_scratch(home: Path) -> None:
     for scratch in ("tmp", "cache"):
-        shutil.rmtree(home / scratch, ignore_errors=True)  # of a mirror that was killed
+        shutil.rmtree(home / scratch, ignore_errors=True)
+
+
+def _keep_inside(home: Path) -> None:
+    """Has wandb write below `home` and nowhere else. The user's login stays where wandb looks."""
+    _remove_scratch(home)  # of a mirror that was killed
     (home / "tmp").mkdir(parents=True)
     os.environ |= {
         "WANDB_DIR": str(home.parent),
@@ -31,11 +76,9 @@ def keep_inside(home: Path) -> None:
     }
 
 
-def open_run(folder: RunFolder, home: Path) -> tuple["wandb.Run", str]:
-    """The W&B run, and what went wrong if it is offline although there is a key."""
+def _settings(patience: Patience) -> "wandb.Settings":
     import wandb
 
-    config = folder.config()
     wanted = {
         "symlink": False,
         "silent": True,
@@ -48,12 +91,25 @@ def open_run(folder: RunFolder, home: Path) -> tuple["wandb.Run", str]:
         "x_disable_stats": True,
         "x_save_requirements": False,
         "x_transaction_log_flush_interval": POLL_SECONDS,  # what a kill can cost
-        "init_timeout": INIT_SECONDS,
-        "finish_timeout": UPLOAD_SECONDS,
+        "init_timeout": patience.answer,
+        "finish_timeout": patience.upload,
         "finish_timeout_raises": True,
     }
     known = wandb.Settings.model_fields  # differ from version to version; all of ours can be missed
-    settings = {name: value for name, value in wanted.items() if name in known}
+    return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
+
+
+def open_run(
+    folder: RunFolder, home: Path, patience: Patience = BESIDE_A_RUN, anew: bool = False
+) -> tuple["wandb.Run", str]:
+    """The W&B run, and what went wrong if it is offline although there is a key.
+
+    `anew`: it takes the place of what W&B has under this id, and what goes wrong is raised as
+    NotOpened.
+    """
+    import wandb
+
+    config = folder.config()
 
     def init(mode: str) -> wandb.Run:
         return wandb.init(
@@ -61,7 +117,8 @@ def open_run(folder: RunFolder, home: Path) -> tuple["wandb.Run", str]:
             project=config["tracker"]["project"],
             entity=config["tracker"]["entity"],
             id=folder.status()["id"],
-            resume="allow",  # recorded offline, too: makes `wandb sync` append this life to others
+            # Recorded offline, too: "allow" has `wandb sync` append this life to others.
+            resume=None if anew else "allow",
             name=folder.path.name,
             tags=[
                 config["preset"],
@@ -70,23 +127,25 @@ def open_run(folder: RunFolder, home: Path) -> tuple["wandb.Run", str]:
                 f"seed {config['seed']}",
             ],
             config=config,
-            settings=wandb.Settings(**settings),
+            settings=_settings(patience),
         )
 
     # Asking wandb, not the environment: `wandb offline` leaves its wish in a settings file.
     if wandb.setup().settings.mode in ("offline", "dryrun"):
         return init("offline"), ""
-    before = set(home.iterdir())
+    before, started = set(home.iterdir()), time.monotonic()
     try:
         return init("online"), ""
     except wandb.errors.UsageError as error:  # there is no key
         print(f"offline: {error}", flush=True)
         problem = ""
     except Exception as error:  # of any kind: who knows what answers at that address
-        problem = first_line(error)
+        problem, seconds = first_line(error), time.monotonic() - started
     wandb.teardown()  # else the same id counts as in use
     for failed in set(home.glob("run-*")) - before:
         shutil.rmtree(failed)
+    if problem and anew:
+        raise NotOpened(problem, answered=seconds < patience.answer)
     run = init("offline")
     return run, problem and f"{problem}; {to_send_later(run)}"
 
@@ -97,3 +156,26 @@ def first_line(error: Exception) -> str:
 
 def to_send_later(run: "wandb.Run") -> str:
     return f"to send it later: wandb sync --include-online {Path(run.dir).parent}"
+
+
+def remove_others(run: "wandb.Run") -> None:
+    """Removes what W&B keeps in the folder of the run's other lives: this one has it all."""
+    own = Path(run.dir).parent
+    for life in own.parent.glob("*run-*-*"):
+        if life.name != own.name:
+            shutil.rmtree(life)
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in what takes longer. For the main thread."""
+
+    def stop(*_) -> None:
+        raise TimeoutError(f"took more than {seconds:g} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

@@ -16,13 +16,14 @@ class Server:
     500 for everything), "hangs" (takes requests and never answers).
     """
 
-    def __init__(self, behaviour: str = "works"):
-        self.behaviour = behaviour
+    def __init__(self, behaviour: str = "works", takes_artifacts: bool = False):
+        self.behaviour, self.takes_artifacts = behaviour, takes_artifacts
         self.requests: list[str] = []
         self.history: list[dict] = []
         self.summary: dict = {}
         self.config: dict = {}
         self.files: list[str] = []
+        self.name, self.tags = "", []
         self.exit_code: int | None = None
         self.ended = threading.Event()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -48,6 +49,8 @@ class Server:
             }
         if "upsertBucket" in query:
             self.config = json.loads(given.get("config") or "{}") or self.config
+            self.name = given.get("displayName") or self.name
+            self.tags = given.get("tags") or self.tags
             name = given.get("name") or "run"
             project = {"id": "p", "name": given.get("project"), "entity": {"id": "e", "name": "l"}}
             data["upsertBucket"] = {
@@ -72,9 +75,40 @@ class Server:
             }  # fmt: skip
         if re.match(r"\s*query\s+ArtifactType", query):
             data["project"] = None
-        if "createArtifact(" in query:
+        if "createArtifact(" in query and not self.takes_artifacts:
             return {"errors": [{"message": "no artifacts here"}]}
-        return {"data": data}
+        return {"data": data | self.artifact(query, given)}
+
+    def artifact(self, query: str, given: dict) -> dict:
+        """The answer to what is asked while an artifact is sent."""
+        data = {}
+        if "createArtifact(" in query:
+            made = {"id": "a", "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+            data["createArtifact"] = {"artifact": made}
+        if "createArtifactManifest(" in query:
+            file = {"id": "f", "uploadUrl": f"{self.url}/upload/manifest", "uploadHeaders": []}
+            data["createArtifactManifest"] = {"artifactManifest": {"id": "m", "file": file}}
+        if "createArtifactFiles(" in query:
+            nodes = [
+                {
+                    "storagePath": file["name"], "uploadUrl": f"{self.url}/upload/{file['name']}",
+                    "uploadHeaders": [], "uploadMultipartUrls": None, "artifact": {"id": "a"},
+                }
+                for file in given["input"]["artifactFiles"]
+            ]  # fmt: skip
+            data["createArtifactFiles"] = {"files": {"edges": [{"node": node} for node in nodes]}}
+        if "commitArtifact(" in query:
+            data["commitArtifact"] = {"artifact": {"id": "a", "digest": "d"}}
+        if "ArtifactByID" in query:
+            data["artifact"] = {
+                "id": "a", "artifactSequence": {"name": "detections", "project": None},
+                "versionIndex": 0, "artifactType": {"name": "detections"}, "description": None,
+                "metadata": None, "ttlDurationSeconds": -1, "ttlIsInherited": False, "tags": [],
+                "historyStep": None, "state": "COMMITTED", "size": 1, "digest": "d",
+                "commitHash": "c", "fileCount": 2, "createdAt": "2026-01-01T00:00:00Z",
+                "updatedAt": None, "aliases": [],
+            }  # fmt: skip
+        return data
 
     def bucket(self) -> dict:
         """What a run that resumes is told."""
@@ -142,8 +176,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def serving(behaviour: str = "works") -> Iterator[Server]:
-    server = Server(behaviour)
+def serving(behaviour: str = "works", takes_artifacts: bool = False) -> Iterator[Server]:
+    server = Server(behaviour, takes_artifacts)
     threading.Thread(target=server.http.serve_forever, daemon=True).start()
     try:
         yield server
