@@ -63,6 +63,8 @@ class Job:
         """
         torch.set_num_threads(self.request.threads)
         with self._lock():
+            if self.world.first:
+                self.folder.clean()
             done = self.folder.state() == "done"
             try:
                 if not done and self.world.first:
@@ -208,7 +210,7 @@ def work(folder: RunFolder, request: Request, device: str) -> int:
     """Does the run, alone or with the other processes that `torchrun` started. The exit status: 0
     done, 1 failed, 2 the input cannot work, 3 somebody else is at it, 75 stopped, to be continued.
     """
-    stop = StopRequest()
+    stop = StopRequest(once=True)
     try:
         stop.install()
         Job(folder, request, join(build.device(device)), stop).run()

@@ -19,11 +19,15 @@ class Preempted(BaseException):
 
 
 class StopRequest:
-    """What the handlers of SIGNALS leave. Outside `deferred` a signal raises Preempted at once."""
+    """What the handlers of SIGNALS leave. Outside `deferred` a signal raises Preempted at once.
 
-    def __init__(self):
+    `once`: those after the first do nothing. A process group that is asked to stop asks its runs
+    twice, and the second time must not disturb the writing down.
+    """
+
+    def __init__(self, once: bool = False):
         self.reason: str | None = None
-        self._deferred = False
+        self._once, self._deferred = once, False
 
     def install(self) -> None:
         for number in SIGNALS:
@@ -41,6 +45,8 @@ class StopRequest:
             raise Preempted(self.reason)
 
     def _received(self, number: int, _frame) -> None:
+        if self._once and self.reason:
+            return
         self.reason = signal.Signals(number).name
         if not self._deferred:
             raise Preempted(self.reason)

@@ -66,9 +66,7 @@ def evaluate(
     arrays = io.BytesIO()
     np.savez_compressed(arrays, **per_image.pack(scorer, predictions))
     write_atomically(target / "per_image.npz", arrays.getvalue())
-    with open(folder.metrics_file, "a") as lines:
-        numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
-        lines.write(json.dumps({"step": progress.step, "evaluation": spec.id, **numbers}) + "\n")
+    _add_line(folder, {"step": progress.step, "evaluation": spec.id}, metrics)
     result = {
         "id": run_id(config),
         "recipe": RECIPE,
@@ -95,6 +93,19 @@ def evaluate(
     }
     write_json(target / "result.json", result)
     return result
+
+
+def _add_line(folder: RunFolder, what: dict, metrics: dict) -> None:
+    """Appends to metrics.jsonl, unless an attempt that was killed right after has done it."""
+    numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
+    with open(folder.metrics_file, "a+") as file:
+        file.seek(0)
+        lines = file.read().splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):  # torn by a kill
+            file.truncate(sum(len(line.encode()) for line in lines[:-1]))
+            lines.pop()
+        if not any(what.items() <= json.loads(line).items() for line in lines):
+            file.write(json.dumps({**what, **numbers}) + "\n")
 
 
 def summary(result: dict) -> str:

@@ -128,6 +128,13 @@ class RunFolder:
             pass
         return {}
 
+    def clean(self) -> None:
+        """Removes what a killed process left half-written. For who holds the lock."""
+        names = (".metrics.jsonl.*", ".result.json.*", ".status.json.*")
+        for pattern in (*names, "checkpoints/.*", "evaluations/*/.*", "pictures/.*"):
+            for file in self.path.glob(pattern):
+                file.unlink(missing_ok=True)
+
     # --- ownership ---
 
     def is_locked(self) -> bool:

@@ -47,6 +47,8 @@ def failure(run: Planned) -> str:
         return " ".join(status["exception"].removeprefix("UserError: ").split())
     if status.get("state") == "preempted":
         return "stopped: the same command goes on"
+    if run.process is None:
+        return "not started"
     said = run.folder.log_file.read_bytes()[run.log_start :].decode(errors="replace").splitlines()
     errors = [line for line in said if line.startswith("error: ")]
     if run.ended_with in (1, 2) and errors:

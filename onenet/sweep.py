@@ -277,7 +277,8 @@ def _finish(console: Console, bars: Progress, run: Planned) -> None:
     if run.task is not None:
         bars.remove_task(run.task)
     minutes, seconds = divmod(round(time.monotonic() - run.started), 60)
-    word = {"done": "done", "partial": "stopped"}.get(run.state(), "FAILED")
+    words = {"done": "done", "partial": "stopped", "running": "left"}  # left to another sweep
+    word = words.get(run.state(), "FAILED")
     console.out(f"{word:8}{run.name}  {minutes}:{seconds:02d}", highlight=False)
 
 

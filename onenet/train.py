@@ -68,7 +68,10 @@ def train(
             group["lr"] = lr
 
         optimizer.zero_grad()
-        parts = _backward(model, loss, share, device, world, precision)
+        try:
+            parts = _backward(model, loss, share, device, world, precision)
+        except FloatingPointError as error:  # of the matching cost
+            raise FloatingPointError(f"step {step}: {error}") from error
         total = parts["loss_cls"] + parts["loss_l1"] + parts["loss_giou"]
         _check_finite(total, parts, step)
         norm = nn.utils.clip_grad_norm_(model.parameters(), clip or torch.inf)

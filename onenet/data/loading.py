@@ -18,6 +18,7 @@ from onenet.data.augment import Augmentation, ImageSize, View, draw_view, whole_
 from onenet.data.images import BadImage, ImageSource
 from onenet.data.order import Key, pieces, training_order
 from onenet.errors import UserError
+from onenet.preemption import SIGNALS
 from onenet.structures import Target
 
 SIZE_MULTIPLE = 32  # the coarsest stride: padded sizes are multiples of it
@@ -200,7 +201,7 @@ def _load(dataset: DetectionDataset, shares: Iterable[Share], workers: int) -> I
 
 
 def _reset_signals(_worker: int) -> None:
-    """Workers must not inherit the run's handlers: a signal to the group would checkpoint twice."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for name in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+    """A signal to the whole group is for the run, which ends its workers when it has saved. They
+    also end by themselves when it is gone."""
+    for name in SIGNALS:
         signal.signal(name, signal.SIG_IGN)

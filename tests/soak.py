@@ -1,0 +1,269 @@
+"""A sweep that is killed again and again must end with what an undisturbed sweep ends with.
+
+    python tests/soak.py                                  20 kills, 8 runs, some ten minutes
+    python tests/soak.py --kills 5 --runs 4 --root DIR    the tables and folders stay in DIR
+    python tests/soak.py workers=2                        with further words for run.py
+
+The sweep's whole process group gets SIGKILL, now and then SIGTERM, at random moments of start-up,
+training and evaluation, and the same command starts it again. Exits 1 with a list of differences.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+
+from onenet.config import REPOSITORY
+from onenet.expansion import Cell, expand
+from onenet.runs import RunFolder
+
+TINY = ["debug=tiny", "tracker=none", "save_every=0", "sweep.jobs=2", "sweep.threads=1"]
+AIMS = ("training", "start-up", "evaluation", "anywhere", "training")  # in turn
+DELAYS = {"training": 4.0, "start-up": 5.0, "evaluation": 0.8, "anywhere": 20.0}  # s, at most
+TERM_EVERY = 4  # kills: so often it is SIGTERM
+END_SECONDS = 45  # for a sweep that got SIGTERM
+WAIT_SECONDS = 120  # for a run to come to its evaluation
+TIMES = ("wall", "train_seconds")
+COMPARED = ("id", "config", "choices", "metrics", "metrics_notes", "data_report", "bad_images")
+
+
+class Sweep:
+    """The same command, as often as it takes."""
+
+    def __init__(self, root: Path, words: list[str]):
+        self.words = [*words, f"runs_root={root}"]
+        self.cells: list[Cell] = expand(self.words, multirun=True)
+        self.output = root.with_suffix(".txt")
+        self.process: subprocess.Popen | None = None
+        self.started = 0.0
+
+    @property
+    def folders(self) -> list[RunFolder]:
+        return [cell.folder for cell in self.cells]
+
+    def start(self) -> None:
+        command = [sys.executable, str(REPOSITORY / "run.py"), "-m", *self.words]
+        self.started = time.monotonic()
+        with open(self.output, "ab") as output:
+            self.process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def end(self) -> None:
+        """Nothing outlives this program."""
+        if self.process is not None and self.process.poll() is None:
+            self.send(signal.SIGKILL)
+
+    def send(self, number: signal.Signals) -> int:
+        """To the whole group, as when a machine goes down. The exit status of the sweep."""
+        os.killpg(self.process.pid, number)
+        return self.process.wait(END_SECONDS)
+
+    def run_through(self) -> int:
+        self.start()
+        return self.process.wait()
+
+    def phases(self) -> list[str]:
+        return [phase(cell) for cell in self.cells]
+
+
+def phase(cell: Cell) -> str:
+    """Where a run stands: missing, partial 12/60, running 12/60, evaluating, done, failed."""
+    state, step = cell.folder.state(), cell.folder.last_metrics().get("step", 0)
+    if state == "running" and step == cell.config.steps:
+        return "evaluating"
+    return f"{state} {step}/{cell.config.steps}" if state in ("running", "partial") else state
+
+
+def soak(sweep: Sweep, kills: int, dice: random.Random) -> list[str]:
+    """Kills and restarts the sweep, then lets it end. What went wrong on the way."""
+    wrong = []
+    hit = Counter()
+    for kill in range(kills):
+        sweep.start()
+        aim = AIMS[kill % len(AIMS)]
+        if not wait_for_moment(sweep, aim, dice):
+            print(f"all done after {kill} kills", flush=True)
+            break
+        number = signal.SIGTERM if kill % TERM_EVERY == TERM_EVERY - 1 else signal.SIGKILL
+        phases, after = sweep.phases(), time.monotonic() - sweep.started
+        status = sweep.send(number)
+        hit.update(struck(phases))
+        print(
+            f"kill {kill + 1:2}  {number.name} after {after:4.1f} s, aimed at {aim}: "
+            f"{', '.join(phases)}; exit status {status}",
+            flush=True,
+        )
+        if number == signal.SIGTERM:
+            wrong += after_sigterm(sweep, phases, status)
+    print(f"hit: {', '.join(f'{count} x {what}' for what, count in hit.items())}", flush=True)
+    if status := sweep.run_through():
+        wrong.append(f"the last sweep ended with {status}:\n{sweep.output.read_text()[-3000:]}")
+    if "Traceback" in sweep.output.read_text():
+        wrong.append(f"a traceback on the screen:\n{sweep.output.read_text()[-3000:]}")
+    return wrong
+
+
+def wait_for_moment(sweep: Sweep, aim: str, dice: random.Random) -> bool:
+    """False if the sweep ended before."""
+    before = sweep.phases()
+    moment = {
+        "training": lambda: any(
+            now.split()[1:] != was.split()[1:] for now, was in training(sweep.phases(), before)
+        ),
+        "evaluation": lambda: "evaluating" in sweep.phases(),
+    }.get(aim, lambda: True)
+    patiently(lambda: moment() or sweep.process.poll() is not None)
+    time.sleep(dice.uniform(0, DELAYS[aim]))
+    return sweep.process.poll() is None
+
+
+def training(now: list[str], before: list[str]) -> list[tuple[str, str]]:
+    """Of each run in training where it stands, and where it stood."""
+    return [pair for pair in zip(now, before, strict=True) if pair[0].startswith("running")]
+
+
+def patiently(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def struck(phases: list[str]) -> list[str]:
+    """What a kill interrupted; start-up if no run was running yet."""
+    words = [p.split()[0] for p in phases if p.startswith(("running", "evaluating"))]
+    return words or ["start-up"]
+
+
+def after_sigterm(sweep: Sweep, phases: list[str], status: int) -> list[str]:
+    """Runs that were at work must have ended, and say that they were stopped."""
+    wrong = []
+    if status not in (0, 75, -signal.SIGTERM):  # before the handlers are there it just ends
+        wrong.append(f"after SIGTERM the sweep ended with {status}")
+    for before, folder in zip(phases, sweep.folders, strict=True):
+        said = folder.status().get("state")
+        if before.startswith(("running", "evaluating")) and said not in ("preempted", "done"):
+            wrong.append(f"{folder.path.name}: {before}, SIGTERM, and status.json says {said}")
+    return wrong
+
+
+def differences(wanted: RunFolder, got: RunFolder) -> list[str]:
+    """What differs between two runs, apart from times."""
+    found = [
+        f"{key} of result.json: {one} and {other}"
+        for key in COMPARED
+        if (one := plain(wanted.result().get(key))) != (other := plain(got.result().get(key)))
+    ]
+    found += line_differences(lines(wanted), lines(got))
+    found += [
+        f"checkpoint: {name} differs" for name in tensor_differences(state(wanted), state(got))
+    ]
+    if detections(wanted) != detections(got):
+        found.append("the detections differ")
+    leftovers = [p.name for p in got.path.rglob(".*.*")]
+    return [f"{got.path.name}: {text}" for text in found + [f"left: {name}" for name in leftovers]]
+
+
+def plain(value):
+    """Without what may differ: times, and where the runs are."""
+    if not isinstance(value, dict):
+        return value
+    return {k: v for k, v in value.items() if k not in (*TIMES, "runs_root")}
+
+
+def lines(folder: RunFolder) -> list[dict]:
+    return [plain(json.loads(line)) for line in folder.metrics_file.read_text().splitlines()]
+
+
+def line_differences(wanted: list[dict], got: list[dict]) -> list[str]:
+    steps = Counter((line["step"], line.get("evaluation")) for line in got)
+    found = [f"metrics.jsonl has {key} {n} times" for key, n in steps.items() if n > 1]
+    pairs = enumerate(zip_longest(wanted, got), 1)
+    different = [(number, *pair) for number, pair in pairs if pair[0] != pair[1]]
+    if different:
+        number, one, other = different[0]
+        found.append(f"{len(different)} lines of metrics.jsonl, first {number}: {one} and {other}")
+    return found
+
+
+def state(folder: RunFolder) -> dict:
+    loaded = torch.load(folder.checkpoint_file, weights_only=True)
+    loaded["progress"].pop("seconds")
+    return loaded
+
+
+def tensor_differences(wanted, got, name: str = "") -> list[str]:
+    """The names of all that is not equal bit for bit."""
+    if isinstance(wanted, torch.Tensor) and isinstance(got, torch.Tensor):
+        same = wanted.dtype == got.dtype and torch.equal(wanted, got)
+        return [] if same else [name]
+    if isinstance(wanted, dict) and isinstance(got, dict) and set(wanted) == set(got):
+        parts = [(f"{name}.{k}".strip("."), wanted[k], got[k]) for k in wanted]
+    elif isinstance(wanted, list) and isinstance(got, list) and len(wanted) == len(got):
+        parts = [(f"{name}.{k}", *pair) for k, pair in enumerate(zip(wanted, got, strict=True))]
+    else:
+        return [] if wanted == got else [name]
+    return [bad for part, one, other in parts for bad in tensor_differences(one, other, part)]
+
+
+def detections(folder: RunFolder) -> list[bytes]:
+    files = sorted((folder.path / "evaluations").glob("*/detections.json.gz"))
+    return [gzip.decompress(file.read_bytes()) for file in files]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--root", type=Path, help="default: a new temporary folder")
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="further words for run.py")
+    given = parser.parse_intermixed_args(arguments)
+    root = given.root or Path(tempfile.mkdtemp(prefix="soak-"))
+    if any((root / name).exists() for name in ("straight", "killed")):
+        parser.error(f"{root} holds an earlier soak: choose an empty folder")
+    root.mkdir(parents=True, exist_ok=True)
+    words = [f"seed=range(0,{given.runs})", *TINY, f"steps={given.steps}", *given.words]
+
+    straight, killed = Sweep(root / "straight", words), Sweep(root / "killed", words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        return compare(straight, killed, given.kills, random.Random(given.seed))
+    finally:
+        straight.end()
+        killed.end()
+
+
+def compare(straight: Sweep, killed: Sweep, kills: int, dice: random.Random) -> int:
+    """Runs both. The exit status."""
+    print(f"In {straight.output.parent}", flush=True)
+    if status := straight.run_through():
+        print(f"the undisturbed sweep ended with {status}: {straight.output}")
+        return 1
+    print(f"undisturbed: {time.monotonic() - straight.started:.0f} s", flush=True)
+    wrong = soak(killed, kills, dice)
+    for pair in zip(straight.folders, killed.folders, strict=True):
+        wrong += differences(*pair)
+    resumes = [folder.status().get("resumes") for folder in killed.folders]
+    print(f"resumes of the runs: {resumes}")
+    print("\n".join(wrong) if wrong else f"{len(resumes)} runs: no difference")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

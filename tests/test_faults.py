@@ -1,0 +1,417 @@
+"""Real sweeps that are hurt from outside: what is left behind, what is said, and that they go on.
+
+Full disks, folders that cannot be, numbers that overflow, processes that are killed or asked to
+stop, two sweeps at once. Every test starts run.py or a job as a person or the sweep would.
+
+Run: pytest tests/test_faults.py           the fast ones
+     pytest tests/test_faults.py -m slow   the others, some minutes
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from onenet.config import REPOSITORY, to_dict
+from onenet.expansion import Cell, expand
+from onenet.request import Request
+from onenet.runs import RunFolder
+
+TINY = ["debug=tiny", "tracker=none", "save_every=0"]
+
+
+@contextlib.contextmanager
+def running(*words: str, **options) -> Iterator[subprocess.Popen]:
+    """run.py in a process group of its own; nothing of it is left afterwards."""
+    command = [sys.executable, str(REPOSITORY / "run.py"), *words]
+    with started(command, **options) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def started(command: list[str], **options) -> Iterator[subprocess.Popen]:
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
+
+
+def ran(*words: str, **options) -> tuple[int, str]:
+    """The exit status of run.py, and what it said."""
+    with running(*words, **options) as process:
+        said = process.communicate(timeout=300)[0]
+        return process.returncode, said
+
+
+@contextlib.contextmanager
+def job(cell: Cell) -> Iterator[subprocess.Popen]:
+    """A run's own process, as the sweep starts it."""
+    cell.folder.freeze(to_dict(cell.config))
+    request = Request([cell.evaluation], list(cell.overrides), 1).dump()
+    folder = str(cell.folder.path)
+    with started([sys.executable, "-m", "onenet.job", folder, "--request", request]) as process:
+        yield process
+
+
+def until(condition: Callable[[], object], seconds: float = 90) -> float:
+    """Waits. How long it took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, "it did not happen"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def step(folder: RunFolder) -> int:
+    return folder.last_metrics().get("step", 0)
+
+
+def reach(wanted: int, *folders: RunFolder) -> None:
+    until(lambda: all(step(folder) >= wanted for folder in folders))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for file in found for child in file.read_text().split()]
+
+
+def steps(folder: RunFolder) -> list[int]:
+    """Of the lines of metrics.jsonl that tell of a training step."""
+    lines = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
+    return [line["step"] for line in lines if "evaluation" not in line]
+
+
+def losses(folder: RunFolder) -> list[float]:
+    lines = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def assert_whole(cell: Cell, resumes: int | None = None) -> None:
+    """Done, every step once."""
+    assert cell.folder.state() == "done"
+    assert steps(cell.folder) == list(range(1, cell.config.steps + 1))
+    if resumes is not None:
+        assert cell.folder.status()["resumes"] == resumes
+
+
+# --- disks and folders ---
+
+
+def limit_files(size: int) -> Callable[[], None]:
+    """For the child: no file may become larger, as on a disk that is full."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.slow
+def test_a_full_disk_fails_the_run_keeps_its_checkpoint_and_stops_no_other(tmp_path):
+    words = ["-m", "neck.channels=64,8", *TINY, "steps=40", f"runs_root={tmp_path}"]
+    large, small = expand(words[1:])
+    with running(*large.overrides, f"runs_root={tmp_path}") as sweep:
+        reach(3, large.folder)
+        sweep.terminate()
+        assert sweep.wait(60) == 75
+    before = large.folder.checkpoint_file.read_bytes()
+    saved = large.folder.status()["saved_step"]
+
+    status, said = ran(*words, preexec_fn=limit_files(len(before) * 9 // 10))
+    assert status == 1
+    assert "File too large" in said
+    assert "Traceback" not in said
+    assert_whole(small, resumes=0)
+    told = large.folder.status()
+    assert told["state"] == "failed"
+    assert told["exception"].startswith("OSError: [Errno 27] File too large")
+    assert "checkpoint.py" in told["traceback"]
+    assert large.folder.checkpoint_file.read_bytes() == before
+    left = {file.name for file in large.folder.checkpoint_file.parent.iterdir()}
+    assert left == {"last.pt", "previous.pt"}
+
+    assert ran(*words)[0] == 0
+    assert_whole(large, resumes=2)
+    assert large.folder.log_file.read_text().count(f"resumed at step {saved}\n") == 2
+
+
+@pytest.mark.parametrize("place", ["file", "proc"])
+def test_a_runs_root_that_cannot_be_is_named_in_three_lines(place, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    root = file / "x" if place == "file" else Path("/proc/x")
+    status, said = ran("-m", "seed=0,1", *TINY, f"runs_root={root}", stdin=subprocess.DEVNULL)
+    error = said[said.index("error: ") :]
+    assert status == 2
+    assert "runs_root=" in error
+    assert str(root) in error
+    assert len(error.strip().splitlines()) <= 3
+    assert "Traceback" not in said
+
+
+# --- numbers ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["cost=point_assignment", "location=predefined"],
+    ],
+)
+def test_numbers_that_overflow_end_the_run_and_are_named(words, tmp_path):
+    words = ["lr=1e30", *words, *TINY, f"runs_root={tmp_path}"]
+    status, said = ran(*words)
+    assert status == 1
+    (cell,) = expand(words)
+    told = cell.folder.status()
+    failed_at = told["saved_step"] + 1
+    assert told["state"] == "failed"
+    assert told["exception"].startswith("FloatingPointError")
+    assert "cls" in told["exception"]  # the term
+    assert f"step {failed_at}" in told["exception"]
+    assert told["exception"] in " ".join(said.split())
+    assert steps(cell.folder)[-1] == failed_at - 1
+    state = torch.load(cell.folder.checkpoint_file, weights_only=True)
+    assert state["progress"]["step"] == failed_at - 1
+    assert all(t.isfinite().all() for t in state["model"].values() if t.is_floating_point())
+
+
+# --- processes that are killed ---
+
+
+@pytest.mark.slow
+def test_a_data_worker_that_is_killed_ends_the_run_at_once_and_the_rerun_goes_on(tmp_path):
+    words = [*TINY, "steps=60", "workers=2", f"runs_root={tmp_path}"]
+    (cell,) = expand(words)
+    with running(*words) as sweep:
+        reach(3, cell.folder)
+        workers = children(cell.folder.status()["pid"])
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        assert until(lambda: sweep.poll() is not None, 20) < 10
+        said = sweep.communicate()[0]
+        assert sweep.returncode == 1
+    told = cell.folder.status()
+    assert told["state"] == "failed"
+    assert f"DataLoader worker (pid {workers[0]}) is killed" in told["exception"]
+    assert f"(pid {workers[0]}) is killed" in said
+    assert not alive(workers[1])
+    assert ran(*words)[0] == 0
+    assert_whole(cell, resumes=1)
+
+
+@pytest.mark.slow
+def test_runs_end_when_their_sweep_is_killed_and_the_rerun_gives_the_same(tmp_path):
+    words = ["-m", "seed=0,1", *TINY, "steps=60", "workers=1", "sweep.jobs=2", "sweep.threads=1"]
+    killed = expand([*words[1:], f"runs_root={tmp_path / 'killed'}"])
+    folders = [cell.folder for cell in killed]
+    with running(*words, f"runs_root={tmp_path / 'killed'}") as sweep:
+        reach(3, *folders)
+        pids = [folder.status()["pid"] for folder in folders]
+        pids += [worker for pid in pids for worker in children(pid)]
+        assert len(pids) == 4
+        sweep.kill()
+        assert until(lambda: not any(map(alive, pids)), 20) < 5
+        assert [folder.state() for folder in folders] == ["partial", "partial"]
+        assert [folder.status()["state"] for folder in folders] == ["preempted", "preempted"]
+    assert ran(*words, f"runs_root={tmp_path / 'killed'}")[0] == 0
+    assert ran(*words, f"runs_root={tmp_path / 'straight'}")[0] == 0
+    straight = expand([*words[1:], f"runs_root={tmp_path / 'straight'}"])
+    for one, other in zip(killed, straight, strict=True):
+        assert_whole(one, resumes=1)
+        assert losses(one.folder) == losses(other.folder)
+        assert one.folder.result()["metrics"]["AP"] == other.folder.result()["metrics"]["AP"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_takes_no_other_with_it(tmp_path):
+    words = ["-m", "seed=0,1", *TINY, "steps=40", "sweep.jobs=2", f"runs_root={tmp_path}"]
+    killed, other = expand(words[1:])
+    with running(*words) as sweep:
+        reach(2, killed.folder, other.folder)
+        os.kill(killed.folder.status()["pid"], signal.SIGKILL)
+        said = sweep.communicate(timeout=120)[0]
+        assert sweep.returncode == 1
+    assert "ended with -9" in said
+    assert "Traceback" not in said
+    assert_whole(other, resumes=0)
+    assert killed.folder.state() == "partial"
+    assert ran(*words)[0] == 0
+    assert_whole(killed, resumes=1)
+    assert_whole(other, resumes=0)
+
+
+@pytest.mark.slow
+def test_a_run_that_exits_in_the_middle_takes_no_other_with_it(tmp_path):
+    """As a library might, that calls sys.exit where it should raise."""
+    words = ["-m", "seed=0,1", *TINY, "sweep.jobs=2", f"runs_root={tmp_path / 'runs'}"]
+    exits, other = expand(words[1:])
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        f"if {exits.folder.path.name!r} in ' '.join(sys.orig_argv):\n"
+        "    import onenet.train\n"
+        "    onenet.train.train = lambda *_, **__: sys.exit(7)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    status, said = ran(*words, env={**os.environ, "PYTHONPATH": path})
+    assert status == 1
+    assert "SystemExit: 7" in said
+    assert exits.folder.status()["state"] == "failed"
+    assert_whole(other, resumes=0)
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_is_killed_at_its_end_stands_once_in_metrics_jsonl(tmp_path):
+    words = [*TINY, f"runs_root={tmp_path}"]
+    (cell,) = expand(words)
+    assert ran(*words)[0] == 0
+    # As SIGKILL leaves it between the line in metrics.jsonl and result.json.
+    cell.folder.set_status(state="running")
+    cell.folder.result_file.unlink()
+    (cell.folder.evaluation(cell.evaluation) / "result.json").unlink()
+    assert cell.folder.state() == "partial"
+    assert ran(*words)[0] == 0
+    assert cell.folder.metrics_file.read_text().count('"evaluation": ') == 1
+
+
+# --- asked to stop ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("group", "workers"),
+    [
+        (False, 0),
+        (True, 0),
+        (True, 2),
+    ],
+    ids=["the sweep", "its whole group", "with data workers"],
+)
+def test_a_sweep_that_is_asked_to_stop_saves_its_runs_and_goes_on_later(group, workers, tmp_path):
+    how = ["save_every=1000", f"workers={workers}", "sweep.jobs=2", f"runs_root={tmp_path}"]
+    words = ["-m", "seed=0,1", "debug=tiny", "tracker=none", "steps=60", *how]
+    cells = expand(words[1:])
+    folders = [cell.folder for cell in cells]
+    with running(*words) as sweep:
+        reach(3, *folders)
+        if group:
+            os.killpg(sweep.pid, signal.SIGTERM)
+        else:
+            sweep.terminate()
+        said = sweep.communicate(timeout=60)[0]
+        assert sweep.returncode == 75
+    assert "stopped (SIGTERM): the same command goes on from here" in said
+    assert "Traceback" not in said
+    for folder in folders:
+        told = folder.status()
+        assert told["state"] == "preempted"
+        assert told["stopped_by"] == "SIGTERM"
+        assert told["saved_step"] >= step(folder) >= 3
+        assert "Traceback" not in folder.log_file.read_text()
+    assert ran(*words)[0] == 0
+    for cell in cells:
+        assert_whole(cell, resumes=1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=["USR1", "USR2"])
+def test_a_job_that_is_told_its_machine_goes_away_saves_and_says_so(number, tmp_path):
+    (cell,) = expand([*TINY, "steps=1000", "save_every=1000", f"runs_root={tmp_path}"])
+    with job(cell) as process:
+        reach(2, cell.folder)
+        process.send_signal(number)
+        said = process.communicate(timeout=30)[0]
+        assert process.returncode == 75
+    told = cell.folder.status()
+    assert (told["state"], told["stopped_by"]) == ("preempted", number.name)
+    assert told["saved_step"] == step(cell.folder) >= 2
+    assert cell.folder.state() == "partial"
+    assert "the same command goes on from here" in said
+
+
+def test_a_job_that_is_told_twice_while_it_evaluates_still_says_so(tmp_path):
+    """As when a whole process group is asked to stop, and then its sweep asks the runs."""
+    many = ["steps=2", "data.limit=null", "data.shapes.val_images=600"]
+    (cell,) = expand([*TINY, *many, f"runs_root={tmp_path}"])
+    with job(cell) as process:
+        until(lambda: cell.folder.status().get("saved_step") == 2)
+        time.sleep(0.5)
+        for _ in range(20):
+            process.terminate()
+            time.sleep(0.001)
+        said = process.communicate(timeout=30)[0]
+        assert process.returncode == 75, said
+    assert cell.folder.status()["state"] == "preempted"
+    assert "Traceback" not in said
+
+
+# --- several sweeps, several failures ---
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_share_the_work(tmp_path):
+    words = ["-m", "seed=0,1,2", *TINY, "steps=20", "sweep.jobs=1", f"runs_root={tmp_path}"]
+    with running(*words) as one, running(*words) as other:
+        said = [sweep.communicate(timeout=240)[0] for sweep in (one, other)]
+        assert {one.returncode, other.returncode} <= {0, 1}
+        assert "Traceback" not in "".join(said)
+    for cell in expand(words[1:]):
+        assert_whole(cell, resumes=0)
+        assert "Traceback" not in cell.folder.log_file.read_text()
+
+
+@pytest.mark.slow
+def test_one_of_two_sweeps_is_killed_and_the_work_is_not_lost(tmp_path):
+    words = ["-m", "seed=0,1,2", *TINY, "steps=120", "sweep.jobs=1", f"runs_root={tmp_path}"]
+    cells = expand(words[1:])
+    with running(*words) as killed, running(*words) as other:
+        until(lambda: sum(cell.folder.state() == "running" for cell in cells) == 2)
+        reach(2, *[cell.folder for cell in cells if cell.folder.state() == "running"])
+        killed.kill()
+        said = other.communicate(timeout=240)[0]
+        assert other.returncode in (0, 1)
+        assert "Traceback" not in said
+    assert ran(*words)[0] == 0
+    for cell in cells:
+        assert_whole(cell)
+        assert "Traceback" not in cell.folder.log_file.read_text()
+    assert sorted(cell.folder.status()["resumes"] for cell in cells) == [0, 0, 1]
+
+
+def test_after_so_many_failures_the_others_are_not_started_but_listed(tmp_path):
+    sweep = ["sweep.max_failures=1", "sweep.jobs=1", "sweep.threads=1"]
+    words = ["-m", "lr=1e30,2e30,3e30", *TINY, *sweep, f"runs_root={tmp_path}"]
+    status, said = ran(*words)
+    assert status == 1
+    assert "Traceback" not in said
+    assert "1 failed: the other 2 are not started" in said
+    cells = expand(words[1:])
+    assert [cell.folder.state() for cell in cells] == ["failed", "missing", "missing"]
+    told = [line for line in said.splitlines() if line.startswith("NOT DONE")]
+    assert [cell.folder.path.name in line for cell, line in zip(cells, told, strict=True)]
+    assert "not started" in told[1]
+    assert "not started" in told[2]
