@@ -3,6 +3,7 @@
     python run.py                                      one run on the built-in data
     python run.py -m cost=loc_only,loc_cls heads=1,3   the main job: four runs and their table
     python run.py -m +experiment=table1                a table of the paper
+    python run.py -m +experiment=search_cost           a search: later runs follow from earlier ones
     ... plan=true                                      what would run, and in which state it is
     torchrun --nproc-per-node=8 run.py preset=paper data.root=DIR     one run, eight processes
     python run.py --cfg cost=loc_only                  the resolved configuration
@@ -17,7 +18,7 @@ import sys
 import yaml
 from rich.console import Console
 
-from onenet import summary, sweep
+from onenet import search, search_sweep, summary, sweep
 from onenet.config import to_dict
 from onenet.errors import UserError
 from onenet.expansion import expand
@@ -37,6 +38,8 @@ def main(arguments: list[str]) -> int:
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
     try:
         StopRequest().install()
+        if searched := search.requested(given.overrides, given.multirun):
+            return search_sweep.main(console, searched, given.cfg)
         cells = expand(given.overrides, given.multirun)
         if given.cfg:
             for cell in cells:

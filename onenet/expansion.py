@@ -4,6 +4,7 @@ and the tables share. No torch.
 
 import difflib
 import itertools
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,14 +63,21 @@ class Cell:
 
 
 def experiment_names() -> list[str]:
-    return sorted(file.stem for file in EXPERIMENTS.glob("*.yaml"))
+    """The files of experiments/ that list rows."""
+    return sorted({file.stem for file in EXPERIMENTS.glob("*.yaml")} - {*search_names()})
+
+
+def search_names() -> list[str]:
+    """The files of experiments/ that describe a search (onenet/search.py)."""
+    files = EXPERIMENTS.glob("*.yaml")
+    return sorted(f.stem for f in files if re.search("^search:", f.read_text(), re.MULTILINE))
 
 
 def read_experiment(name: str) -> Experiment:
     """experiments/<name>.yaml. Raises UserError, naming file and key."""
     path = EXPERIMENTS / f"{name}.yaml"
     if not path.is_file():
-        names = experiment_names()
+        names = sorted([*experiment_names(), *search_names()])
         near = difflib.get_close_matches(name, names) or names
         raise UserError(f"There is no {path}. Did you mean: {', '.join(near)}?")
     try:
@@ -92,7 +100,7 @@ def expand(overrides: list[str], multirun: bool = True) -> list[Cell]:
     sets a key of the rows keeps the rows with that value; any other holds for all rows and
     multiplies them where it lists values (`seed=0,1`). Raises UserError for what cannot work.
     """
-    axes = _axes(overrides)
+    axes = parse_axes(overrides)
     names = axes.pop("experiment", [])
     lists = {key: values for key, values in axes.items() if len(values) > 1}
     if not multirun and names:
@@ -110,7 +118,7 @@ def expand(overrides: list[str], multirun: bool = True) -> list[Cell]:
 
 
 def _experiment_cells(experiment: Experiment, axes: dict[str, list[str]]) -> list[Cell]:
-    row_axes = [_axes(row.overrides) for row in experiment.rows]
+    row_axes = [parse_axes(row.overrides) for row in experiment.rows]
     of_rows = {key for row in row_axes for key in row}
     chosen = [
         (row, own)
@@ -120,7 +128,7 @@ def _experiment_cells(experiment: Experiment, axes: dict[str, list[str]]) -> lis
     if not chosen:
         asked = " ".join(f"{k}={','.join(axes[k])}" for k in sorted(of_rows & axes.keys()))
         raise UserError(f"No row of experiment {experiment.name} has {asked}.")
-    common = {**_axes(experiment.sweep), **{k: v for k, v in axes.items() if k not in of_rows}}
+    common = {**parse_axes(experiment.sweep), **{k: v for k, v in axes.items() if k not in of_rows}}
     return [
         _cell((*row.overrides, *combination), combination, row.label, experiment.name)
         for row, _ in chosen
@@ -141,7 +149,7 @@ def _product(axes: dict[str, list[str]]) -> list[tuple[str, ...]]:
     return list(itertools.product(*words))
 
 
-def _axes(overrides) -> dict[str, list[str]]:
+def parse_axes(overrides) -> dict[str, list[str]]:
     """Each key with its values, by Hydra's own grammar (lists, range(), glob() of options).
 
     A key given twice counts with its last values.

@@ -1,0 +1,123 @@
+"""Does a search: the runs of its trials, and what it says at its end. No torch."""
+
+import os
+
+from rich.console import Console
+from rich.table import Table
+
+from onenet import slurm, sweep
+from onenet.errors import UserError
+from onenet.estimate import Estimates, say
+from onenet.machine import places
+from onenet.runs import Locked
+from onenet.search import Search
+from onenet.study import Study, require_optuna
+from onenet.summary import failure
+from onenet.sweep import Planned
+
+SHOWN = 10  # trials in the table at the end
+
+
+def main(console: Console, search: Search, cfg: bool = False) -> int:
+    """The exit status of run.py: 0 if a best trial is known. Raises UserError."""
+    if cfg:
+        raise UserError("--cfg is for runs; what a search looks for: plan=true.")
+    if "LOCAL_RANK" in os.environ:
+        raise UserError("A search starts torchrun by itself: python run.py -m … processes=8")
+    study = Study(search)
+    if study.base.config.plan:
+        print_plan(console, study)
+        return 0
+    return 0 if run(console, study) else 1
+
+
+def print_plan(console: Console, study: Study) -> None:
+    """What is searched, and the trials so far. Trains nothing."""
+    console.out(study.headline(), highlight=False)
+    for found in study.ranges:
+        console.out(f"  {found}", highlight=False)
+    runs = study.runs()
+    if runs:
+        sweep.print_plan(console, runs)
+    else:
+        sweep.check_data(console, [Planned([study.base])])
+    done = sum(trial.run.state() == "done" for trial in study.trials)
+    left = study.count() - len(study.trials)
+    base = study.base.config
+    each = Estimates(study.root).seconds(base, base.steps) if left else None
+    later = f", {left} of them not drawn yet" + (f" ({say(left * each)})" if each else "")
+    console.out(
+        f"{study.count()} trials: {done} done, {study.count() - done} to do{later if left else ''}",
+        highlight=False,
+    )
+
+
+def run(console: Console, study: Study) -> bool:
+    """Runs the trials that are missing, and says which are the best. True if one has a value."""
+    require_optuna()
+    console.out(study.headline(), highlight=False)
+    try:
+        with study.folder.lock():
+            _work(console, study)
+    except Locked:
+        raise UserError("Another process is doing this search: wait for it.") from None
+    _print_results(console, study)
+    return bool(study.ranked())
+
+
+def _work(console: Console, study: Study) -> None:
+    config = study.base.config
+    # On a cluster all could run at a time, and nothing would be drawn from results.
+    most = study.count() if config.sweep.jobs else max(2, study.count() // 4)
+    share = slurm.places if config.sweep.launcher == "slurm" else places
+    free = share(config, min(most, study.count()))
+    todo = [trial for trial in study.trials if trial.to_do()]
+    while todo or len(study.trials) < study.count():
+        if not todo:
+            todo = study.draw(len(free))
+            study.save()
+            if not todo:  # the same values as earlier trials, rounded
+                continue
+        runs = list({trial.run.name: trial.run for trial in todo}.values())
+        for planned in runs:  # the last one alone must not get other threads than its like
+            planned.config.sweep.jobs, planned.config.sweep.threads = len(free), free[0].threads
+        best = f", {study.best()} so far" if study.ranked() else ""
+        numbers = ", ".join(str(trial.number) for trial in todo)
+        console.out(f"trial {numbers} of {study.count()}{best}", highlight=False)
+        sweep.run_all(console, runs)
+        study.save()
+        todo = []
+        failures = len({t.run.name for t in study.trials if t.run.ended_with})
+        if failures >= (config.sweep.max_failures or study.count() + 1):
+            console.out(f"{failures} failed: no more are started", highlight=False)
+            return
+
+
+def _print_results(console: Console, study: Study) -> None:
+    metric, ranked = study.search.metric, study.ranked()
+    if ranked:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("trial", *(found.key for found in study.ranges), metric):
+            table.add_column(name, justify="right", overflow="fold")
+        table.add_column("run", overflow="fold")
+        for value, trial in ranked[:SHOWN]:
+            values = [f"{number:.4g}" for number in (*trial.values.values(), value)]
+            table.add_row(str(trial.number), *values, trial.run.name)
+        console.print(table)
+    for planned in study.runs():
+        result = planned.folder.result(planned.cells[0].evaluation)
+        if planned.state() != "done":
+            console.out(f"\nNOT DONE  {planned.name}: {failure(planned)}", highlight=False)
+            console.out(f"  log: {planned.folder.log_file}", highlight=False)
+        elif result["metrics"].get(metric) is None:
+            why = result["metrics_notes"].get(metric, "not there")
+            console.out(f"\nNO VALUE  {planned.name}: {metric}: {why}", highlight=False)
+    done = sum(trial.run.state() == "done" for trial in study.trials)
+    console.out(
+        f"\n{study.count()} trials: {done} done, {study.count() - done} not. "
+        f"The search is in {study.folder.path}",
+        highlight=False,
+    )
+    if ranked:
+        console.out(f"The best: {study.best()}", highlight=False)
+        console.out(f"  {ranked[0][1].run.cells[0].command}", highlight=False)

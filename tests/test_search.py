@@ -1,0 +1,371 @@
+"""Searches: what is asked, what is drawn, what a stop or a failure leaves. Most train nothing.
+
+Run: pytest tests/test_search.py; with a search that is killed: pytest -m slow tests/test_search.py
+"""
+
+import io
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from onenet import expansion, search, search_sweep, sweep
+from onenet.config import REPOSITORY
+from onenet.errors import UserError
+from onenet.expansion import experiment_names, search_names
+from onenet.runs import read_json, write_json
+from onenet.search import CHOICES, Range, requested
+from onenet.study import Study
+
+TINY = ["debug=tiny", "tracker=none"]
+WORDS = ["+experiment=search_cost", *TINY, "sweep.jobs=2", "sweep.threads=1"]
+
+
+def asked(tmp_path, *words: str) -> search.Search:
+    return requested([*WORDS, f"runs_root={tmp_path}", *words])
+
+
+class Runner:
+    """Stands for `sweep.run_all`: writes the results of runs that nobody trains."""
+
+    def __init__(self, fails=lambda weights: False, stop_after: int | None = None):
+        self.fails, self.stop_after = fails, stop_after
+        self.names: list[str] = []
+        self.diverges = False
+
+    def __call__(self, console, runs) -> bool:
+        for run in runs:
+            if len(self.names) == self.stop_after:
+                raise KeyboardInterrupt
+            self.names.append(run.name)
+            weights = run.config.cost.weights
+            run.folder.path.mkdir(parents=True, exist_ok=True)
+            if self.fails(weights):
+                run.ended_with = 1
+                kind = "FloatingPointError" if self.diverges else "OSError"
+                run.folder.set_status(state="failed", exception=f"{kind}: no")
+                continue
+            ap = 50 - 10 * math.log(weights.cls / 3) ** 2 - 10 * math.log(weights.giou) ** 2
+            result = {"metrics": {"AP": ap, "params": 7}, "metrics_notes": {}}
+            write_json(run.folder.evaluation(run.cells[0].evaluation) / "result.json", result)
+            write_json(run.folder.result_file, result)
+            run.folder.set_status(state="done", exception=None)
+        return True
+
+
+@pytest.fixture
+def runner(monkeypatch) -> Runner:
+    runner = Runner()
+    monkeypatch.setattr(sweep, "run_all", lambda console, runs: runner(console, runs))
+    return runner
+
+
+def do(wanted: search.Search) -> tuple[int, str, Study]:
+    console = Console(file=io.StringIO(), width=200)
+    status = search_sweep.main(console, wanted)
+    return status, console.file.getvalue(), Study(wanted)
+
+
+def drawn(study: Study) -> list[dict]:
+    return [trial.values for trial in study.trials]
+
+
+# --- what is asked ---
+
+
+def test_a_search_is_no_table():
+    assert "search_cost" in search_names()
+    assert "search_cost" not in experiment_names()
+    assert requested(["+experiment=table1"]) is None
+    assert requested(["seed=0,1"]) is None
+
+
+@pytest.mark.parametrize("name", search_names())
+def test_every_search_resolves(name, tmp_path):
+    found = requested([f"+experiment={name}", *TINY, f"runs_root={tmp_path}"])
+    assert found.question.endswith("?")
+    assert Study(found).trials == []
+
+
+def test_words_hold_for_all_trials_or_narrow_the_space_or_set_the_search(tmp_path):
+    found = asked(
+        tmp_path, "seed=5", "cost.weights.giou=4", "search.trials=3", "search.metric=AP50"
+    )
+    assert (found.trials, found.metric, found.sampler) == (3, "AP50", "tpe")
+    assert list(found.space) == ["cost.weights.cls"]
+    base = Study(found).base.config
+    assert (base.seed, base.cost.weights.giou, base.cost.name) == (5, 4.0, "loc_cls")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["search.metric=AP5"], "AP50"),
+        (["search.direction=up"], "maximize"),
+        (["search.sampler=grid"], "random"),
+        (["search.trials=0"], "from 1 on"),
+        (["search.trial=3"], "trials"),
+        (["seed=0,1"], "seed=0,1"),
+        (["+experiment=search_cost,table1"], "alone"),
+        (["cost.weights.cls=1", "cost.weights.giou=1"], "no key is left"),
+        (["location=predefined"], "cost.weights.giou: the key does not change"),
+        (["hedas=1"], "heads"),
+    ],
+)
+def test_wrong_words_are_told_what_to_type(words, named, tmp_path):
+    with pytest.raises(UserError) as caught:
+        Study(asked(tmp_path, *words))
+    assert named in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("space", "named"),
+    [
+        ("{cost.weights.clss: [1, 2]}", "cost.weights.cls"),
+        ("{cost.weights.cls: [2, 1]}", "FROM"),
+        ("{cost.weights.cls: [0, 1, log]}", "above 0"),
+        ("{cost.weights.cls: [1, 2, linear]}", "FROM"),
+        ("{cost.weights.cls: 3}", "FROM"),
+        ("{cost.weights.cls: [-1, 1]}", "cost.weights.cls=-1.0: must be at least 0"),
+        ("{cost: [1, 2]}", "search.space.cost: a group"),
+        ("{eval.batch: [1, 2]}", "does not change"),
+        ("{}", "no key is left"),
+        ("3", "is not a search"),
+    ],
+)
+def test_a_wrong_space_is_named(space, named, tmp_path, monkeypatch):
+    monkeypatch.setattr(expansion, "EXPERIMENTS", tmp_path)
+    (tmp_path / "mine.yaml").write_text(f"title: a\nquestion: b?\nsearch: {{space: {space}}}\n")
+    with pytest.raises(UserError) as caught:
+        Study(requested(["+experiment=mine", *TINY, f"runs_root={tmp_path}"]))
+    assert named in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_values_have_three_digits_and_stay_in_their_range():
+    found = Range.parse("lr", ["1e-5", 0.12345, "log"], whole=False)
+    assert found.round(0.0012345) == 0.00123
+    assert found.round(0.1234499) == 0.123
+    assert found.round(0.99) == 0.12345
+    assert Range.parse("steps", [10, 5000], whole=True).round(1234.4) == 1230
+
+
+# --- what is drawn ---
+
+
+def test_a_search_does_its_trials_and_says_the_best(tmp_path, runner):
+    status, said, done = do(asked(tmp_path, "search.trials=9"))
+    assert status == 0
+    assert len(runner.names) == len(set(runner.names)) == 9
+    assert done.trials[0].values == {"cost.weights.cls": 2.0, "cost.weights.giou": 2.0}
+    for trial in done.trials:
+        for value in trial.values.values():
+            assert value == float(f"{value:.3g}")
+            assert 0.2 <= value <= 20
+    best = max(done.trials, key=lambda trial: trial.result("AP"))
+    last = said.strip().splitlines()[-2:]
+    assert last[0] == f"The best: AP {best.result('AP'):.4g} of trial {best.number}"
+    assert last[1].strip() == best.run.cells[0].command
+    assert f"cost.weights.cls={best.values['cost.weights.cls']}" in last[1]
+
+
+def test_later_trials_follow_from_earlier_results(tmp_path, runner):
+    """The best of 40 is nearer the optimum than the best of the first ten, which are random."""
+    _, _, done = do(asked(tmp_path, "search.trials=40"))
+    values = [trial.result("AP") for trial in done.trials]
+    assert sum(values[20:]) / 20 > sum(values[1:10]) / 9 + 10
+    assert max(values) > 48
+
+
+def test_the_same_seed_draws_the_same_whatever_stops_it(tmp_path, runner):
+    _, _, straight = do(asked(tmp_path / "straight", "search.trials=16"))
+    wanted = asked(tmp_path / "stopped", "search.trials=16")
+    for stop in (1, 4, 13):
+        runner.stop_after = 16 + stop
+        with pytest.raises(KeyboardInterrupt):
+            do(wanted)
+    runner.stop_after = None
+    _, _, resumed = do(wanted)
+    assert drawn(resumed) == drawn(straight)
+    assert len(runner.names) == 32
+    other = do(asked(tmp_path / "other", "search.trials=16", "search.seed=1"))[2]
+    assert drawn(other)[0] == drawn(straight)[0]
+    assert all(a != b for a, b in zip(drawn(other)[1:], drawn(straight)[1:], strict=True))
+
+
+def test_done_again_nothing_is_run_and_more_can_be_asked_for(tmp_path, runner):
+    _, _, first = do(asked(tmp_path, "search.trials=3"))
+    status, said, _ = do(asked(tmp_path, "search.trials=3"))
+    assert (status, len(runner.names)) == (0, 3)
+    assert "The best" in said
+    more = do(asked(tmp_path, "search.trials=6"))[2]
+    assert drawn(more)[:3] == drawn(first)
+    assert len(runner.names) == 6
+    assert drawn(do(asked(tmp_path / "at_once", "search.trials=6"))[2]) == drawn(more)
+
+
+def test_other_words_make_another_search(tmp_path, runner):
+    first, second = (
+        do(asked(tmp_path, "search.trials=2")),
+        do(asked(tmp_path, "search.trials=2", "seed=1")),
+    )
+    assert first[2].folder != second[2].folder
+    assert len(set(runner.names)) == 4
+
+
+def test_where_its_file_is_lost_the_sequence_comes_again(tmp_path, runner):
+    _, _, first = do(asked(tmp_path, "search.trials=8"))
+    (first.folder.path / "trials.json").unlink()
+    assert drawn(do(asked(tmp_path, "search.trials=8"))[2]) == drawn(first)
+    assert len(runner.names) == 8
+
+
+def test_equal_values_share_a_run(tmp_path, runner, monkeypatch):
+    monkeypatch.setattr(expansion, "EXPERIMENTS", tmp_path)
+    text = "title: a\nquestion: b?\nsearch: {sampler: random, trials: 12, space: {heads: [1, 2]}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    words = ["+experiment=mine", *TINY, "sweep.jobs=2", f"runs_root={tmp_path / 'runs'}"]
+    status, _, done = do(requested(words))
+    assert status == 0
+    assert len(runner.names) == 2
+    assert {trial.values["heads"] for trial in done.trials} == {1, 2}
+
+
+def test_minimize_takes_the_lowest(tmp_path, runner):
+    _, said, done = do(asked(tmp_path, "search.trials=6", "search.direction=minimize"))
+    assert f"AP {min(t.result('AP') for t in done.trials):.4g} of" in said.splitlines()[-2]
+
+
+# --- failures ---
+
+
+def test_a_failed_run_is_a_failed_trial_and_is_tried_again_later(tmp_path, runner):
+    runner.fails = lambda weights: weights.cls > 5
+    status, said, done = do(asked(tmp_path, "search.trials=12"))
+    failed = [t for t in done.trials if t.run.state() == "failed"]
+    assert status == 0
+    assert 0 < len(failed) < 12
+    assert len(runner.names) == 12
+    assert said.count("NOT DONE") == len(failed)
+    assert f"12 trials: {12 - len(failed)} done, {len(failed)} not" in said
+    runner.fails = lambda weights: False
+    _, said, again = do(asked(tmp_path, "search.trials=12"))
+    assert "NOT DONE" not in said
+    assert drawn(again) == drawn(done)
+    assert len(runner.names) == 12 + len(failed)
+
+
+def test_what_diverged_is_not_tried_again(tmp_path, runner):
+    runner.fails, runner.diverges = lambda weights: weights.cls > 5, True
+    do(asked(tmp_path, "search.trials=12"))
+    _, said, _ = do(asked(tmp_path, "search.trials=12"))
+    assert len(runner.names) == 12
+    assert "FloatingPointError" in said
+
+
+def test_if_all_fail_it_says_so(tmp_path, runner):
+    runner.fails = lambda weights: True
+    status, said, _ = do(asked(tmp_path, "search.trials=4"))
+    assert status == 1
+    assert "4 trials: 0 done, 4 not" in said
+    status, said, _ = do(asked(tmp_path, "search.trials=9", "sweep.max_failures=2", "seed=1"))
+    assert "2 failed: no more are started" in said
+    assert "9 trials: 0 done, 9 not" in said
+
+
+def test_one_search_at_a_time(tmp_path, runner):
+    wanted = asked(tmp_path, "search.trials=2")
+    with Study(wanted).folder.lock(), pytest.raises(UserError, match="Another process"):
+        do(wanted)
+
+
+def test_without_optuna_it_says_what_to_install(tmp_path, runner, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"pip install 'onenet\[search\]'"):
+        do(asked(tmp_path))
+    assert not list(tmp_path.iterdir())
+    assert do(asked(tmp_path, "plan=true"))[0] == 0
+
+
+def test_a_plan_says_what_is_searched_and_runs_nothing(tmp_path, runner):
+    _, said, _ = do(asked(tmp_path, "plan=true"))
+    assert "cost.weights.cls: 0.2 .. 20" in said
+    assert "20 trials: 0 done, 20 to do" in said
+    assert not list(tmp_path.iterdir())
+    do(asked(tmp_path, "search.trials=3"))
+    _, said, _ = do(asked(tmp_path, "plan=true"))
+    assert "20 trials: 3 done, 17 to do" in said
+    assert len(runner.names) == 3
+
+
+# --- from the outside ---
+
+
+def start(*words: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "run.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "COLUMNS": "160"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["-m", "--cfg"], "--cfg"),
+        ([], "-m"),
+        (["-m", "search.metric=mAP"], "choose one of AP, AP50"),
+    ],
+)
+def test_bad_input_ends_at_once(words, named, tmp_path):
+    process = start(*WORDS, *words, f"runs_root={tmp_path / 'runs'}")
+    said, _ = process.communicate()
+    assert process.returncode == 2
+    assert named in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_goes_on(tmp_path):
+    words = ["-m", "+experiment=search_cost", *TINY, "sweep.jobs=1", "steps=20", "save_every=0"]
+    words += ["search.trials=3"]
+    killed = requested([*words[1:], f"runs_root={tmp_path / 'killed'}"])
+    process = start(*words, f"runs_root={tmp_path / 'killed'}")
+    while (
+        len(now := Study(killed).trials) < 2 or now[1].run.folder.last_metrics().get("step", 0) < 5
+    ):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()  # ends when its run has, too
+    deadline = time.monotonic() + 60
+    while Study(killed).trials[1].run.state() == "running" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [trial.run.state() for trial in Study(killed).trials] == ["done", "partial"]
+
+    process = start(*words, f"runs_root={tmp_path / 'killed'}")
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert "3 trials: 3 done, 0 not" in said
+    done = Study(killed)
+    assert done.trials[1].run.folder.status()["resumes"] == 1
+    assert f"{done.ranked()[0][1].run.cells[0].command}" in said.splitlines()[-1]
+    for key in CHOICES["metric"]:
+        assert key in done.trials[0].run.folder.result()["metrics"]
+
+    straight = requested([*words[1:], f"runs_root={tmp_path / 'straight'}"])
+    assert start(*words, f"runs_root={tmp_path / 'straight'}").communicate()
+    assert drawn(Study(straight)) == drawn(done)
+    values = [[t.result("AP") for t in s.trials] for s in (Study(straight), done)]
+    assert values[0] == values[1]
+    saved = read_json(Study(straight).folder.path / "trials.json")
+    assert [row["AP"] for row in saved["trials"]] == values[0]
