@@ -18,7 +18,7 @@ import sys
 import yaml
 from rich.console import Console
 
-from onenet import search, search_sweep, summary, sweep
+from onenet import planned, search, search_sweep, summary, sweep
 from onenet.config import to_dict
 from onenet.errors import UserError
 from onenet.expansion import expand
@@ -45,15 +45,15 @@ def main(arguments: list[str]) -> int:
             for cell in cells:
                 print(yaml.safe_dump({"id": cell.id, **to_dict(cell.config)}, sort_keys=False))
             return 0
-        planned = sweep.group(cells)
-        sweep.require_one_root(planned)
+        runs = planned.group(cells)
+        planned.require_one_root(runs)
         if cells[0].config.plan:
-            sweep.print_plan(console, planned)
+            planned.print_plan(console, runs)
             return 0
         if "LOCAL_RANK" in os.environ:
-            return sweep.take_part(planned)
-        complete = sweep.run_all(console, planned)
-        summary.print_results(console, planned)
+            return sweep.take_part(runs)
+        complete = sweep.run_all(console, runs)
+        summary.print_results(console, runs)
         return 0 if complete else 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -5,15 +5,15 @@ import os
 from rich.console import Console
 from rich.table import Table
 
-from onenet import slurm, sweep
+from onenet import planned, slurm, sweep
 from onenet.errors import UserError
 from onenet.estimate import Estimates, say
 from onenet.machine import places
+from onenet.planned import Planned
 from onenet.runs import Locked
 from onenet.search import Search
 from onenet.study import Study, require_optuna
 from onenet.summary import failure
-from onenet.sweep import Planned
 
 SHOWN = 10  # trials in the table at the end
 
@@ -38,9 +38,9 @@ def print_plan(console: Console, study: Study) -> None:
         console.out(f"  {found}", highlight=False)
     runs = study.runs()
     if runs:
-        sweep.print_plan(console, runs)
+        planned.print_plan(console, runs)
     else:
-        sweep.check_data(console, [Planned([study.base])])
+        planned.check_data(console, [Planned([study.base])])
     done = sum(trial.run.state() == "done" for trial in study.trials)
     left = study.count() - len(study.trials)
     base = study.base.config
@@ -79,8 +79,8 @@ def _work(console: Console, study: Study) -> None:
             if not todo:  # the same values as earlier trials, rounded
                 continue
         runs = list({trial.run.name: trial.run for trial in todo}.values())
-        for planned in runs:  # the last one alone must not get other threads than its like
-            planned.config.sweep.jobs, planned.config.sweep.threads = len(free), free[0].threads
+        for run in runs:  # the last one alone must not get other threads than its like
+            run.config.sweep.jobs, run.config.sweep.threads = len(free), free[0].threads
         best = f", {study.best()} so far" if study.ranked() else ""
         numbers = ", ".join(str(trial.number) for trial in todo)
         console.out(f"trial {numbers} of {study.count()}{best}", highlight=False)
@@ -104,14 +104,14 @@ def _print_results(console: Console, study: Study) -> None:
             values = [f"{number:.4g}" for number in (*trial.values.values(), value)]
             table.add_row(str(trial.number), *values, trial.run.name)
         console.print(table)
-    for planned in study.runs():
-        result = planned.folder.result(planned.cells[0].evaluation)
-        if planned.state() != "done":
-            console.out(f"\nNOT DONE  {planned.name}: {failure(planned)}", highlight=False)
-            console.out(f"  log: {planned.folder.log_file}", highlight=False)
+    for run in study.runs():
+        result = run.folder.result(run.cells[0].evaluation)
+        if run.state() != "done":
+            console.out(f"\nNOT DONE  {run.name}: {failure(run)}", highlight=False)
+            console.out(f"  log: {run.folder.log_file}", highlight=False)
         elif result["metrics"].get(metric) is None:
             why = result["metrics_notes"].get(metric, "not there")
-            console.out(f"\nNO VALUE  {planned.name}: {metric}: {why}", highlight=False)
+            console.out(f"\nNO VALUE  {run.name}: {metric}: {why}", highlight=False)
     done = sum(trial.run.state() == "done" for trial in study.trials)
     console.out(
         f"\n{study.count()} trials: {done} done, {study.count() - done} not. "

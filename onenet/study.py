@@ -15,9 +15,9 @@ from onenet.config import GROUPS, to_dict
 from onenet.errors import UserError
 from onenet.expansion import Cell, expand
 from onenet.identity import flat
+from onenet.planned import Planned
 from onenet.runs import RunFolder, read_json, write_json
 from onenet.search import Range, Search
-from onenet.sweep import Planned
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from onenet import answer
 from onenet.expansion import Cell
-from onenet.sweep import Planned
+from onenet.planned import Planned
 
 
 def print_results(console: Console, planned: list[Planned]) -> None:

@@ -1,115 +1,22 @@
-"""Runs what `expansion` lists: plan, a process a run, progress. No torch."""
+"""Runs what is planned: a process a run, several at a time, and their progress. No torch."""
 
 import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onenet import slurm
-from onenet.config import REPOSITORY, Config, to_dict
-from onenet.data.sources import check_splits
+from onenet.config import REPOSITORY
 from onenet.errors import UserError
-from onenet.estimate import Estimates, say
-from onenet.expansion import Cell
-from onenet.identity import EvalSpec, default_evaluation
 from onenet.machine import Place, places
-from onenet.request import Request
-from onenet.runs import RunFolder
+from onenet.planned import Planned, check_data, count, freeze
 
 POLL = 0.5  # seconds between looks at the runs
 SAY_EVERY = 30  # seconds between lines where the screen is not a terminal
 STOP_SECONDS = 40  # for runs to write their checkpoints, when the sweep is stopped
-
-
-@dataclass
-class Planned:
-    """One training with all evaluations that the sweep wants of it."""
-
-    cells: list[Cell]
-    process: subprocess.Popen | slurm.SlurmJob | None = None
-    place: Place | None = None
-    started: float = 0.0
-    ended_with: int | None = None
-    log_start: int = 0  # of this attempt in log.txt
-    task: TaskID | None = field(default=None, repr=False)
-
-    @property
-    def folder(self) -> RunFolder:
-        return self.cells[0].folder
-
-    @property
-    def config(self) -> Config:
-        return self.cells[0].config
-
-    @property
-    def name(self) -> str:
-        return self.folder.path.name
-
-    def missing(self) -> list[EvalSpec]:
-        """The evaluations that are asked for and not there."""
-        wanted = [default_evaluation(self.config), *(cell.evaluation for cell in self.cells)]
-        return [spec for spec in dict.fromkeys(wanted) if not self.folder.result(spec)]
-
-    def estimate(self, estimates: Estimates) -> float | None:
-        """Seconds that are left of it, None if nothing finished compares with it."""
-        saved = self.folder.status().get("saved_step", 0)
-        return estimates.seconds(self.config, self.config.steps - saved)
-
-    def request(self, threads: int) -> Request:
-        evaluations = [cell.evaluation for cell in self.cells]
-        return Request(evaluations, list(self.cells[0].overrides), threads)
-
-    def state(self) -> str:
-        state = self.folder.state()
-        return "partial" if state == "done" and self.missing() else state
-
-
-def group(cells: list[Cell]) -> list[Planned]:
-    """The trainings, each once, however many cells share it."""
-    planned: dict[str, Planned] = {}
-    for cell in cells:
-        planned.setdefault(cell.id, Planned([])).cells.append(cell)
-    return list(planned.values())
-
-
-def print_plan(console: Console, planned: list[Planned]) -> None:
-    """One line a run: id, state, overrides, and the time that it will take. Trains nothing."""
-    check_data(console, planned)
-    root = Path(planned[0].config.runs_root)
-    estimates, states, total, unknown = Estimates(root), [], 0.0, 0
-    for run in planned:
-        state, trained = run.state(), run.folder.state() == "done"
-        states.append(state)
-        seconds = run.estimate(estimates) if state != "done" else 0.0
-        total, unknown = total + (seconds or 0), unknown + (seconds is None)
-        for cell in run.cells:
-            done = state == "done" or (trained and run.folder.result(cell.evaluation))
-            note = [f"{cell.experiment}: {cell.label}"] if cell.label else []
-            note += [say(seconds)] if seconds and not done else []
-            comment = f"  # {', '.join(note)}" if note else ""
-            words = " ".join(cell.overrides) or "(defaults)"
-            console.out(
-                f"{cell.id}  {'done' if done else state:8}{words}{comment}", highlight=False
-            )
-    counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    left = f"; {say(total)} of training one after the other" if total else ""
-    left += f", not counting {unknown} that nothing finished compares with" if unknown else ""
-    console.out(f"{_runs(planned)}: {counts}{left}. In {root}", highlight=False)
-
-
-def check_data(console: Console, planned: list[Planned]) -> None:
-    """Reads every data set that is asked for, once. Raises UserError before anything is trained."""
-    seen = []
-    for run in planned:
-        if run.config.data not in seen:
-            seen.append(run.config.data)
-            for line in check_splits(run.config.data, run.folder.cache):
-                console.out(line, highlight=False)
 
 
 def run_all(console: Console, planned: list[Planned]) -> bool:
@@ -125,7 +32,7 @@ def run_all(console: Console, planned: list[Planned]) -> bool:
         check_data(console, todo)
         free = (slurm.places if cluster else places)(config, len(todo))
         console.out(
-            f"{_runs(planned)}, {done} already done, {len(todo)} to do: {_share(free)}",
+            f"{count(planned)}, {done} already done, {len(todo)} to do: {_share(free)}",
             highlight=False,
         )
         _work(console, todo, free, cluster)
@@ -147,17 +54,6 @@ def take_part(planned: list[Planned]) -> int:
         freeze([run])
     threads = int(os.environ.get("OMP_NUM_THREADS", 1))
     return job.work(run.folder, run.request(threads), run.config.device)
-
-
-def freeze(todo: list[Planned]) -> None:
-    """Writes the configurations; what is edited from now on changes nothing for these runs."""
-    for run in todo:
-        if run.folder.state() != "running":  # also a finished run's: it may lack later keys
-            run.folder.freeze(to_dict(run.config))
-
-
-def _runs(planned: list[Planned]) -> str:
-    return f"{len(planned)} run{'s'[: len(planned) > 1]}"
 
 
 def _share(free: list[Place]) -> str:
@@ -290,9 +186,3 @@ def _say(console: Console, active: list[Planned], waiting: list[Planned]) -> Non
         left = f", {elapsed / step * (steps - step) / 60:.1f} min left" if 0 < step < steps else ""
         parts.append(f"{run.name} {step}/{steps}{left}")
     console.out(f"{'; '.join(parts)}; {len(waiting)} waiting", highlight=False)
-
-
-def require_one_root(planned: list[Planned]) -> None:
-    roots = {run.config.runs_root for run in planned}
-    if len(roots) > 1:
-        raise UserError(f"One sweep, one runs root, but there are {len(roots)}: {sorted(roots)}")

@@ -11,7 +11,7 @@ import pytest
 from onenet import expansion
 from onenet.errors import UserError
 from onenet.expansion import expand, experiment_names, read_experiment
-from onenet.sweep import group
+from onenet.planned import group
 
 
 def test_the_main_job_is_four_runs():
@@ -112,8 +112,8 @@ def test_a_broken_experiment_file_is_named(tmp_path, monkeypatch):
 
 def test_planning_imports_no_torch():
     code = (
-        "import sys; from onenet import sweep; from onenet.expansion import expand; "
-        "sweep.group(expand(['+experiment=table1'])); print('torch' in sys.modules)"
+        "import sys; from onenet import planned, sweep; from onenet.expansion import expand; "
+        "planned.group(expand(['+experiment=table1'])); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from onenet import planned as planning
 from onenet import slurm, sweep
 from onenet.config import REPOSITORY, compose
 from onenet.errors import UserError
@@ -48,14 +49,14 @@ def stand_ins(tools, tmp_path):
     return tmp_path
 
 
-def planned(tmp_path: Path, *words: str) -> sweep.Planned:
+def planned(tmp_path: Path, *words: str) -> planning.Planned:
     cells = expand([*words, *TINY, f"runs_root={tmp_path / 'runs'}"])
-    runs = sweep.group(cells)
-    sweep.freeze(runs)
+    runs = planning.group(cells)
+    planning.freeze(runs)
     return runs[0]
 
 
-def started(run: sweep.Planned) -> slurm.SlurmJob:
+def started(run: planning.Planned) -> slurm.SlurmJob:
     cluster = slurm.Cluster(run.config)
     (place,) = slurm.places(run.config, 1)
     return sweep.start(run, place, cluster).process
