@@ -29,8 +29,7 @@ def detector(config: Config, num_classes: int) -> nn.Module:
     torch.manual_seed(config.seed)
     backbone = make_backbone(config.backbone.name, config.backbone.weights)
     neck = make_neck(in_channels=backbone.feature_info.channels(), **vars(config.neck))
-    head = config.head
-    model = OneNet(backbone, neck, num_classes, config.heads, head.box_unit, head.prior)
+    model = OneNet(backbone, neck, num_classes, config.heads, **vars(config.head))
     return model.to(device(config.device), memory_format=torch.channels_last)
 
 

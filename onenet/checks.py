@@ -44,6 +44,7 @@ AT_LEAST = {
     "eval.batch": 1,
     "neck.channels": 1,
     "head.box_unit": 1e-6,
+    "head.box_bias": 0,
     "data.seed": 0,
     "data.limit": 1,
     "data.shapes.train_images": 1,

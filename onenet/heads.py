@@ -22,7 +22,8 @@ class CascadeHead(nn.Module):
     At inference the first `infer_heads` are computed, the answer is the last one's.
 
     `box_unit`: pixels that an output of 1 stands for. `prior`: the score, in 0..1, that every slot
-    gives every class at the start (as in RetinaNet).
+    gives every class at the start (as in RetinaNet). `box_bias`: the output, >= 0, from which each
+    side of a box starts; well above 0 its ReLU does not die at a high learning rate.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class CascadeHead(nn.Module):
         stride: int = 4,
         box_unit: float = 4.0,
         prior: float = 0.01,
+        box_bias: float = 0.0,
     ):
         super().__init__()
         self.stride, self.box_unit = stride, box_unit
@@ -46,6 +48,7 @@ class CascadeHead(nn.Module):
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
         nn.init.constant_(self.class_conv.bias, -math.log((1 - prior) / prior))
+        nn.init.constant_(self.box_conv.bias, box_bias)
 
     def forward(self, feature: Tensor, num_heads: int) -> list[HeadOutput]:
         """[B, C, H, W] -> the outputs of the first `num_heads` heads, 1 <= num_heads <= heads."""

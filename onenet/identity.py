@@ -21,6 +21,7 @@ NEUTRAL: dict[str, object] = {
     "precision": "float32",
     "sync_bn": False,
     "neck.init": "default",
+    "head.box_bias": 0.0,
     "augment.size_step": 1,
     "augment.crop": 0.0,
     "data.crowd": "drop",

@@ -75,6 +75,7 @@ class Neck:
 class Head:
     prior: float = MISSING
     box_unit: float = MISSING
+    box_bias: float = MISSING
 
 
 @dataclass

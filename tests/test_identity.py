@@ -89,6 +89,7 @@ def test_what_cannot_change_a_result_does_not_change_the_id(override):
         "augment.flip=0",
         "optim.clip=null",
         "precision=bf16",
+        "head.box_bias=1",
         "sync_bn=true",
         "augment.crop=0.5",
         "augment.size_step=4",

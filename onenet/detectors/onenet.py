@@ -22,11 +22,14 @@ class OneNet(nn.Module):
         heads: int = 1,
         box_unit: float = 4.0,
         prior: float = 0.01,
+        box_bias: float = 0.0,
     ):
         super().__init__()
         self.backbone = backbone
         self.neck = neck
-        self.head = CascadeHead(neck.channels, num_classes, heads, STRIDE, box_unit, prior)
+        self.head = CascadeHead(
+            neck.channels, num_classes, heads, STRIDE, box_unit, prior, box_bias
+        )
 
     def forward(self, images: Tensor, num_heads: int | None = None) -> list[HeadOutput]:
         """Normalized images [B, 3, H, W], H and W multiples of 32 -> one output a head.
