@@ -57,7 +57,7 @@ def take_part(planned: list[Planned]) -> int:
 
 
 def _share(free: list[Place]) -> str:
-    """For example: 2 at a time, 1 thread each"""
+    """For example: 2 at a time, each with 1 thread"""
     processes, threads, gpus = free[0].processes, free[0].threads, free[0].gpus
     each = [
         f"{processes} processes" if processes > 1 else "",
