@@ -5,7 +5,6 @@ and returns `Matches`. None of them asks which head or detector it serves.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -19,6 +18,18 @@ Assigner = Callable[[Tensor], Matches]
 def min_cost(cost: Tensor, conflict: str = "keep") -> Matches:
     """Minimum Cost Assignment (section 3.2, Algorithm 1): each object takes its cheapest slot.
 
+    Equal costs: the lower slot index wins, then the lower object index. [P, N] -> M <= N matches,
+    in the order of the objects. `conflict`: see `settle`. Training takes the same answer from
+    `matching.match_cheapest`.
+    """
+    return settle(*cost.min(dim=0), conflict, lambda: cost)
+
+
+def settle(
+    lowest: Tensor, pred_idx: Tensor, conflict: str, whole_cost: Callable[[], Tensor]
+) -> Matches:
+    """What becomes of the objects' cheapest slots, given their costs: [N], [N] -> M <= N matches.
+
     Two objects can ask for one slot. `conflict` says what happens then:
 
     - `keep`: both have it. The slot is positive for both labels and regresses to both boxes.
@@ -26,11 +37,9 @@ def min_cost(cost: Tensor, conflict: str = "keep") -> Matches:
       cheapest slot that is free. Needs N <= P, the surplus is left out.
     - `drop`: the object with the lower cost has it, the other has no positive sample.
 
-    Equal costs: the lower slot index wins, then the lower object index. [P, N] -> M <= N matches,
-    in the order of the objects.
+    `whole_cost` gives [P, N], which `next_best` needs where there are conflicts.
     """
-    lowest, pred_idx = cost.min(dim=0)
-    gt_idx = torch.arange(cost.shape[1], device=cost.device)
+    gt_idx = torch.arange(len(lowest), device=lowest.device)
     # Stable, so that between equal costs the first object is served first.
     order = lowest.argsort(stable=True)
     first_of_slot = torch.ones_like(gt_idx, dtype=torch.bool)
@@ -39,8 +48,8 @@ def min_cost(cost: Tensor, conflict: str = "keep") -> Matches:
     conflicts = (~first_of_slot).sum()
     if conflict == "drop":
         pred_idx, gt_idx = pred_idx[first_of_slot], gt_idx[first_of_slot]
-    elif conflict == "next_best":
-        pred_idx, gt_idx = _take_free_slots(cost, order)
+    elif conflict == "next_best" and conflicts:
+        pred_idx, gt_idx = _take_free_slots(whole_cost(), order)
     return Matches(pred_idx, gt_idx, conflicts)
 
 
@@ -67,8 +76,3 @@ def hungarian(cost: Tensor) -> Matches:
         torch.as_tensor(gt_idx[order], device=device),
         min_cost(cost).conflicts,
     )
-
-
-def make_assigner(name: str, conflict: str) -> Assigner:
-    """`name`: `min_cost` or `hungarian`; `conflict` matters to the former only."""
-    return {"min_cost": partial(min_cost, conflict=conflict), "hungarian": hungarian}[name]

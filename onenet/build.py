@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from onenet import costs, losses
-from onenet.assigners import make_assigner
 from onenet.backbones import make_backbone
 from onenet.config import Config
 from onenet.data.augment import Augmentation, ImageSize
@@ -13,6 +12,7 @@ from onenet.data.loading import DetectionDataset
 from onenet.detectors.onenet import OneNet
 from onenet.identity import EvalSpec
 from onenet.losses import DetectionLoss
+from onenet.matchers import make_matcher
 from onenet.necks import make_neck
 from onenet.optim import Schedule
 
@@ -43,7 +43,7 @@ def detection_loss(config: Config) -> DetectionLoss:
             gamma=cost.gamma,
             l1_format=cost.l1_format,
         ),
-        make_assigner(config.assigner.name, config.assigner.conflict),
+        make_matcher(config.assigner.name, config.assigner.conflict),
         weights=losses.LossWeights(**vars(loss.weights)),
         alpha=loss.alpha,
         gamma=loss.gamma,

@@ -3,16 +3,16 @@
 B images, P prediction slots, K classes, N ground truths, M matches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from onenet.assigners import Assigner
 from onenet.boxes import iou_and_giou
 from onenet.costs import MatchingCost, normalized
+from onenet.focal import focal_loss
+from onenet.matchers import Matcher
 from onenet.structures import HeadOutput, Matches, Target
 
 
@@ -25,23 +25,12 @@ class LossWeights:
     giou: float = 2.0
 
 
-def sigmoid_focal_loss(
-    logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0
-) -> Tensor:
-    """Sum over all elements of the focal loss: [...], [...] of 0 and 1 -> scalar."""
-    prob = logits.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    wrong = prob + targets - 2 * prob * targets  # 1 - p of the true answer
-    weight = (1 - alpha) + (2 * alpha - 1) * targets
-    return (weight * wrong**gamma * cross_entropy).sum()
-
-
 @dataclass(frozen=True)
 class DetectionLoss:
     """Matches each head's predictions with the objects and sums the losses over the heads."""
 
     matching_cost: MatchingCost
-    assigner: Assigner
+    matcher: Matcher
     weights: LossWeights = LossWeights()
     alpha: float = 0.25
     gamma: float = 2.0
@@ -50,12 +39,7 @@ class DetectionLoss:
     def match(self, output: HeadOutput, targets: Sequence[Target]) -> list[Matches]:
         """The positive samples of each image, by its own predictions; float32 in any autocast."""
         with torch.autocast(output.class_logits.device.type, enabled=False):
-            return [
-                self.assigner(self.matching_cost(output, image, target))
-                if len(target.gt_labels)
-                else _no_matches(target)
-                for image, target in enumerate(targets)
-            ]
+            return self.matcher(self.matching_cost, output, targets)
 
     def __call__(
         self,
@@ -72,16 +56,15 @@ class DetectionLoss:
         if num_objects is None:
             num_objects = sum(len(t.gt_labels) for t in targets)
         num_objects = max(1, num_objects)
-        sums = dict.fromkeys(("loss_cls", "loss_l1", "loss_giou"), 0.0)
-        conflicts = torch.zeros((), dtype=torch.int64)
+        sums = dict.fromkeys(("loss_cls", "loss_l1", "loss_giou", "conflicts"), 0)
         for output in outputs:
             matches = self.match(output, targets)
             for name, value in self.parts(output, targets, matches).items():
                 sums[name] = sums[name] + value / num_objects
-            conflicts = conflicts + sum(m.conflicts for m in matches)
+            sums["conflicts"] = sums["conflicts"] + sum(m.conflicts for m in matches)
         total = sums["loss_cls"] + sums["loss_l1"] + sums["loss_giou"]
         objects = torch.tensor(len(outputs) * sum(len(t.gt_labels) for t in targets))
-        return total, {**sums, "objects": objects, "conflicts": conflicts}
+        return total, {**sums, "objects": objects}
 
     def parts(
         self, output: HeadOutput, targets: Sequence[Target], matches: Sequence[Matches]
@@ -94,40 +77,56 @@ class DetectionLoss:
         gt = torch.cat([t.gt_xyxy[m.gt_idx] for t, m in rows])  # [M, 4]
         whwh = gt.new_tensor([2 * t.size_hw[::-1] for t in targets])[image]
 
-        is_class = torch.zeros_like(output.class_logits, dtype=torch.float32)  # [B, P, K]
-        is_class[image, slot, labels] = 1
-        focal = self._focal(output, targets, is_class)
         boxes = output.boxes_xyxy[image, slot].float()  # [M, 4]
-        difference = normalized(boxes, whwh, self.l1_format) - normalized(gt, whwh, self.l1_format)
-        l1 = difference.abs().sum()
+        numbers = (normalized(b, whwh, self.l1_format) for b in (boxes, gt))
+        l1 = sum((a - b).abs().sum() for a, b in zip(*numbers, strict=True))
         giou = (1 - iou_and_giou(boxes, gt)[1]).sum()
+        focal = self._focal(output, targets, image, slot, labels)
         w = self.weights
         return {"loss_cls": w.cls * focal, "loss_l1": w.l1 * l1, "loss_giou": w.giou * giou}
 
-    def _focal(self, output: HeadOutput, targets: Sequence[Target], is_class: Tensor) -> Tensor:
-        """Sum of the focal loss, less that of negatives inside crowds of their class."""
-        logits = output.class_logits.float()
-        total = sigmoid_focal_loss(logits, is_class, self.alpha, self.gamma)
-        for image, target in enumerate(targets):
-            if len(target.crowd_labels):
-                crowded = in_crowd(output.points_xy, target, logits.shape[-1])
-                ignored = logits[image][crowded & (is_class[image] == 0)]
-                nothing = torch.zeros_like(ignored)
-                total = total - sigmoid_focal_loss(ignored, nothing, self.alpha, self.gamma)
-        return total
+    def _focal(
+        self,
+        output: HeadOutput,
+        targets: Sequence[Target],
+        image: Tensor,
+        slot: Tensor,
+        labels: Tensor,
+    ) -> Tensor:
+        """Sum of the focal loss, given the matches' image, slot and label, [M] each; a match that
+        two objects share counts once. Negatives inside crowds of their class are left out."""
+        logits = output.class_logits
+        place = (image * logits.shape[1] + slot) * logits.shape[2] + labels
+        positive = first_of_its_kind(place).float()
+        at, positives, negatives = [(image, slot, labels)], [positive], [-positive]
+        for number, target in enumerate(targets):
+            for label, ignored in crowded(output.points_xy, target):
+                matched = torch.zeros_like(ignored, dtype=torch.float32)
+                matched.index_add_(0, slot, ((image == number) & (labels == label)).float())
+                every = torch.arange(len(ignored), device=slot.device)
+                at.append((torch.full_like(every, number), every, label.expand_as(every)))
+                positives.append(torch.zeros_like(matched))
+                negatives.append(-(ignored & (matched == 0)).float())
+        at = [torch.cat(part) for part in zip(*at, strict=True)]
+        return focal_loss(
+            logits, at, torch.cat(positives), torch.cat(negatives), self.alpha, self.gamma
+        )
 
 
-def in_crowd(points_xy: Tensor, target: Target, num_classes: int) -> Tensor:
-    """Which slots lie inside a crowd of which class: [P, 2] pixels -> [P, K] bool."""
+def first_of_its_kind(values: Tensor) -> Tensor:
+    """Which entries have none of the same value before them: [M] -> [M] bool."""
+    order = values.argsort(stable=True)
+    first = torch.ones_like(values, dtype=torch.bool)
+    first[order[1:]] = values[order[1:]] != values[order[:-1]]
+    return first
+
+
+def crowded(points_xy: Tensor, target: Target) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each crowd its class and which slots lie inside it, but in no earlier crowd of the same
+    class: points [P, 2] pixels -> label [], [P] bool."""
+    labels, points = target.crowd_labels, points_xy[:, None]
     low, high = target.crowd_xyxy[:, :2], target.crowd_xyxy[:, 2:]
-    points = points_xy[:, None]
     inside = ((points >= low) & (points <= high)).all(dim=2)  # [P, C]
-    mask = torch.zeros(len(points_xy), num_classes, dtype=torch.bool, device=points_xy.device)
-    for crowd, label in enumerate(target.crowd_labels.tolist()):
-        mask[:, label] |= inside[:, crowd]
-    return mask
-
-
-def _no_matches(target: Target) -> Matches:
-    nothing = torch.zeros(0, dtype=torch.int64, device=target.gt_labels.device)
-    return Matches(nothing, nothing, torch.zeros((), dtype=torch.int64, device=nothing.device))
+    for crowd, label in enumerate(labels):
+        earlier = inside[:, :crowd] & (labels[:crowd] == label)
+        yield label, inside[:, crowd] & ~earlier.any(dim=1)

@@ -9,7 +9,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from onenet.assigners import hungarian, make_assigner, min_cost
+from onenet.assigners import hungarian, min_cost
 from onenet.costs import CostWeights, MatchingCost
 from onenet.structures import HeadOutput
 from tests.conftest import make_target, random_boxes, seeded
@@ -199,11 +199,3 @@ def test_hungarian_gives_way_where_min_cost_does_not():
     assert pairs(hungarian(cost)) == [(0, 0), (1, 1)]
     assert pairs(min_cost(cost)) == [(0, 0), (0, 1)]
     assert hungarian(cost).conflicts.item() == 1
-
-
-def test_names_of_the_config():
-    cost = torch.tensor([[5.0, 4, 0], [2, 1, 9], [3, 7, 9]])
-    for conflict in BRUTE:
-        named = make_assigner("min_cost", conflict)
-        assert pairs(named(cost)) == pairs(min_cost(cost, conflict))
-    assert pairs(make_assigner("hungarian", "drop")(cost)) == pairs(hungarian(cost))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou, generalized_box_iou
 
-from onenet.boxes import clip_to_image, grid_points, iou_and_giou, ltrb_to_xyxy, xyxy_to_cxcywh
+from onenet.boxes import clip_to_image, grid_points, iou_and_giou, ltrb_to_xyxy
 from tests.conftest import random_boxes, seeded
 
 
@@ -35,10 +35,6 @@ def test_distances_to_the_sides_become_a_box_around_the_point():
         [[9, 18, 13, 24], [30, 40, 30, 40]],
         [[5, 14, 17, 28], [21, 39, 32, 43]],
     ]
-
-
-def test_centre_and_size():
-    assert xyxy_to_cxcywh(torch.tensor([[10.0, 20, 16, 50]])).tolist() == [[13, 35, 6, 30]]
 
 
 def test_boxes_are_cut_at_the_border_of_the_image():

@@ -12,6 +12,7 @@ from torch import nan
 from onenet.costs import (
     CostWeights,
     MatchingCost,
+    all_pairs,
     center_cost,
     cross_entropy_cost,
     focal_cost,
@@ -127,21 +128,18 @@ def test_an_image_without_objects_has_an_empty_cost(name):
 
 
 def test_terms_by_hand():
-    logits = torch.tensor([[0.0, 100.0]])
-    assert focal_cost(logits, torch.tensor([0])).item() == pytest.approx(
-        (0.25 - 0.75) * 0.25 * math.log(2)
-    )
-    # Certain of class 1: that costs less than nothing, by all that a wrong negative would cost.
-    assert focal_cost(logits, torch.tensor([1])).item() == pytest.approx(-0.75 * 100)
-    assert cross_entropy_cost(logits, torch.tensor([0])).item() == pytest.approx(math.log(2))
-    box, gt = torch.tensor([[0.0, 0, 20, 10]]), torch.tensor([[10.0, 0, 20, 20]])
+    assert focal_cost(torch.tensor(0.0)).item() == pytest.approx((0.25 - 0.75) * 0.25 * math.log(2))
+    # Certain of the class: that costs less than nothing, by all that a wrong negative would cost.
+    assert focal_cost(torch.tensor(100.0)).item() == pytest.approx(-0.75 * 100)
+    assert cross_entropy_cost(torch.tensor(0.0)).item() == pytest.approx(math.log(2))
+    box, gt = torch.tensor([0.0, 0, 20, 10]), torch.tensor([10.0, 0, 20, 20])
+    whwh = torch.tensor([100.0, 50, 100, 50])
     # Centre off by 5 of 100 and 5 of 50, size by 10 of 100 and 10 of 50.
-    assert l1_cost(box, gt, (50, 100)).item() == pytest.approx(0.05 + 0.1 + 0.1 + 0.2)
-    assert l1_cost(box, gt, (50, 100), "xyxy").item() == pytest.approx(0.1 + 0.2)
+    assert l1_cost(box, gt, whwh).item() == pytest.approx(0.05 + 0.1 + 0.1 + 0.2)
+    assert l1_cost(box, gt, whwh, "xyxy").item() == pytest.approx(0.1 + 0.2)
     assert iou_cost(box, gt).item() == pytest.approx(1 - 100 / 300)
     assert giou_cost(box, gt).item() == pytest.approx(1 - 100 / 300 + 100 / 400)
-    point = torch.tensor([[5.0, 40.0]])
-    assert center_cost(point, gt, (50, 100)).item() == pytest.approx(0.1 + 0.6)
+    assert center_cost(torch.tensor([5.0, 40]), gt, whwh).item() == pytest.approx(0.1 + 0.6)
 
 
 @pytest.mark.parametrize("logit", [-200.0, -60.0, 60.0, 200.0])
@@ -222,7 +220,7 @@ def test_a_term_with_weight_zero_is_not_computed(on, spoilt):
     )
     target = random_target(4, 3, SIZE, seeded(1))
     cost = MatchingCost(weights(**{on: 1.5}))
-    assert [name for name, _, _ in cost.terms(whole, 0, target)] == [on]
+    assert [name for name, _, _ in cost.terms(all_pairs(whole, 0, target))] == [on]
     assert torch.equal(cost(broken, 0, target), cost(whole, 0, target))
 
 

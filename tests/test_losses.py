@@ -3,8 +3,8 @@
 Run: pytest tests/test_losses.py
 """
 
-import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ import torchvision
 
 from onenet.assigners import hungarian, min_cost
 from onenet.costs import CostWeights, MatchingCost
-from onenet.losses import DetectionLoss, LossWeights, sigmoid_focal_loss
+from onenet.losses import DetectionLoss, LossWeights
+from onenet.matchers import make_matcher, match_each
 from onenet.structures import HeadOutput, Matches
 from tests.conftest import make_target, random_output, random_target, seeded
 from tests.test_boxes import scalar_iou_and_giou
@@ -23,7 +24,11 @@ PARTS = ("loss_cls", "loss_l1", "loss_giou")
 
 
 def make_loss(**changes) -> DetectionLoss:
-    return DetectionLoss(**({"matching_cost": MatchingCost(), "assigner": min_cost} | changes))
+    """`assigner` answers on the whole cost of each image."""
+    if "assigner" in changes:
+        changes["matcher"] = partial(match_each, changes.pop("assigner"))
+    given = {"matching_cost": MatchingCost(), "matcher": make_matcher("min_cost", "keep")}
+    return DetectionLoss(**(given | changes))
 
 
 def fixed_matches(*pairs: tuple[int, int], conflicts: int = 0):
@@ -55,8 +60,8 @@ def scalar_loss(loss: DetectionLoss, outputs, targets) -> dict[str, float]:
     for output in outputs:
         for image, target in enumerate(targets):
             positive = set()
+            match = loss.match(output, targets)[image]
             if len(target.gt_labels):
-                match = loss.assigner(loss.matching_cost(output, image, target))
                 for slot, gt in zip(match.pred_idx.tolist(), match.gt_idx.tolist(), strict=True):
                     positive.add((slot, target.gt_labels[gt].item()))
                     box = output.boxes_xyxy[image, slot].tolist()
@@ -105,20 +110,6 @@ def test_loss_equals_scalar_loops(name, counts, heads):
 
 def test_default_weights_are_the_papers():
     assert LossWeights() == LossWeights(cls=2, l1=5, giou=2)
-
-
-@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 1.0), (0.9, 3.0)])
-def test_focal_loss_equals_torchvision(alpha, gamma):
-    logits = 5 * torch.randn(2, 30, 4, generator=seeded())
-    targets = (torch.rand(2, 30, 4, generator=seeded(1)) < 0.3).float()
-    expected = torchvision.ops.sigmoid_focal_loss(logits, targets, alpha, gamma, reduction="sum")
-    torch.testing.assert_close(sigmoid_focal_loss(logits, targets, alpha, gamma), expected)
-
-
-def test_focal_loss_by_hand():
-    # p = 0.5 everywhere: one positive, two negatives.
-    loss = sigmoid_focal_loss(torch.zeros(3), torch.tensor([1.0, 0, 0]))
-    assert loss.item() == pytest.approx((0.25 + 2 * 0.75) * 0.25 * math.log(2))
 
 
 # --- what is summed, and what it is divided by ---
@@ -173,7 +164,8 @@ def test_a_batch_without_objects_has_a_class_loss_only(images):
     assert parts["loss_l1"].item() == parts["loss_giou"].item() == 0
     assert parts["conflicts"].item() == parts["objects"].item() == 0
     zeros = torch.zeros_like(output.class_logits)
-    torch.testing.assert_close(total, 2 * sigmoid_focal_loss(output.class_logits, zeros))
+    negatives = torchvision.ops.sigmoid_focal_loss(output.class_logits, zeros, reduction="sum")
+    torch.testing.assert_close(total, 2 * negatives)
     total.backward()
     assert (output.class_logits.grad > 0).all()  # all are told to be less sure
     assert output.boxes_xyxy.grad is None or not output.boxes_xyxy.grad.any()

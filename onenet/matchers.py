@@ -1,0 +1,222 @@
+"""From predictions to positive samples: the cheapest slot of every object, without all the costs.
+
+B images, P prediction slots, N ground truths of an image, M of the batch; a tile is a run of TILE
+consecutive slots, T of them in an image.
+
+Minimum Cost Assignment needs the column minima of the cost [P, N] and nothing else of it. On a GPU,
+and where there are few pairs, the batch's costs are computed as one [M, P], of the objects' classes
+only, and without waiting for the device. On a processor with many pairs (COCO: 27,000 slots) they
+are searched by branch and bound: the ranges of what a tile predicts bound its costs from below, and
+only tiles that can hold a minimum are looked into. Both give exactly the indices of
+`assigners.min_cost` on the whole matrix; each pair's cost is computed by the same operations.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from onenet.assigners import Assigner, hungarian, settle
+from onenet.costs import CostWeights, MatchingCost, Pairs, normalized
+from onenet.structures import HeadOutput, Matches, Target
+
+TILE = 16
+FEW_PAIRS = 120_000  # of a batch, up to which looking at all of them is faster
+AT_ONCE = 1 << 24  # pairs of which the costs are in memory at a time
+IN_CACHE = 1 << 16  # the same, for the search
+ROUNDING = 1e-4  # relative to a bound; a hundred times what float32 can be off
+
+Matcher = Callable[[MatchingCost, HeadOutput, Sequence[Target]], list[Matches]]
+
+
+def make_matcher(name: str, conflict: str) -> Matcher:
+    """`name`: `min_cost` or `hungarian`; `conflict` matters to the former only."""
+    if name == "hungarian":
+        return partial(match_each, hungarian)
+    return partial(match_cheapest, conflict)
+
+
+def match_each(
+    assigner: Assigner, cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
+) -> list[Matches]:
+    """Hands the assigner the whole cost [P, N] of one image after the other."""
+    return [assigner(cost(output, image, target)) for image, target in enumerate(targets)]
+
+
+@torch.no_grad()
+def match_cheapest(
+    conflict: str, cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
+) -> list[Matches]:
+    """`assigners.min_cost` of every image.
+
+    On a processor a cost that is not finite raises FloatingPointError, which names it. On a GPU
+    that would have to be waited for: the loss is not finite either then.
+    """
+    matches = []
+    for image, (lowest, pred_idx) in enumerate(cheapest_slots(cost, output, targets)):
+        whole_cost = partial(cost, output, image, targets[image])
+        if lowest.device.type == "cpu" and not lowest.isfinite().all():
+            whole_cost()  # raises
+        matches.append(settle(lowest, pred_idx, conflict, whole_cost))
+    return matches
+
+
+@torch.no_grad()
+def cheapest_slots(
+    cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
+) -> list[tuple[Tensor, Tensor]]:
+    """For each image the lowest cost of every object, and the first slot that has it: [N], [N]."""
+    slots, counts = output.boxes_xyxy.shape[1], [len(t.gt_labels) for t in targets]
+    on_cpu = output.boxes_xyxy.device.type == "cpu"
+    if on_cpu and slots * sum(counts) > FEW_PAIRS and _has_bounds(cost):
+        return [_search(cost, output, image, target) for image, target in enumerate(targets)]
+    lowest, pred_idx = _look_at_all(cost, output, targets, counts)
+    return list(zip(lowest.split(counts), pred_idx.split(counts), strict=True))
+
+
+def _look_at_all(
+    cost: MatchingCost, output: HeadOutput, targets: Sequence[Target], counts: list[int]
+) -> tuple[Tensor, Tensor]:
+    """The batch's M objects against the slots of their own images: [M], [M]."""
+    device, (images, slots) = output.boxes_xyxy.device, output.boxes_xyxy.shape[:2]
+    image = torch.arange(images).repeat_interleave(torch.tensor(counts))
+    whwh = torch.tensor([2 * t.size_hw[::-1] for t in targets], dtype=torch.float32)[image]
+    image, whwh = (t.to(device, non_blocking=True) for t in (image, whwh))
+    labels = torch.cat([t.gt_labels for t in targets])
+    gt = torch.cat([t.gt_xyxy for t in targets])
+    logits_of_class = output.class_logits.detach().transpose(1, 2)  # [B, K, P]
+    sides = output.boxes_xyxy.detach().permute(2, 0, 1)  # [4, B, P]
+    points = output.points_xy.t().contiguous().t()
+    lowest, pred_idx = [], []
+    for start in range(0, len(labels), AT_ONCE // slots + 1):
+        some = slice(start, start + AT_ONCE // slots + 1)
+        pairs = Pairs(
+            logits=logits_of_class[image[some], labels[some]].float(),  # [M, P]
+            boxes_xyxy=sides[:, image[some]].float().movedim(0, -1),
+            points_xy=points,
+            gt_xyxy=gt[some, None],
+            whwh=whwh[some, None],
+        )
+        minimum = cost.of(pairs).min(dim=1)
+        lowest.append(minimum.values)
+        pred_idx.append(minimum.indices)
+    if not lowest:
+        return gt.new_zeros(0), torch.zeros_like(labels)
+    return torch.cat(lowest), torch.cat(pred_idx)
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """The slots of one image in runs; what no term needs is None."""
+
+    logits: Tensor | None  # [T, TILE, U] of the U classes present
+    column: Tensor  # [N] in 0..U-1, of each object's class
+    sides: Tensor  # [4, TILE, T]: x1, y1, x2, y2
+    points: Tensor | None  # [2, TILE, T]: x, y
+
+    def pairs(self, tile: Tensor, gt: Tensor, target: Target, whwh: Tensor) -> Pairs:
+        """The slots of `tile` [S] with the object `gt` [S], each: [TILE, S]."""
+        sides = self.sides[:, :, tile].movedim(0, -1)
+        logits, points = sides[..., 0], sides[..., :2]
+        if self.logits is not None:
+            logits = self.logits[tile, :, self.column[gt]].t()
+        if self.points is not None:
+            points = self.points[:, :, tile].movedim(0, -1)
+        return Pairs(logits, sides, points, target.gt_xyxy[gt], whwh)
+
+
+def _search(
+    cost: MatchingCost, output: HeadOutput, image: int, target: Target
+) -> tuple[Tensor, Tensor]:
+    """Branch and bound over the tiles of one image: [N], [N]."""
+    height, width = target.size_hw
+    whwh = torch.tensor([width, height, width, height], dtype=torch.float32)
+    tiles = _tiles(cost.weights, output, image, target)
+    bound = _lower_bound(cost, tiles, target, whwh)  # [N, T]
+    lowest = torch.full_like(bound, torch.inf)
+    first = torch.zeros_like(bound, dtype=torch.int64)
+
+    def look_into(objects: Tensor, chosen: Tensor) -> None:
+        parts = (t.split(IN_CACHE // TILE) for t in (objects, chosen))
+        for gt, tile in zip(*parts, strict=True):
+            minimum = cost.of(tiles.pairs(tile, gt, target, whwh)).min(dim=0)
+            lowest[gt, tile], first[gt, tile] = minimum
+
+    every = torch.arange(len(bound))
+    promising = bound.argmin(dim=1)
+    look_into(every, promising)
+    reached = lowest[every, promising][:, None]
+    look_into(*(~(bound > reached)).nonzero(as_tuple=True))  # "not greater": where it is NaN, too
+    value, tile = lowest.min(dim=1)
+    return value, tile * TILE + first[every, tile]
+
+
+def _tiles(weights: CostWeights, output: HeadOutput, image: int, target: Target) -> _Tiles:
+    labels, column = target.gt_labels.unique(return_inverse=True)
+    logits = points = None
+    if weights.cls:
+        logits = _in_runs(output.class_logits[image].detach().index_select(1, labels).float())
+    if weights.center:
+        points = _in_runs(output.points_xy).permute(2, 1, 0).contiguous()
+    sides = _in_runs(output.boxes_xyxy[image].detach().float()).permute(2, 1, 0).contiguous()
+    return _Tiles(logits, column, sides, points)
+
+
+def _in_runs(values: Tensor) -> Tensor:
+    """[P, ...] -> [T, TILE, ...]; the last tile is filled up with the last slot."""
+    if missing := -len(values) % TILE:
+        values = torch.cat([values, values[-1:].expand(missing, -1)])
+    return values.unflatten(0, (-1, TILE))
+
+
+def _lower_bound(cost: MatchingCost, tiles: _Tiles, target: Target, whwh: Tensor) -> Tensor:
+    """What no slot of the tile can undercut: [N, T]."""
+    w, gt = cost.weights, target.gt_xyxy
+    bound = torch.zeros(len(gt), tiles.sides.shape[2])
+    if w.cls:
+        bound += w.cls * cost.class_cost(tiles.logits.amax(dim=1)).t()[tiles.column]
+    if w.l1:
+        numbers = normalized(tiles.sides.movedim(0, -1), whwh, cost.l1_format)
+        bound += w.l1 * _least_distance(numbers, normalized(gt, whwh, cost.l1_format))
+    if w.iou or w.giou:
+        iou, giou = _most_iou_and_giou(tiles.sides.amin(dim=1), tiles.sides.amax(dim=1), gt)
+        bound += w.iou * (1 - iou) + w.giou * (1 - giou)
+    if w.center:
+        points = [xy / unit for xy, unit in zip(tiles.points, whwh, strict=False)]
+        bound += w.center * _least_distance(points, normalized(gt, whwh, "cxcywh")[:2])
+    return bound - ROUNDING * (1 + bound.abs())
+
+
+def _least_distance(slots: Sequence[Tensor], objects: Sequence[Tensor]) -> Tensor:
+    """The least L1 distance that the ranges of a tile's coordinates leave: each [TILE, T], each [N]
+    -> [N, T]."""
+    total = torch.zeros(())
+    for slot, gt in zip(slots, objects, strict=True):
+        low, high = slot.amin(dim=0), slot.amax(dim=0)
+        total = total + torch.maximum(low - gt[:, None], gt[:, None] - high).clamp_(min=0)
+    return total
+
+
+def _most_iou_and_giou(low: Tensor, high: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
+    """What IoU and GIoU at most are, given the ranges [4, T] of the four sides; gt [N, 4]
+    -> two of [N, T]."""
+    (x1, y1, x2, y2), (x1_most, y1_most, x2_most, y2_most) = low, high
+    left, top, right, bottom = gt.t()[..., None]
+    overlap_w = torch.minimum(x2_most, right) - torch.maximum(x1, left)
+    overlap_h = torch.minimum(y2_most, bottom) - torch.maximum(y1, top)
+    overlap = overlap_w.clamp_(min=0) * overlap_h.clamp_(min=0)
+    smallest = (x2 - x1_most).clamp(min=0) * (y2 - y1_most).clamp(min=0)
+    largest = (x2_most - x1) * (y2_most - y1)
+    area = (right - left) * (bottom - top)
+    iou = overlap / torch.maximum(smallest, area).maximum(smallest + area - overlap)
+    hull_w = torch.maximum(x2, right) - torch.minimum(x1_most, left)
+    hull_h = torch.maximum(y2, bottom) - torch.minimum(y1_most, top)
+    return iou, iou - 1 + ((largest + area) / (hull_w * hull_h)).clamp_(max=1)
+
+
+def _has_bounds(cost: MatchingCost) -> bool:
+    """The bounds hold for terms that cannot fall below 0, and a class cost that falls."""
+    falling = cost.cls_form == "cross_entropy" or (0 <= cost.alpha <= 1 and cost.gamma >= 0)
+    return falling and all(weight >= 0 for weight in vars(cost.weights).values())
