@@ -20,36 +20,47 @@ def min_cost(cost: Tensor, conflict: str = "keep") -> Matches:
 
     Equal costs: the lower slot index wins, then the lower object index. [P, N] -> M <= N matches,
     in the order of the objects. `conflict`: see `settle`. Training takes the same answer from
-    `matching.match_cheapest`.
+    `matchers.match_cheapest`.
     """
-    return settle(*cost.min(dim=0), conflict, lambda: cost)
+    lowest, pred_idx = cost.min(dim=0)
+    return settle(pred_idx, late_objects(lowest, pred_idx), conflict, lowest, lambda: cost)
+
+
+def late_objects(lowest: Tensor, slot: Tensor) -> Tensor:
+    """Which objects ask for a slot that another object gets, by its lower cost or, between equal
+    costs, its lower index: [N] costs and [N] numbers of slots -> [N] bool."""
+    order = lowest.argsort(stable=True)
+    order = order[slot[order].argsort(stable=True)]  # by slot, in it by cost, then by index
+    result = torch.zeros_like(slot, dtype=torch.bool)
+    result[order[1:]] = slot[order[1:]] == slot[order[:-1]]
+    return result
 
 
 def settle(
-    lowest: Tensor, pred_idx: Tensor, conflict: str, whole_cost: Callable[[], Tensor]
+    pred_idx: Tensor,
+    late: Tensor,
+    conflict: str,
+    lowest: Tensor,
+    whole_cost: Callable[[], Tensor],
 ) -> Matches:
-    """What becomes of the objects' cheapest slots, given their costs: [N], [N] -> M <= N matches.
+    """What becomes of the objects' cheapest slots and of those who come `late`: [N] -> M <= N
+    matches.
 
     Two objects can ask for one slot. `conflict` says what happens then:
 
     - `keep`: both have it. The slot is positive for both labels and regresses to both boxes.
-    - `next_best`: objects choose in the order of their lowest cost; who comes late takes the
+    - `next_best`: objects choose in the order of their `lowest` cost; who comes late takes the
       cheapest slot that is free. Needs N <= P, the surplus is left out.
     - `drop`: the object with the lower cost has it, the other has no positive sample.
 
     `whole_cost` gives [P, N], which `next_best` needs where there are conflicts.
     """
-    gt_idx = torch.arange(len(lowest), device=lowest.device)
-    # Stable, so that between equal costs the first object is served first.
-    order = lowest.argsort(stable=True)
-    first_of_slot = torch.ones_like(gt_idx, dtype=torch.bool)
-    same_slot = pred_idx[order][:, None] == pred_idx[order][None, :]
-    first_of_slot[order] = ~same_slot.tril(diagonal=-1).any(dim=1)
-    conflicts = (~first_of_slot).sum()
+    gt_idx = torch.arange(len(pred_idx), device=pred_idx.device)
+    conflicts = late.sum()
     if conflict == "drop":
-        pred_idx, gt_idx = pred_idx[first_of_slot], gt_idx[first_of_slot]
+        pred_idx, gt_idx = pred_idx[~late], gt_idx[~late]
     elif conflict == "next_best" and conflicts:
-        pred_idx, gt_idx = _take_free_slots(whole_cost(), order)
+        pred_idx, gt_idx = _take_free_slots(whole_cost(), lowest.argsort(stable=True))
     return Matches(pred_idx, gt_idx, conflicts)
 
 

@@ -24,6 +24,16 @@ def device(asked: str) -> str:
     return asked
 
 
+def precision(asked: str, device: str) -> str:
+    """`float32` or `bf16` for what `precision` asks for; `auto`: bf16 where the hardware has it."""
+    if asked != "auto":
+        return asked
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if has.get("amx_bf16") or has.get("avx512_bf16") else "float32"
+
+
 def detector(config: Config, num_classes: int) -> nn.Module:
     """Initialised from `seed` alone."""
     torch.manual_seed(config.seed)

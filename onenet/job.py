@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from onenet import build, checkpoint, pictures, results
+from onenet.allocator import keep_freed_memory
 from onenet.config import Config, from_dict
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
@@ -30,6 +31,7 @@ from onenet.preemption import EXIT_STATUS, Preempted, StopRequest, end_with_driv
 from onenet.record import TrainingRecord
 from onenet.request import Request
 from onenet.runs import Locked, RunFolder, owner, write_json
+from onenet.stopwatch import Stopwatch
 from onenet.tracking import mirrored
 from onenet.train import Progress, train
 
@@ -62,6 +64,7 @@ class Job:
         written to status.json.
         """
         torch.set_num_threads(self.request.threads)
+        keep_freed_memory()
         with self._lock():
             if self.world.first:
                 self.folder.clean()
@@ -161,7 +164,13 @@ class Job:
         source = open_split(config.data, "train", folder.cache)
         for line in source.annotations.report:
             self._print(f"data.train: {line}")
-        record = TrainingRecord(folder, config, self.id, world, model, optimizer, progress)
+        precision = build.precision(config.precision, self.device)
+        watch = Stopwatch(self.device)
+        record = TrainingRecord(
+            folder, config, self.id, world, model, optimizer, progress, precision, watch
+        )
+        if config.compile:
+            model.compile(dynamic=True)  # batches differ in size
         train(
             world.parallel(model, config.sync_bn),
             build.detection_loss(config),
@@ -186,7 +195,8 @@ class Job:
             save_due=record.save_due,
             world=world,
             accumulate=config.accumulate,
-            precision=config.precision,
+            precision=precision,
+            watch=watch,
             stop=lambda: self.stop.reason is not None,
         )
         world.share_weights(model)

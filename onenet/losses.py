@@ -3,12 +3,13 @@
 B images, P prediction slots, K classes, N ground truths, M matches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from onenet.assigners import late_objects
 from onenet.boxes import iou_and_giou
 from onenet.costs import MatchingCost, normalized
 from onenet.focal import focal_loss
@@ -46,22 +47,25 @@ class DetectionLoss:
         outputs: Sequence[HeadOutput],
         targets: Sequence[Target],
         num_objects: int | None = None,
+        lap: Callable[[str], None] = lambda part: None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total to minimise, and its parts for the log.
 
         The parts are weighted and summed over heads: `loss_cls`, `loss_l1`, `loss_giou`, each
         divided by the number of objects of the batch (at least 1), which is `num_objects` where
         these are only some of its images; and the counts `objects` and `conflicts` over all heads.
+        `lap` is called with "match" when the matching is done.
         """
         if num_objects is None:
             num_objects = sum(len(t.gt_labels) for t in targets)
         num_objects = max(1, num_objects)
         sums = dict.fromkeys(("loss_cls", "loss_l1", "loss_giou", "conflicts"), 0)
-        for output in outputs:
-            matches = self.match(output, targets)
-            for name, value in self.parts(output, targets, matches).items():
+        matches = [self.match(output, targets) for output in outputs]
+        lap("match")
+        for output, of_images in zip(outputs, matches, strict=True):
+            for name, value in self.parts(output, targets, of_images).items():
                 sums[name] = sums[name] + value / num_objects
-            sums["conflicts"] = sums["conflicts"] + sum(m.conflicts for m in matches)
+            sums["conflicts"] = sums["conflicts"] + sum(m.conflicts for m in of_images)
         total = sums["loss_cls"] + sums["loss_l1"] + sums["loss_giou"]
         objects = torch.tensor(len(outputs) * sum(len(t.gt_labels) for t in targets))
         return total, {**sums, "objects": objects}
@@ -97,7 +101,7 @@ class DetectionLoss:
         two objects share counts once. Negatives inside crowds of their class are left out."""
         logits = output.class_logits
         place = (image * logits.shape[1] + slot) * logits.shape[2] + labels
-        positive = first_of_its_kind(place).float()
+        positive = (~late_objects(torch.zeros_like(place), place)).float()
         at, positives, negatives = [(image, slot, labels)], [positive], [-positive]
         for number, target in enumerate(targets):
             for label, ignored in crowded(output.points_xy, target):
@@ -111,14 +115,6 @@ class DetectionLoss:
         return focal_loss(
             logits, at, torch.cat(positives), torch.cat(negatives), self.alpha, self.gamma
         )
-
-
-def first_of_its_kind(values: Tensor) -> Tensor:
-    """Which entries have none of the same value before them: [M] -> [M] bool."""
-    order = values.argsort(stable=True)
-    first = torch.ones_like(values, dtype=torch.bool)
-    first[order[1:]] = values[order[1:]] != values[order[:-1]]
-    return first
 
 
 def crowded(points_xy: Tensor, target: Target) -> Iterator[tuple[Tensor, Tensor]]:

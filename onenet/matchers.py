@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from onenet.assigners import Assigner, hungarian, settle
+from onenet.assigners import Assigner, hungarian, late_objects, min_cost, settle
 from onenet.costs import CostWeights, MatchingCost, Pairs, normalized
 from onenet.structures import HeadOutput, Matches, Target
 
@@ -54,34 +54,42 @@ def match_cheapest(
     On a processor a cost that is not finite raises FloatingPointError, which names it. On a GPU
     that would have to be waited for: the loss is not finite either then.
     """
+    counts = [len(target.gt_labels) for target in targets]
+    lowest, pred_idx = cheapest_slots(cost, output, targets)
+    if lowest.device.type == "cpu" and not lowest.isfinite().all():
+        match_each(min_cost, cost, output, targets)  # raises
+    slots = output.boxes_xyxy.shape[1]
+    first = torch.arange(0, slots * len(counts), slots).repeat_interleave(torch.tensor(counts))
+    late = late_objects(lowest, pred_idx + first.to(pred_idx.device, non_blocking=True))
+    of_images = (part.split(counts) for part in (lowest, pred_idx, late))
     matches = []
-    for image, (lowest, pred_idx) in enumerate(cheapest_slots(cost, output, targets)):
+    for image, (lowest, pred_idx, late) in enumerate(zip(*of_images, strict=True)):
         whole_cost = partial(cost, output, image, targets[image])
-        if lowest.device.type == "cpu" and not lowest.isfinite().all():
-            whole_cost()  # raises
-        matches.append(settle(lowest, pred_idx, conflict, whole_cost))
+        matches.append(settle(pred_idx, late, conflict, lowest, whole_cost))
     return matches
 
 
 @torch.no_grad()
 def cheapest_slots(
     cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
-) -> list[tuple[Tensor, Tensor]]:
-    """For each image the lowest cost of every object, and the first slot that has it: [N], [N]."""
-    slots, counts = output.boxes_xyxy.shape[1], [len(t.gt_labels) for t in targets]
+) -> tuple[Tensor, Tensor]:
+    """The lowest cost of each of the batch's objects, and the first slot that has it: [M], [M]."""
+    pairs = output.boxes_xyxy.shape[1] * sum(len(target.gt_labels) for target in targets)
     on_cpu = output.boxes_xyxy.device.type == "cpu"
-    if on_cpu and slots * sum(counts) > FEW_PAIRS and _has_bounds(cost):
-        return [_search(cost, output, image, target) for image, target in enumerate(targets)]
-    lowest, pred_idx = _look_at_all(cost, output, targets, counts)
-    return list(zip(lowest.split(counts), pred_idx.split(counts), strict=True))
+    if on_cpu and pairs > FEW_PAIRS and _has_bounds(cost):
+        found = [_search(cost, output, image, target) for image, target in enumerate(targets)]
+        lowest, pred_idx = zip(*found, strict=True)
+        return torch.cat(lowest), torch.cat(pred_idx)
+    return _look_at_all(cost, output, targets)
 
 
 def _look_at_all(
-    cost: MatchingCost, output: HeadOutput, targets: Sequence[Target], counts: list[int]
+    cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
 ) -> tuple[Tensor, Tensor]:
     """The batch's M objects against the slots of their own images: [M], [M]."""
     device, (images, slots) = output.boxes_xyxy.device, output.boxes_xyxy.shape[:2]
-    image = torch.arange(images).repeat_interleave(torch.tensor(counts))
+    counts = torch.tensor([len(target.gt_labels) for target in targets])
+    image = torch.arange(images).repeat_interleave(counts)
     whwh = torch.tensor([2 * t.size_hw[::-1] for t in targets], dtype=torch.float32)[image]
     image, whwh = (t.to(device, non_blocking=True) for t in (image, whwh))
     labels = torch.cat([t.gt_labels for t in targets])

@@ -10,6 +10,7 @@ from onenet import checkpoint
 from onenet.config import Config, batch_factor, lr_scale
 from onenet.distributed import World
 from onenet.runs import RunFolder, write_atomically
+from onenet.stopwatch import Stopwatch
 from onenet.train import Progress
 
 SAY_EVERY = 10  # seconds between lines on the screen
@@ -27,18 +28,23 @@ class TrainingRecord:
         model: nn.Module,
         optimizer: Optimizer,
         progress: Progress,
+        precision: str,
+        watch: Stopwatch,
     ):
         self.folder, self.config, self.id, self.writes = folder, config, run_id, world.first
         self.model, self.optimizer, self.progress = model, optimizer, progress
+        self.watch = watch
         self.first_step, self.started = progress.step, time.monotonic()
         self.saved, self.said = self.started, 0.0
         if self.writes:
             cut_back(folder, progress.step)
             folder.set_status(saved_step=progress.step)
-            print(rate_and_batch(config, world), flush=True)
+            print(rate_and_batch(config, world, precision), flush=True)
 
     def log(self, numbers: dict) -> None:
-        """Appends the numbers of a step."""
+        """Appends the numbers of a step, and where the time of the steps since the last line went:
+        `seconds` a step, by its parts."""
+        numbers["seconds"] = self.watch.mean()
         if not self.writes:
             return
         numbers["wall"] = round(self.progress.seconds, 3)
@@ -71,7 +77,7 @@ class TrainingRecord:
         )
 
 
-def rate_and_batch(config: Config, world: World) -> str:
+def rate_and_batch(config: Config, world: World, precision: str) -> str:
     """How the batch is worked through, and where the learning rate comes from; a line."""
     o, pieces = config.optim, world.size * config.accumulate
     factors = f"{o.base_lr:g} × {lr_scale(config):g} (lr_scale) × {batch_factor(config):.4g}"
@@ -79,7 +85,7 @@ def rate_and_batch(config: Config, world: World) -> str:
     by_rule = config.lr == o.base_lr * lr_scale(config) * batch_factor(config)
     return (
         f"batch {config.batch}: {world.size} process{'es'[: 2 * (world.size > 1)]} × "
-        f"{config.accumulate} × {config.batch / pieces:g} images, {config.precision}; "
+        f"{config.accumulate} × {config.batch / pieces:g} images, {precision}; "
         f"lr {config.lr:g} = {factors if by_rule else 'as it was set'}"
     )
 

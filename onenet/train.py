@@ -1,5 +1,6 @@
 """The training loop of one run, top to bottom."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from onenet.distributed import ALONE, World, without_sync
 from onenet.losses import DetectionLoss
 from onenet.optim import Schedule
 from onenet.preemption import Preempted
+from onenet.stopwatch import Stopwatch
 
 PARTS = ("loss_cls", "loss_l1", "loss_giou", "objects", "conflicts")
 
@@ -49,6 +51,7 @@ def train(
     accumulate: int = 1,
     precision: str = "float32",
     stop: Callable[[], bool] = lambda: False,
+    watch: Stopwatch | None = None,
 ) -> None:
     """Runs the steps progress.step + 1 .. schedule.steps, one batch each.
 
@@ -56,12 +59,19 @@ def train(
     norm, None for no clipping. `precision`: of the network, `float32` or `bf16`; matching and loss
     are float32. `log` gets a line every `log_every` steps and at the last. `save` is called after a
     step for which `save_due` is true, and at the end. `stop` is asked after every step: if it says
-    so, the step is saved and Preempted raised.
+    so, the step is saved and Preempted raised. `watch` times the parts of the steps. The device is
+    waited for once a step.
     Raises FloatingPointError before the optimiser step if the loss or a gradient is not finite.
     """
     model.train()
-    started = time.perf_counter()
-    while share := list(islice(batches, accumulate)):
+    parameters = list(model.parameters())
+    watch = watch or Stopwatch(device)
+    while True:
+        started = time.perf_counter()
+        watch.start()
+        share = list(islice(batches, accumulate))
+        if not share:
+            return
         step = progress.step + 1
         lr = schedule.at(step)
         for group in optimizer.param_groups:
@@ -69,27 +79,28 @@ def train(
 
         optimizer.zero_grad()
         try:
-            parts = _backward(model, loss, share, device, world, precision)
+            sums = _backward(model, loss, share, device, world, precision, watch)
         except FloatingPointError as error:  # of the matching cost
             raise FloatingPointError(f"step {step}: {error}") from error
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        *sums, grad_norm = torch.cat([sums, norm.double()[None]]).cpu()  # waits for the device
+        parts = dict(zip(PARTS, world.sum(torch.stack(sums)).tolist(), strict=True))
         total = parts["loss_cls"] + parts["loss_l1"] + parts["loss_giou"]
-        _check_finite(total, parts, step)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), clip or torch.inf)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient is not finite at step {step}: norm {norm}")
+        _check_finite(total, parts, float(grad_norm), step)
+        if clip:
+            nn.utils.clip_grads_with_norm_(parameters, clip, norm)
         optimizer.step()
+        watch.lap("step")
 
         progress.step = step
         progress.seconds += time.perf_counter() - started
-        started = time.perf_counter()
         progress.objects += int(parts["objects"])
         progress.conflicts += int(parts["conflicts"])
         bad_images = {name for batch in share for name in batch.bad_images}
         progress.bad_images += sorted(bad_images - {*progress.bad_images})
         if step % log_every == 0 or step == schedule.steps:
-            numbers = {name: float(value) for name, value in parts.items()}
-            numbers |= {"loss": float(total), "lr": lr, "grad_norm": float(norm)}
-            log({"step": step, **numbers})
+            numbers = {"loss": total, "lr": lr, "grad_norm": float(grad_norm)}
+            log({"step": step, **parts, **numbers})
         stopping = world.any(stop())
         if save_due(progress) or stopping or step == schedule.steps:
             save()
@@ -104,29 +115,37 @@ def _backward(
     device: str,
     world: World,
     precision: str,
-) -> dict[str, Tensor]:
+    watch: Stopwatch,
+) -> Tensor:
     """Adds the gradient of the whole batch's loss, of which `share` is this process's part.
 
     Every piece is divided by the objects of the whole batch, so that the sum over pieces and
-    processes is the loss of the batch in one. Returns the parts of that loss.
+    processes is the loss of the batch in one. Returns PARTS of that loss, float64 on the device.
     """
     objects = sum(len(target.gt_labels) for batch in share for target in batch.targets)
     num_objects = int(world.sum(torch.tensor(objects)))
-    sums = torch.zeros(len(PARTS), dtype=torch.float64)
+    sums = torch.zeros(len(PARTS), dtype=torch.float64, device=device)
     for piece, batch in enumerate(share):
         last = piece == len(share) - 1
         images = normalize(batch.images.to(device, non_blocking=True))
         targets = [target.to(device) for target in batch.targets]
+        watch.lap("data")
         with nullcontext() if last else without_sync(model):
             with torch.autocast(torch.device(device).type, torch.bfloat16, precision == "bf16"):
                 outputs = model(images)
-            total, parts = loss(outputs, targets, num_objects)
+            watch.lap("forward")
+            total, parts = loss(outputs, targets, num_objects, watch.lap)
+            watch.lap("loss")
             (total * world.size).backward()  # the processes' gradients are averaged
-        sums += torch.stack([parts[name].detach().cpu().double() for name in PARTS])
-    return dict(zip(PARTS, world.sum(sums), strict=True))
+        values = [parts[name].detach().to(device, torch.float64) for name in PARTS]
+        sums += torch.stack(values)
+        watch.lap("backward")
+    return sums
 
 
-def _check_finite(total: Tensor, parts: dict[str, Tensor], step: int) -> None:
-    if not torch.isfinite(total):
-        bad = ", ".join(f"{k} {v.item()}" for k, v in parts.items() if not torch.isfinite(v))
+def _check_finite(total: float, parts: dict[str, float], grad_norm: float, step: int) -> None:
+    if not math.isfinite(total):
+        bad = ", ".join(f"{k} {v}" for k, v in parts.items() if not math.isfinite(v))
         raise FloatingPointError(f"the loss is not finite at step {step}: {bad}")
+    if not math.isfinite(grad_norm):
+        raise FloatingPointError(f"the gradient is not finite at step {step}: norm {grad_norm}")

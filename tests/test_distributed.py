@@ -69,7 +69,7 @@ def learn(world: World = ALONE, accumulate: int = 1, *overrides: str) -> dict:
         save_due=lambda _: False,
         world=world,
         accumulate=accumulate,
-        precision=config.precision,
+        precision="float32",
     )
     counts = [progress.objects, progress.conflicts]
     return {"log": lines, "gradients": gradients, "counts": counts}

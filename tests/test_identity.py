@@ -54,7 +54,7 @@ def same(*overrides: str) -> bool:
         "cost.weights.iou=0",
         "processes=2",
         "accumulate=2",
-        "precision=float32",
+        "compile=true",
         "data.crowd=drop",
         "optim.base_batch=8",
     ],

@@ -34,7 +34,7 @@ class Run:
 
     def __init__(self, *overrides: str, source=None):
         if not overrides or overrides[0] != "debug=overfit":
-            overrides = ("debug=tiny", "neck.channels=8", *overrides)
+            overrides = ("debug=tiny", "neck.channels=8", "precision=float32", *overrides)
         self.config: Config = compose(list(overrides))
         self.source = source or open_split(self.config.data, "train")
         self.model = build.detector(self.config, len(self.source.annotations.category_ids))
@@ -57,7 +57,7 @@ class Run:
             self.progress,
             **{
                 "clip": c.optim.clip,
-                "precision": c.precision,
+                "precision": build.precision(c.precision, "cpu"),
                 "device": "cpu",
                 "log_every": c.log_every,
                 "log": self.lines.append,
@@ -250,7 +250,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_weights_alone()
     run = Run().train(until=2)
     before = run.state()
     broken = LossWeights(cls=nan, l1=5, giou=2)
-    run.loss = type(run.loss)(run.loss.matching_cost, run.loss.assigner, broken)
+    run.loss = type(run.loss)(run.loss.matching_cost, run.loss.matcher, broken)
     with pytest.raises(FloatingPointError, match="loss is not finite at step 3: loss_cls nan"):
         run.train()
     assert_equal(weights(run.model), {n: before["model"][n] for n in weights(run.model)})
@@ -302,7 +302,7 @@ def steps_of_one_weight(clip: float | None, steps: int = 3):
     progress = Progress()
     train(
         model,
-        lambda outputs, targets, num_objects: (outputs, counts),
+        lambda outputs, targets, num_objects, lap: (outputs, counts),
         training_batches(dataset, 1, 0, steps),
         optimizer,
         Schedule(1.0, steps, warmup=2),

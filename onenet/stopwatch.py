@@ -1,0 +1,47 @@
+"""Where the time of a training step goes."""
+
+import time
+
+import torch
+
+STEP_PARTS = ("data", "forward", "match", "loss", "backward", "step")
+
+
+class Stopwatch:
+    """Adds up the seconds of each part of a step. On a GPU by events in its queue, so that nothing
+    waits for it; what the host does meanwhile counts for the part that the GPU is in."""
+
+    def __init__(self, device: str):
+        self.on_gpu = torch.device(device).type == "cuda"
+        self.laps: list[tuple[str, object, object]] = []
+        self.steps = 0
+        self.last = self._now()
+
+    def start(self) -> None:
+        """A step begins."""
+        self.steps += 1
+        self.last = self._now()
+
+    def lap(self, part: str) -> None:
+        """What has been done since the last lap, or the start, was this part of the step."""
+        now = self._now()
+        self.laps.append((part, self.last, now))
+        self.last = now
+
+    def mean(self) -> dict[str, float]:
+        """Seconds a step of each part since this was last asked."""
+        if self.on_gpu:
+            self.last.synchronize()
+        sums = dict.fromkeys(STEP_PARTS, 0.0)
+        for part, begin, end in self.laps:
+            sums[part] += begin.elapsed_time(end) / 1000 if self.on_gpu else end - begin
+        means = {part: round(seconds / self.steps, 6) for part, seconds in sums.items()}
+        self.laps, self.steps = [], 0
+        return means
+
+    def _now(self):
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
