@@ -1,0 +1,154 @@
+"""How fast the suite is: against plain versions of its parts, and in frames a second.
+
+python analysis/benchmark.py                     all ratios, frames a second, how the times grow
+python analysis/benchmark.py --only focal eval   some of the ratios
+python analysis/benchmark.py --json FILE         the numbers as {"ratios", "fps", "device"}
+python analysis/benchmark.py fps                 frames a second only; the tables show them
+
+One thread; the least of several runs, in which the two sides take turns. Run it alone on the
+machine. Plain means: as one writes it first, with torch's and torchvision's own functions.
+"""
+
+import argparse
+import os
+import platform
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from analysis import fps
+from analysis.benchmarks import data, evaluation, inference, matching, training
+from analysis.benchmarks.timing import Curve, Row
+from analysis.formats import Block, Sheet, markdown
+from onenet.config import REPOSITORY
+from onenet.errors import UserError
+from onenet.runs import write_json
+
+IMAGES = REPOSITORY.parent / "shared" / "data" / "coco_mini"
+RATIOS = {  # word for --only: its rows
+    "match": lambda given: matching.matching_rows(),
+    "focal": lambda given: matching.focal_rows(),
+    "step": lambda given: training.rows(),
+    "jpeg": lambda given: data.rows(given.images),
+    "eval": lambda given: evaluation.rows(),
+    "fcos": lambda given: inference.rows(),
+}
+
+
+def main(arguments: list[str]) -> int:
+    given = _parse(arguments)
+    torch.set_num_threads(1)
+    rows, speeds = [], []
+    if given.what == "ratios":
+        rows = _ratios(given)
+        print(markdown(Sheet("Plain versions against ours", "", [_machine()], [_block(rows)], [])))
+    if given.what == "fps" or not given.only:
+        speeds = inference.fps("cuda" if torch.cuda.is_available() else "cpu")
+        page = Sheet(
+            "Frames a second", "One image at a time.", [_machine()], [fps.block(speeds)], []
+        )
+        print(markdown(page))
+        print(f"The tables show these frames a second: {fps.write(given.runs, speeds)}")
+    if given.what == "ratios" and not given.only:
+        print(f"How the times grow: {_plot(_curves(), given.runs / 'benchmark.png')}")
+    if given.json:
+        numbers = {
+            "ratios": {row.key: row.ratio for row in rows},
+            "fps": _frames(speeds),
+            "device": _machine(),
+        }
+        write_json(given.json, numbers)
+        print(f"The numbers: {given.json}")
+    return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", choices=("ratios", "fps"), default="ratios")
+    parser.add_argument("--only", nargs="+", choices=RATIOS, help="these ratios, and nothing else")
+    parser.add_argument("--json", type=_path, metavar="FILE", help="write the numbers here, too")
+    parser.add_argument(
+        "--images",
+        type=_path,
+        metavar="DIR",
+        default=IMAGES,
+        help="COCO images to decode, for jpeg",
+    )
+    parser.add_argument(
+        "--runs", type=_path, metavar="DIR", default=REPOSITORY / "runs", help="runs root"
+    )
+    return parser.parse_args(arguments)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _ratios(given: argparse.Namespace) -> list[Row]:
+    """What cannot be measured for want of images is said, and left out."""
+    rows = []
+    for word in given.only or RATIOS:
+        print(f"measuring {word}", file=sys.stderr, flush=True)
+        try:
+            rows += RATIOS[word](given)
+        except UserError as error:
+            print(f"{word} left out: {error}\nName COCO's folder: --images DIR", file=sys.stderr)
+    return rows
+
+
+def _block(rows: list[Row]) -> Block:
+    lines = []
+    for row in rows:
+        goal = "" if row.goal is None else f"{'≤' if row.at_most else '≥'} {row.goal:g}"
+        sides = [f"{side:.3g} {row.unit}" for side in (row.plain, row.ours)]
+        lines.append([row.key, *sides, f"{row.ratio:.3g}", goal, row.what])
+    return Block(["key", "plain", "ours", "ratio", "goal", "what"], lines, left=1)
+
+
+def _frames(speeds: list[fps.Speed]) -> dict[str, float]:
+    without = {speed.key: speed.fps for speed in speeds if speed.fps}
+    return without | {f"{speed.key} +NMS": speed.fps_nms for speed in speeds}
+
+
+def _machine() -> str:
+    """Where the numbers come from, in a line."""
+    name = platform.processor() or platform.machine()
+    if hasattr(torch.cpu, "get_capabilities"):
+        name = torch.cpu.get_capabilities().get("cpu_name", name)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name} ({os.cpu_count()} cores, 1 thread used){gpu}, torch {torch.__version__}"
+
+
+def _curves() -> list[Curve]:
+    return [*matching.growth(), Curve("evaluation", "images", evaluation.growth())]
+
+
+def _plot(curves: list[Curve], file: Path) -> Path:
+    """A panel a curve, both axes logarithmic."""
+    os.environ.setdefault("MPLCONFIGDIR", str(file.parent / ".matplotlib"))
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
+    for panel, curve in zip(panels.flat, curves, strict=True):
+        values, plain, ours = zip(*curve.points, strict=True)
+        panel.loglog(values, plain, "o-", color="0.55", label="plain")
+        panel.loglog(values, ours, "o-", color="#3454d1", label="ours")
+        panel.set(title=curve.what, xlabel=curve.against, ylabel="seconds")
+        panel.grid(alpha=0.3)
+    panels.flat[0].legend()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+    return file
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""Matching and focal loss against plain versions: time at batch 8, memory at batch 1."""
+
+import torch
+
+from analysis.benchmarks import plain
+from analysis.benchmarks.scenes import MAP_HW, scene
+from analysis.benchmarks.timing import Curve, Row, least_seconds, peak_bytes
+from onenet.costs import MatchingCost
+from onenet.focal import focal_loss
+from onenet.matchers import make_matcher
+from onenet.structures import HeadOutput, Target
+
+BATCH, MIB, MS = 8, 2**20, 1000
+GOALS = {7: 10.0, 20: 10.0, 100: 5.0}  # objects an image: times faster
+
+
+def match(output: HeadOutput, targets: list[Target]):
+    return make_matcher("min_cost", "keep")(MatchingCost(), output, targets)
+
+
+def matching_rows() -> list[Row]:
+    rows = []
+    for objects, goal in GOALS.items():
+        output, targets = scene(BATCH, objects)
+        _check_same_matches(output, targets)
+        candidates = [
+            lambda o=output, t=targets: plain.match(o, t),
+            lambda o=output, t=targets: match(o, t),
+            lambda o=output, t=targets: plain.match(o, t, gather_first=True),
+        ]
+        all_classes, ours, gathered = (MS * s for s in least_seconds(*candidates))
+        where = f"map 128×214, 80 classes, batch {BATCH}"
+        key = f"match_n{objects}"
+        rows.append(Row(key, f"{objects} objects, {where}", all_classes, ours, "ms", goal))
+        rows.append(Row(f"{key}_gathered", "its plain gathers columns first", gathered, ours, "ms"))
+    output, targets = scene(BATCH, 20, scattered=True)
+    seconds = least_seconds(lambda: plain.match(output, targets), lambda: match(output, targets))
+    what = f"20 objects, boxes of any size anywhere, {where}"
+    rows.append(Row("match_n20_scattered", what, *(MS * s for s in seconds), "ms"))
+    return [*rows, _matching_memory()]
+
+
+def _matching_memory() -> Row:
+    output, targets = scene(1, 100)
+    peaks = [peak_bytes(lambda f=f: f(output, targets)) / MIB for f in (plain.match, match)]
+    return Row("match_n100_memory", "100 objects, one image, peak over live", *peaks, "MiB", 5.0)
+
+
+def _check_same_matches(output: HeadOutput, targets: list[Target]) -> None:
+    """Our slots cost what the plain version's do (its focal cost adds 1e-8 inside the logarithms,
+    so that between nearly equal slots it may choose another one)."""
+    matches = match(output, targets)
+    for image, (target, slots) in enumerate(
+        zip(targets, plain.match(output, targets), strict=True)
+    ):
+        cost = MatchingCost()(output, image, target)
+        every = torch.arange(len(slots))
+        ours, theirs = cost[matches[image].pred_idx, every], cost[slots, every]
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def focal_rows() -> list[Row]:
+    time = least_seconds(*_focal_both_ways(BATCH))
+    peaks = [peak_bytes(work) / MIB for work in _focal_both_ways(1)]
+    size = "[27392, 80] logits, forward and backward"
+    return [
+        Row("focal", f"{size}, batch {BATCH}", *(MS * s for s in time), "ms", 4.0),
+        Row("focal_memory", f"{size}, one image, peak over live", *peaks, "MiB", 3.0),
+    ]
+
+
+def _focal_both_ways(images: int, map_hw: tuple[int, int] = MAP_HW, classes: int = 80):
+    """The plain focal loss and ours, each with its backward pass, on the same positives."""
+    output, targets = scene(images, 7, map_hw, classes)
+    logits = output.class_logits.requires_grad_()
+    slot = torch.cat([match.pred_idx for match in match(output, targets)])
+    label = torch.cat([target.gt_labels for target in targets])
+    image = torch.arange(images).repeat_interleave(7)
+    one = torch.ones(len(slot))
+
+    def plainly() -> None:
+        logits.grad = None
+        plain.focal_loss(logits, image, slot, label).backward()
+
+    def ours() -> None:
+        logits.grad = None
+        focal_loss(logits, (image, slot, label), one, -one).backward()
+
+    plainly()
+    expected = logits.grad
+    ours()
+    torch.testing.assert_close(logits.grad, expected)
+    return plainly, ours
+
+
+def growth() -> list[Curve]:
+    """How matching and focal loss of one image grow."""
+    maps = ((32, 53), (64, 107), (128, 214), (256, 427))
+    objects = [(n, _matching_both_ways(scene(1, n))) for n in (1, 3, 10, 30, 100)]
+    classes = [(k, _matching_both_ways(scene(1, 7, classes=k))) for k in (3, 20, 80, 320)]
+    slots = [(h * w, _matching_both_ways(scene(1, 7, (h, w)))) for h, w in maps]
+    return [
+        _curve("matching", "objects", objects),
+        _curve("matching", "classes", classes),
+        _curve("matching", "slots (pixels / 16)", slots),
+        _curve("focal loss", "classes", [(k, _focal_both_ways(1, MAP_HW, k)) for k in (3, 20, 80)]),
+        _curve(
+            "focal loss",
+            "slots (pixels / 16)",
+            [(h * w, _focal_both_ways(1, (h, w))) for h, w in maps],
+        ),
+    ]
+
+
+def _matching_both_ways(made: tuple[HeadOutput, list[Target]]):
+    return (lambda: plain.match(*made)), (lambda: match(*made))
+
+
+def _curve(what: str, against: str, points: list) -> Curve:
+    times = [(value, *least_seconds(*both, rounds=3)) for value, both in points]
+    return Curve(what, against, times)

@@ -1,0 +1,139 @@
+"""A training step of OneNet ResNet-18 (neck=deconv) at 512×512: against a plain one, and how much
+of it is matching and losses.
+
+Each variant lives in a process of its own, since the allocator is a matter of the process; they
+take turns.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from analysis.benchmarks import plain
+from analysis.benchmarks.scenes import STRIDE, scene
+from analysis.benchmarks.timing import Row
+from onenet import build
+from onenet.allocator import keep_freed_memory
+from onenet.backbones import make_backbone
+from onenet.costs import MatchingCost
+from onenet.detectors.onenet import OneNet
+from onenet.losses import DetectionLoss
+from onenet.matchers import make_matcher
+from onenet.necks import make_neck
+from onenet.optim import make_optimizer
+from onenet.structures import HeadOutput, Target
+
+SIDE, CLASSES, OBJECTS, ROUNDS = 512, 80, 7, 5
+WHERE = f"ResNet-18, neck=deconv, {SIDE}×{SIDE}, {OBJECTS} objects an image"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`plain`: contiguous, default allocator, torchvision's losses; else as the suite trains."""
+
+    batch: int
+    precision: str = "float32"
+    plain: bool = False
+
+
+def rows() -> list[Row]:
+    fast = build.precision("auto", "cpu")
+    steps, parts = _least(Variant(8, fast), Variant(8), Variant(8, plain=True))
+    ours, ours_in_float32, plainly = steps
+    lines = [Row("train_step", f"{WHERE}, batch 8, ours {fast}", plainly, ours, "ms", 1.5)]
+    if fast != "float32":
+        what = "the same, ours float32"
+        lines.append(Row("train_step_float32", what, plainly, ours_in_float32, "ms"))
+    for precision in dict.fromkeys((fast, "float32")):
+        (step,), (part,) = _least(Variant(2, precision))
+        what = f"matching and losses in a step, {WHERE}, batch 2, {precision}"
+        key, goal = ("step_share", 0.03) if precision == fast else ("step_share_float32", None)
+        lines.append(Row(key, what, part, step, "ms", goal, at_most=True))
+    return lines
+
+
+def _least(*variants: Variant) -> tuple[list[float], list[float]]:
+    """Of the fastest step of each variant: all of it, and its matching and losses; milliseconds."""
+    with ExitStack() as stack:
+        steps = [stack.enter_context(_in_a_process(variant)) for variant in variants]
+        times = [[step() for step in steps] for _ in range(ROUNDS + 1)][1:]
+    best = [min(of_variant) for of_variant in zip(*times, strict=True)]
+    return [1e3 * whole for whole, _ in best], [1e3 * part for _, part in best]
+
+
+@contextmanager
+def _in_a_process(variant: Variant):
+    """A function that has the variant's process do a step and returns `_steps`' answer."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(variant, there), daemon=True)
+    process.start()
+
+    def step() -> tuple[float, float]:
+        here.send(None)
+        return here.recv()
+
+    yield step
+    process.terminate()
+    process.join()
+
+
+def _serve(variant: Variant, pipe) -> None:
+    torch.set_num_threads(1)
+    if not variant.plain:
+        keep_freed_memory()
+    step = _steps(variant)
+    while True:
+        pipe.recv()
+        pipe.send(step())
+
+
+def _steps(variant: Variant) -> Callable[[], tuple[float, float]]:
+    """A training step that returns its seconds, and those of matching and losses in it, their
+    backward pass included."""
+    torch.manual_seed(0)
+    backbone = make_backbone("resnet18")
+    model = OneNet(backbone, make_neck("deconv", backbone.feature_info.channels(), 64), CLASSES)
+    loss = DetectionLoss(MatchingCost(), make_matcher("min_cost", "keep"))
+    images = torch.randn(variant.batch, 3, SIDE, SIDE)
+    targets = scene(variant.batch, OBJECTS, (SIDE // STRIDE, SIDE // STRIDE))[1]
+    if variant.plain:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    else:
+        model.to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(model, 1e-4, 1e-4)
+
+    def total_of(outputs: list[HeadOutput], targets: list[Target]) -> Tensor:
+        return plain.loss(outputs, targets) if variant.plain else loss(outputs, targets)[0]
+
+    def step() -> tuple[float, float]:
+        begin = time.perf_counter()
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, variant.precision == "bf16"):
+            outputs = model(images)
+        predicted = time.perf_counter()
+        leaves = [_cut(output) for output in outputs]
+        total_of(leaves, targets).backward()
+        matched = time.perf_counter()
+        tensors = [t for o in outputs for t in (o.class_logits, o.boxes_xyxy)]
+        torch.autograd.backward(
+            tensors, [t.grad for leaf in leaves for t in (leaf.class_logits, leaf.boxes_xyxy)]
+        )
+        optimizer.step()
+        return time.perf_counter() - begin, matched - predicted
+
+    return step
+
+
+def _cut(output: HeadOutput) -> HeadOutput:
+    """The same predictions as leaves, so that the losses' backward pass can be timed."""
+    leaves = {
+        name: getattr(output, name).detach().requires_grad_()
+        for name in ("class_logits", "boxes_xyxy")
+    }
+    return replace(output, **leaves)
