@@ -3,23 +3,29 @@
 Run: pytest tests/test_loading.py
 """
 
+import os
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 
+from analysis.benchmarks.data import plain_batch
 from onenet.backbones import make_backbone
-from onenet.data.augment import Augmentation, ImageSize, View, draw_view
-from onenet.data.images import DrawnImages
+from onenet.data.augment import Augmentation, ImageSize, View, draw_view, whole_view
+from onenet.data.images import BadImage, DrawnImages, ImageFiles
 from onenet.data.loading import (
     PADDING_RGB,
+    PILLOW_PIXELS,
     DetectionDataset,
     collate,
     evaluation_batches,
     pad_to_multiple,
+    resample,
     training_batches,
 )
 from onenet.data.order import training_order
@@ -58,6 +64,21 @@ def white_box(image: torch.Tensor) -> list[int]:
     return [int(corner) for corner in corners]
 
 
+def scenery(size_hw: tuple[int, int], seed: int = 0) -> Image.Image:
+    """Colours that change slowly, with some noise, as in a photograph."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize(size_hw[::-1], Image.Resampling.BICUBIC), dtype=np.int16)
+    noise = rng.integers(-20, 21, smooth.shape)
+    return Image.fromarray(np.clip(smooth + noise, 0, 255).astype(np.uint8))
+
+
+def files(folder: Path, names: list[str], sizes_hw: list[tuple[int, int]]) -> ImageFiles:
+    """Each image has one object, in its middle."""
+    boxes = [[(1, (w / 4, h / 4, w / 2, h / 2))] for h, w in sizes_hw]
+    return ImageFiles(conftest.make_annotations(sizes_hw, boxes), folder, names)
+
+
 def assert_equal_batches(one: list, other: list) -> None:
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
@@ -66,7 +87,74 @@ def assert_equal_batches(one: list, other: list) -> None:
         for s, t in zip(a.targets, b.targets, strict=True):
             assert torch.equal(s.gt_xyxy, t.gt_xyxy)
             assert torch.equal(s.gt_labels, t.gt_labels)
+            assert torch.equal(s.crowd_xyxy, t.crowd_xyxy)
+            assert torch.equal(s.crowd_labels, t.crowd_labels)
             assert (s.image_id, s.size_hw) == (t.image_id, t.size_hw)
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {}),
+        ("RGB", {"subsampling": "4:4:4", "quality": 95}),
+        ("RGB", {"progressive": True}),
+        ("RGB", {"restart_marker_blocks": 3}),
+        ("RGB", {"keep_rgb": True}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+)
+def test_a_jpeg_has_the_pixels_that_pillow_sees(tmp_path, mode, options):
+    scenery((123, 201)).convert(mode).save(tmp_path / "a.jpg", **options)
+    pixels = files(tmp_path, ["a.jpg"], [(123, 201)]).read(0)
+    assert pixels.dtype == np.uint8
+    assert np.array_equal(pixels, np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_jpeg_is_read_as_pillow_turns_it(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    scenery((40, 64)).save(tmp_path / "a.jpg", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg")))
+    pixels = files(tmp_path, ["a.jpg"], [expected.shape[:2]]).read(0)
+    assert np.array_equal(pixels, expected)
+
+
+def test_a_jpeg_cut_off_anywhere_is_bad_and_named(tmp_path):
+    scenery((64, 80)).save(tmp_path / "a.jpg")
+    whole = (tmp_path / "a.jpg").read_bytes()
+    source = files(tmp_path, ["a.jpg"], [(64, 80)])
+    for length in (0, 2, 100, len(whole) // 2, len(whole) - 40):
+        (tmp_path / "a.jpg").write_bytes(whole[:length])
+        with pytest.raises(BadImage, match=r"a\.jpg"):
+            source.read(0)
+
+
+def test_a_jpeg_of_another_size_than_annotated_is_bad(tmp_path):
+    scenery((64, 80)).save(tmp_path / "a.jpg")
+    with pytest.raises(BadImage, match=r"a\.jpg is 80×64, its annotations say 81×64"):
+        files(tmp_path, ["a.jpg"], [(64, 81)]).read(0)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.pgm"])
+def test_grey_of_16_bits_is_scaled_to_8(tmp_path, name):
+    values = np.linspace(0, 65535, 40 * 60).astype(np.uint16).reshape(40, 60)
+    Image.fromarray(values).save(tmp_path / name)
+    pixels = files(tmp_path, [name], [(40, 60)]).read(0)
+    assert np.array_equal(pixels, np.repeat((values // 256)[:, :, None], 3, axis=2))
+
+
+def test_grey_of_16_bits_is_turned(tmp_path):
+    values = np.linspace(0, 65535, 40 * 60).astype(np.uint16).reshape(40, 60)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90° clockwise
+    Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
+    pixels = files(tmp_path, ["a.png"], [(60, 40)]).read(0)
+    assert np.array_equal(pixels[:, :, 1], np.rot90(values // 256, -1))
 
 
 # --- sizes ---
@@ -109,6 +197,64 @@ def test_a_jittered_shortest_side_keeps_the_limit_of_the_longest():
 def test_padded_sizes_are_multiples_of_32():
     assert pad_to_multiple((1, 32)) == (32, 32)
     assert pad_to_multiple((33, 640)) == (64, 640)
+
+
+# --- resizing ---
+
+
+def by_pillow(pixels: np.ndarray, view: View) -> np.ndarray:
+    """[h, w, 3] int16."""
+    image = Image.fromarray(pixels).crop(tuple(map(int, view.crop_xyxy)))
+    image = image.resize(view.size_hw[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(ImageOps.mirror(image) if view.flip else image, dtype=np.int16)
+
+
+@pytest.mark.parametrize("short", [120, 300, 430, 512])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_photograph_is_resized_as_by_pillow(short, flip):
+    pixels = np.array(scenery((427, 640), short))
+    assert pixels[:, :, 0].size > PILLOW_PIXELS
+    view = replace(whole_view((427, 640), ImageSize(short, 1.667)), flip=flip)
+    resized = resample(pixels, view)
+    assert resized.dtype == torch.uint8
+    assert resized.is_contiguous()
+    off = abs(resized.permute(1, 2, 0).numpy() - by_pillow(pixels, view))
+    assert off.max() <= 1
+    assert (off > 0).mean() < 0.02
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(
+    ("size_hw", "crop"), [((96, 192), (0, 0, 192, 96)), ((427, 640), (30, 41, 610, 400))]
+)
+def test_small_images_and_parts_are_exactly_pillows(size_hw, crop, flip):
+    pixels = np.array(scenery(size_hw))
+    view = View(crop, (52, 61) if crop[0] == 0 else (crop[3] - crop[1], crop[2] - crop[0]), flip)
+    resized = resample(pixels, view)
+    assert resized.is_contiguous()
+    assert np.array_equal(resized.permute(1, 2, 0).numpy(), by_pillow(pixels, view))
+
+
+def test_the_benchmark_compares_like_with_like(tmp_path):
+    """What torchvision's reference makes of some files against ours, both normalized."""
+    sizes = [(300, 400), (260, 300), (280, 420)]
+    names = [f"{number}.jpg" for number in range(3)]
+    for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        scenery(size, number).save(tmp_path / name)
+    dataset = dataset_of(files(tmp_path, names, sizes), 256, 1.4)
+    keys = [(epoch, number) for epoch in range(3) for number in range(3)]
+    views = {key: dataset.view(*key) for key in keys}
+    assert len({view.flip for view in views.values()}) == 2
+    plain, boxes = plain_batch(dataset.source, keys, views)
+    batch = collate([dataset[key] for key in keys])
+    for one, other, target in zip(plain, normalize(batch.images), batch.targets, strict=True):
+        height, width = target.size_hw
+        off = (one - other)[:, :height, :width].abs()
+        assert one.shape == other.shape
+        assert off.max() < 1.01 / 255 / 0.224
+        assert (off > 1e-4).float().mean() < 0.02
+    for one, target in zip(boxes, batch.targets, strict=True):
+        torch.testing.assert_close(one, target.gt_xyxy)
 
 
 # --- padding ---
@@ -351,6 +497,31 @@ def test_worker_processes_change_nothing():
     dataset = dataset_of(drawn(6))
     alone = list(training_batches(dataset, 2, 0, 7, workers=0))
     assert_equal_batches(alone, list(training_batches(dataset, 2, 0, 7, workers=2)))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files as Linux does")
+def test_a_batch_from_a_worker_takes_few_open_files():
+    dataset, before = dataset_of(drawn(40)), len(os.listdir("/proc/self/fd"))
+    (batch,) = training_batches(dataset, 40, 0, 1, workers=1)
+    assert len(batch.targets) == 40
+    assert len(os.listdir("/proc/self/fd")) < before + 40
+
+
+def test_in_the_place_of_a_bad_image_stands_the_next_as_it_is_seen_itself():
+    class Damaged(Pictures):
+        def read(self, image: int) -> np.ndarray:
+            if image == 1:
+                raise BadImage("b.jpg: truncated")
+            return super().read(image)
+
+    source = Damaged(conftest.make_annotations([(48, 50), (50, 70), (40, 44)], [[]] * 3))
+    dataset = dataset_of(source)
+    for epoch in range(8):
+        pixels, target, original_hw, bad = dataset[epoch, 1]
+        expected, expected_target, expected_hw, _ = dataset[epoch, 2]
+        assert torch.equal(pixels, expected)
+        assert (target.image_id, original_hw) == (expected_target.image_id, expected_hw)
+        assert bad == ["b.jpg: truncated"]
 
 
 def test_a_later_start_continues_where_an_earlier_one_was():

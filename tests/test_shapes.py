@@ -8,17 +8,23 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from onenet.config import compose
 from onenet.data.images import DrawnImages
 from onenet.data.shapes import (
+    BODIES,
+    MAX_COVERED,
     MAX_IOU,
+    MAX_PART_COVERED,
     OUTLINES,
+    PLACEMENT_TRIES,
     Scene,
     ShapesConfig,
     draw_scene,
     make_annotations,
     make_scene,
+    scene_of,
 )
 from onenet.data.sources import open_split
 from onenet.scoring import Scorer
@@ -84,6 +90,98 @@ def test_splits_and_seeds_have_pixels_of_their_own():
     ]
     for a, b in combinations(drawn, 2):
         assert (a != b).any(axis=-1).mean() > 0.9
+
+
+# --- the same numbers as a plain version's, to the bit: trainings can be repeated ---
+
+
+def plain_scene(config: ShapesConfig, image: int) -> Scene:
+    """With arrays, all boxes at a time."""
+    rng = np.random.default_rng([config.seed, 0, image, 0])
+    short = int(rng.integers(config.min_short, config.max_short + 1))
+    long = round(short * config.max_aspect ** rng.uniform(0, 1) ** 2)
+    size_hw = (short, long) if rng.random() < 0.6 else (long, short)
+    labels, boxes, parts = [], np.zeros((0, 4)), np.zeros((0, 4))
+    for _ in range(int(rng.integers(1, config.max_objects + 1))):
+        for _ in range(PLACEMENT_TRIES):
+            box, part = plain_place(rng, config, size_hw)
+            if plain_fits(box, boxes, parts):
+                labels.append(int(rng.integers(len(OUTLINES))))
+                boxes, parts = np.vstack([boxes, box]), np.vstack([parts, part])
+                break
+    return Scene(size_hw, np.array(labels), boxes, parts)
+
+
+def plain_place(rng, config: ShapesConfig, size_hw) -> tuple[np.ndarray, np.ndarray]:
+    side = min(size_hw) * config.min_side * (config.max_side / config.min_side) ** rng.random()
+    side *= config.body_scale if config.kind == "parts" else 1
+    stretch = 2 ** rng.uniform(-0.5, 0.5)
+    limit_wh = np.array(size_hw[::-1]) - 1.0
+    wh = np.minimum([side * stretch, side / stretch], limit_wh)
+    corner = rng.uniform(0, limit_wh - wh)
+    box = np.concatenate([corner, corner + wh])
+    if config.kind == "rigid":
+        return box, box
+    glyph = config.part_side * wh.min()
+    corner = corner + rng.uniform(0.05, 0.95, 2) * (wh - glyph)
+    return box, np.concatenate([corner, corner + glyph])
+
+
+def plain_fits(box: np.ndarray, boxes: np.ndarray, parts: np.ndarray) -> bool:
+    def overlap(others: np.ndarray) -> np.ndarray:
+        sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+        return np.clip(sides, 0, None).prod(axis=1)
+
+    def area(of: np.ndarray) -> np.ndarray:
+        return (of[..., 2:] - of[..., :2]).prod(axis=-1)
+
+    iou = overlap(boxes) / (area(box) + area(boxes) - overlap(boxes))
+    hidden, whole = overlap(parts) / area(parts), (parts == boxes).all(axis=1)
+    return bool(
+        (iou <= MAX_IOU).all()
+        and (overlap(boxes) <= MAX_COVERED * area(boxes)).all()
+        and (hidden <= np.where(whole, MAX_COVERED, MAX_PART_COVERED)).all()
+    )
+
+
+def plain_picture(config: ShapesConfig, image: int, scene: Scene) -> np.ndarray:
+    rng = np.random.default_rng([config.seed, 0, image, 1])
+    coarse = rng.integers(40, 216, (4, 4, 3), dtype=np.uint8)
+    double_wh = (2 * scene.size_hw[1], 2 * scene.size_hw[0])
+    picture = Image.fromarray(coarse).resize(double_wh, Image.Resampling.BILINEAR)
+    canvas = ImageDraw.Draw(picture)
+    for label, box, part in zip(scene.labels, scene.boxes_xyxy, scene.parts_xyxy, strict=True):
+        x, y = ((box[:2] + box[2:]) / 2 * 2).astype(int).tolist()
+        color = (np.array(picture.getpixel((x, y))) + rng.integers(90, 167, 3)) % 256
+        if config.kind == "parts":
+            BODIES[rng.integers(2)](canvas, tuple(box * 2), tuple(color))
+            color = (color + rng.integers(90, 166, 3)) % 256
+        list(OUTLINES.values())[label](canvas, tuple(part * 2), tuple(color))
+    pixels = np.asarray(picture.reduce(2), dtype=np.int16)
+    noise = rng.integers(-8, 9, pixels.shape, dtype=np.int16)
+    return np.clip(pixels + noise, 0, 255).astype(np.uint8)
+
+
+@kinds
+@pytest.mark.parametrize("changes", [{}, {"seed": 3, "max_objects": 30, "max_side": 0.7}])
+def test_scenes_and_pixels_are_those_of_the_plain_version(kind, changes):
+    config = ShapesConfig(kind=kind, **changes)
+    for image in range(60):
+        scene = make_scene(config, "train", image)
+        assert same(scene, plain_scene(config, image))
+        pixels = draw_scene(config, "train", image, scene)
+        assert np.array_equal(pixels, plain_picture(config, image, scene))
+
+
+@kinds
+def test_what_is_read_is_drawn_from_the_annotations(kind):
+    config = ShapesConfig(kind=kind)
+    annotations = make_annotations(config, "val", 5)
+    source = DrawnImages(annotations, config, "val")
+    for image in range(5):
+        scene = make_scene(config, "val", image)
+        assert same(scene_of(annotations, image), scene)
+        assert np.array_equal(source.read(image), draw_scene(config, "val", image, scene))
 
 
 # --- bounds ---

@@ -54,11 +54,12 @@ class View:
     def place(self, boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Boxes of the image [N, 4] as they lie in the view, clipped to it: [N, 4] float32 pixels,
         and which of them are left: [N] bool."""
-        low, high = np.tile(self.crop_xyxy[:2], 2), np.tile(self.crop_xyxy[2:], 2)
+        x1, y1, x2, y2 = self.crop_xyxy
+        low, high = np.array([x1, y1, x1, y1]), np.array([x2, y2, x2, y2])
         height, width = self.size_hw
-        clipped = np.clip(boxes_xyxy, low, high)
+        clipped = np.minimum(np.maximum(boxes_xyxy, low), high)
         left = (clipped[:, 2:] - clipped[:, :2] > SLIVER).all(axis=1)
-        scale = np.array([width, height] * 2) / (high - low)
+        scale = np.array([width, height, width, height]) / (high - low)
         boxes = ((clipped - low) * scale).astype(np.float32)
         if self.flip:
             boxes[:, [0, 2]] = width - boxes[:, [2, 0]]

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from simplejpeg import decode_jpeg
 
 from onenet.data.annotations import Annotations
-from onenet.data.shapes import ShapesConfig, draw_scene, make_scene
+from onenet.data.shapes import ShapesConfig, draw_scene, scene_of
 
 NAME_CODE = ("utf-8", "surrogatepass")  # takes every text
 
@@ -34,7 +35,7 @@ class DrawnImages:
 
     def read(self, image: int) -> np.ndarray:
         if image not in self._drawn:
-            scene = make_scene(self.config, self.split, image)
+            scene = scene_of(self.annotations, image)
             self._drawn[image] = draw_scene(self.config, self.split, image, scene)
         return self._drawn[image]
 
@@ -51,13 +52,9 @@ class ImageFiles:
         return self.folder / self._names[image].decode(*NAME_CODE)
 
     def read(self, image: int) -> np.ndarray:
-        path, size_hw = self.path(image), tuple(self.annotations.sizes_hw[image])
+        path, size_hw = self.path(image), tuple(self.annotations.sizes_hw[image].tolist())
         try:
-            with Image.open(path) as stored:
-                turned = ImageOps.exif_transpose(stored)
-                # The annotations are drawn on the turned image by most tools, on the raw by some.
-                raw = turned.size[::-1] != size_hw and stored.size[::-1] == size_hw
-                pixels = np.asarray((stored if raw else turned).convert("RGB"))
+            pixels = _read(path, size_hw)
         except (
             OSError,
             SyntaxError,
@@ -72,6 +69,35 @@ class ImageFiles:
                 f"{path} is {width}×{height}, its annotations say {size_hw[1]}×{size_hw[0]}"
             )
         return pixels
+
+
+def _read(path: Path, size_hw: tuple[int, int]) -> np.ndarray:
+    """[H, W, 3] uint8 RGB; `size_hw` decides what EXIF leaves open."""
+    with Image.open(path) as stored:
+        if stored.format == "JPEG" and stored.mode in ("RGB", "L") and _is_upright(stored):
+            pixels = _decoded(path)
+            if pixels is not None:
+                return pixels
+        image = ImageOps.exif_transpose(stored)
+        # The annotations are drawn on the turned image by most tools, on the raw by some.
+        if image.size[::-1] != size_hw and stored.size[::-1] == size_hw:
+            image = stored
+        if stored.mode.startswith("I;16") or (stored.mode, stored.format) == ("I", "PPM"):
+            # Grey of 16 bits. As with colours of 16 bits the upper 8 count; Pillow would clip.
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return np.array(image.convert("RGB"))
+
+
+def _is_upright(image: Image.Image) -> bool:
+    return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+
+
+def _decoded(jpeg: Path) -> np.ndarray | None:
+    """The pixels that Pillow gets, in less time; None where it shall say what is wrong."""
+    try:
+        return decode_jpeg(jpeg.read_bytes(), "RGB")
+    except ValueError:
+        return None
 
 
 def missing_files(folder: Path, names: Sequence[str]) -> list[str]:

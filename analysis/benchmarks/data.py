@@ -1,0 +1,107 @@
+"""From JPEG files to a batch: torchvision's detection reference transforms against ours."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from analysis.benchmarks.timing import Row, least_seconds
+from onenet.data.augment import Augmentation, ImageSize, View
+from onenet.data.coco import read_coco
+from onenet.data.images import ImageFiles
+from onenet.data.loading import SIZE_MULTIPLE, DetectionDataset, training_batches
+from onenet.data.order import Key, training_order
+from onenet.detectors.onenet import PIXEL_MEAN, PIXEL_STD, normalize
+
+BATCH = 8
+SIZE = ImageSize(short=512, ratio=1.667)
+AUGMENTATION = Augmentation(flip=0.5, min_scale=0.8125)  # shortest sides of 416..512
+GOAL = 1.5
+WHAT = (
+    "{images} JPEG files of COCO, decoded, resized to shortest sides of 416 to 512, flipped, in "
+    "padded batches of {batch}, normalized float32; {plain:.0f} and {ours:.0f} images a second a "
+    "core; without the normalization, which a training on a GPU does there, {plain_raw:.0f} and "
+    "{ours_raw:.0f}"
+)
+
+
+def rows(folder: Path) -> list[Row]:
+    """`folder` holds `train2017/` and `annotations/instances_train2017.json`, as COCO does.
+
+    Both sides read the same images in the same order and bring them to the same sizes. Raises
+    UserError where there are none.
+    """
+    file = folder / "annotations" / "instances_train2017.json"
+    dataset = DetectionDataset(
+        read_coco(folder / "train2017", file, "train"), SIZE, AUGMENTATION, seed=0
+    )
+    steps = max(1, len(dataset) // BATCH)
+    order = training_order(dataset.source.annotations.sizes_hw, BATCH, dataset.seed)
+    batches = [next(order) for _ in range(steps)]
+    views = {key: dataset.view(*key) for keys in batches for key in keys}
+
+    def plain(normalized: bool) -> None:
+        for keys in batches:
+            plain_batch(dataset.source, keys, views, normalized)
+
+    def ours(normalized: bool) -> None:
+        for batch in training_batches(dataset, BATCH, 0, steps):
+            if normalized:
+                normalize(batch.images)
+
+    seconds = least_seconds(
+        lambda: plain(True), lambda: ours(True), lambda: plain(False), lambda: ours(False)
+    )
+    images = steps * BATCH
+    names = ("plain", "ours", "plain_raw", "ours_raw")
+    rates = dict(zip(names, (images / s for s in seconds), strict=True))
+    what = WHAT.format(images=images, batch=BATCH, **rates)
+    return [Row("jpeg", what, 1e3 / rates["plain"], 1e3 / rates["ours"], "ms", GOAL)]
+
+
+def plain_batch(
+    source: ImageFiles, keys: list[Key], views: dict[Key, View], normalized: bool = True
+) -> tuple[Tensor, list[Tensor]]:
+    """What torchvision's references/detection does in training with `data_augmentation=multiscale`
+    and PIL, its default; then normalization and padding as in its GeneralizedRCNNTransform.
+
+    The sizes and flips are given, not drawn. Returns [B, 3, H, W] float32, padded with zeros, and
+    the boxes of each image [N, 4].
+    """
+    annotations, images, boxes = source.annotations, [], []
+    for key in keys:
+        image = Image.open(source.path(key[1])).convert("RGB")
+        of_image = torch.from_numpy(annotations.boxes_xyxy[annotations.rows(key[1])]).float()
+        image, of_image = _transformed(image, of_image, views[key])
+        images.append(_normalized(image) if normalized else image)
+        boxes.append(of_image)
+    return _padded(images), boxes
+
+
+def _transformed(image: Image.Image, boxes: Tensor, view: View) -> tuple[Tensor, Tensor]:
+    """RandomShortestSize, RandomHorizontalFlip, PILToTensor, ToDtype."""
+    (width, height), (new_height, new_width) = image.size, view.size_hw
+    image = functional.resize(image, [new_height, new_width], InterpolationMode.BILINEAR)
+    boxes = boxes * torch.tensor([new_width / width, new_height / height] * 2)
+    if view.flip:
+        image = functional.horizontal_flip(image)
+        boxes[:, [0, 2]] = new_width - boxes[:, [2, 0]]
+    pixels = functional.pil_to_tensor(image)
+    return functional.to_dtype(pixels, torch.float32, scale=True), boxes
+
+
+def _normalized(pixels: Tensor) -> Tensor:
+    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
+    return (pixels - mean[:, None, None]) / std[:, None, None]
+
+
+def _padded(images: list[Tensor]) -> Tensor:
+    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
+    height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in (height, width))
+    batch = images[0].new_full((len(images), 3, height, width), 0)
+    for padded, image in zip(batch, images, strict=True):
+        padded[:, : image.shape[1], : image.shape[2]].copy_(image)
+    return batch
