@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     rows, speeds = [], []
     if given.what == "ratios":
         rows = _ratios(given)
-        print(markdown(Sheet("Plain versions against ours", "", [_machine()], [_block(rows)], [])))
+        print(markdown(_sheet(rows)))
     if given.what == "fps" or not given.only:
         speeds = inference.fps("cuda" if torch.cuda.is_available() else "cpu")
         page = Sheet(
@@ -101,13 +101,15 @@ def _ratios(given: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _block(rows: list[Row]) -> Block:
+def _sheet(rows: list[Row]) -> Sheet:
     lines = []
     for row in rows:
         goal = "" if row.goal is None else f"{'≤' if row.at_most else '≥'} {row.goal:g}"
-        sides = [f"{side:.3g} {row.unit}" for side in (row.plain, row.ours)]
-        lines.append([row.key, *sides, f"{row.ratio:.3g}", goal, row.what])
-    return Block(["key", "plain", "ours", "ratio", "goal", "what"], lines, left=1)
+        sides = [f"{side:,.4g} {row.unit}" for side in (row.plain, row.ours)]
+        lines.append([row.key, *sides, f"{row.ratio:.3g}", goal])
+    block = Block(["key", "plain", "ours", "ratio", "goal"], lines)
+    notes = [f"{row.key}: {row.what}" for row in rows]
+    return Sheet("Plain versions against ours", "", [_machine()], [block], notes)
 
 
 def _frames(speeds: list[fps.Speed]) -> dict[str, float]:

@@ -25,7 +25,8 @@ CHOICES = {
     "optim.decay": ("multistep", "linear_tail"),
     "eval.area": ("relative", "coco"),
     "eval.split": ("val", "train"),
-    "precision": ("float32", "bf16"),
+    "eval.backend": ("faster", "pycocotools"),
+    "precision": ("auto", "float32", "bf16"),
     "device": ("auto", "cpu", "cuda"),
     "sweep.launcher": ("local", "slurm"),
 }

@@ -2,61 +2,78 @@
 
 Detections are matched with objects greedily, best score first, as COCOeval does at IoU 0.5. A
 duplicate is a detection left unmatched although it has IoU >= 0.5 with an object of its class that
-another detection has found. Crowds are left out.
+another detection has found. Crowds are left out. D detections and N objects of all images.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-IOU = 0.5
+from onenet.overlaps import IOU, Overlaps, find_overlaps, greedy, turns
+
+if TYPE_CHECKING:
+    from onenet.data.annotations import Annotations
+    from onenet.scoring import Predictions
 
 
 @dataclass(frozen=True)
 class Found:
     """What the greedy matching found, over all images and classes."""
 
-    matched_scores: np.ndarray  # [M] the score of each object's detection
-    duplicate_scores: np.ndarray  # [D] the threshold up to which each duplicate counts as one
+    matched_scores: np.ndarray  # [found objects] the score of each one's detection
+    duplicate_scores: np.ndarray  # [duplicates] the threshold up to which each counts as one
 
 
-def find(scores: np.ndarray, labels: np.ndarray, ious: np.ndarray, gt_labels: np.ndarray) -> Found:
-    """The matching of one image.
+def find(predictions: Predictions, annotations: Annotations) -> Found:
+    """The matching of a data set."""
+    found, truth = predictions.boxes_xyxy, annotations.boxes_xyxy
+    overlaps = find_overlaps(predictions, annotations, lambda d, n: _iou(found[d], truth[n]))
+    overlaps = overlaps[~annotations.crowd[overlaps.object]]
+    return match(overlaps, predictions.scores, turns(predictions.image, predictions.scores))
 
-    scores [D] in any order, labels [D], ious [D, N] with the N objects (crowds left out),
-    gt_labels [N].
-    """
-    taken_at = np.full(len(gt_labels), -np.inf)  # the score of the detection that has the object
-    unmatched = []
-    for detection in np.argsort(-scores, kind="stable"):
-        candidates = (gt_labels == labels[detection]) & (ious[detection] >= IOU)
-        free = candidates & np.isneginf(taken_at)
-        if free.any():
-            taken_at[np.where(free, ious[detection], -1).argmax()] = scores[detection]
-        elif candidates.any():
-            unmatched.append(detection)
+
+def match(overlaps: Overlaps, scores: np.ndarray, turn: np.ndarray) -> Found:
+    """The matching of detections with these scores and turns [D]; no object is a crowd."""
+    overlaps = overlaps[np.lexsort((overlaps.object, -overlaps.iou, overlaps.detection))]
+    count = 1 + overlaps.object.max(initial=-1)
+    [got] = greedy(overlaps, turn, np.array([IOU]), shared=np.zeros(count, dtype=bool))
+    matched = got >= 0
+    taken_at = np.full(count, -np.inf)  # the score of the detection that has the object
+    taken_at[got[matched]] = scores[matched]
     # With a threshold t, it is a duplicate if it and the object's own detection score at least t.
-    duplicate_scores = [
-        min(scores[d], taken_at[(gt_labels == labels[d]) & (ious[d] >= IOU)].max())
-        for d in unmatched
-    ]
-    return Found(taken_at[np.isfinite(taken_at)], np.array(duplicate_scores))
+    highest = np.full(len(scores), -np.inf)
+    np.maximum.at(highest, overlaps.detection, taken_at[overlaps.object])
+    duplicate = ~matched & np.isfinite(highest)
+    return Found(scores[matched], np.minimum(scores, highest)[duplicate])
 
 
-def threshold(found: list[Found], share_of_recall: float) -> float | None:
+def threshold(found: Found, share_of_recall: float) -> float | None:
     """The highest score threshold, one for all classes, that keeps `share_of_recall` (in (0, 1]) of
     the objects found without a threshold. None: nothing found.
     """
-    matched = np.sort(np.concatenate([f.matched_scores for f in found] or [[]]))[::-1]
+    matched = np.sort(found.matched_scores)[::-1]
     if not len(matched):
         return None
     return float(matched[int(np.ceil(share_of_recall * len(matched) - 1e-9)) - 1])
 
 
-def per_object(found: list[Found], share_of_recall: float) -> float | None:
+def per_object(found: Found, share_of_recall: float) -> float | None:
     """Duplicates / matched objects at that threshold. None: nothing found."""
     least = threshold(found, share_of_recall)
     if least is None:
         return None
-    matched = sum((f.matched_scores >= least).sum() for f in found)
-    return float(sum((f.duplicate_scores >= least).sum() for f in found) / matched)
+    matched = (found.matched_scores >= least).sum()
+    return float((found.duplicate_scores >= least).sum() / matched)
+
+
+def _iou(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> np.ndarray:
+    """[P, 4], [P, 4] -> [P]."""
+    low = np.maximum(a_xyxy[:, :2], b_xyxy[:, :2])
+    high = np.minimum(a_xyxy[:, 2:], b_xyxy[:, 2:])
+    overlap = np.clip(high - low, 0, None).prod(-1)
+    area_a = (a_xyxy[:, 2:] - a_xyxy[:, :2]).prod(-1)
+    area_b = (b_xyxy[:, 2:] - b_xyxy[:, :2]).prod(-1)
+    return overlap / np.maximum(area_a + area_b - overlap, 1e-12)

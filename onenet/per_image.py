@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from pycocotools.cocoeval import COCOeval
+from onenet.overlaps import Overlaps, find_overlaps, greedy, turns
 
-    from onenet.scoring import Predictions, Scorer
+if TYPE_CHECKING:
+    from onenet.data.annotations import Annotations
+    from onenet.scoring import Predictions
 
 RECALLS = np.linspace(0, 1, 101)
-IOUS = 10  # 0.5, 0.55, ..., 0.95
+IOUS = 10
+THRESHOLDS = np.linspace(0.5, 0.95, IOUS)
 
 
-def pack(scorer: Scorer, predictions: Predictions) -> dict[str, np.ndarray]:
+def pack(annotations: Annotations, predictions: Predictions) -> dict[str, np.ndarray]:
     """The arrays of per_image.npz, with a prefix `raw_` before NMS and `nms_` after it (0.5).
 
     `objects` [I, K] uint16: objects to find; and for both prefixes, over the D' detections kept:
@@ -30,49 +32,66 @@ def pack(scorer: Scorer, predictions: Predictions) -> dict[str, np.ndarray]:
     the number of thresholds, from the lowest up, at which it lies in a crowd: there it is not
     counted, unless it is a true positive.
     """
-    annotations = scorer.annotations
-    images, classes = len(annotations), len(annotations.category_ids)
-    objects = np.zeros((images, classes), dtype=np.uint16)
+    objects = np.zeros((len(annotations), len(annotations.category_ids)), dtype=np.uint16)
     single = ~annotations.crowd
-    image_of = np.repeat(np.arange(images), np.diff(annotations.first))
+    image_of = np.repeat(np.arange(len(annotations)), np.diff(annotations.first))
     np.add.at(objects, (image_of[single], annotations.labels[single]), 1)
     arrays = {"objects": objects}
-    results = predictions.to_coco(annotations)
-    after = [r for r, keep in zip(results, predictions.nms_keep[0.5], strict=True) if keep]
-    for prefix, rows in (("raw", results), ("nms", after)):
-        packed = _pack(scorer.evaluate(rows, only_all=True), annotations.image_ids, classes)
+    overlaps = _overlaps(annotations, predictions)
+    turn = turns(predictions.image, predictions.scores)
+    for prefix, kept in (("raw", np.ones(len(turn), bool)), ("nms", predictions.nms_keep[0.5])):
+        of_kept = overlaps[kept[overlaps.detection]]
+        got = greedy(of_kept, turn, THRESHOLDS, shared=annotations.crowd)
+        packed = _pack(got, kept, annotations, predictions)
         arrays |= {f"{prefix}_{name}": array for name, array in packed.items()}
     return arrays
 
 
+def _overlaps(annotations: Annotations, predictions: Predictions) -> Overlaps:
+    """What overlaps by COCOeval's IoU: of the boxes as they are stored, in a crowd the share of the
+    detection. A detection's objects stand in the order in which COCOeval would give it them."""
+    detections = predictions.to_xywh()
+    corner = annotations.boxes_xyxy[:, :2]
+    objects = np.hstack([corner, annotations.boxes_xyxy[:, 2:] - corner])
+
+    def iou(detection: np.ndarray, object_: np.ndarray) -> np.ndarray:
+        a, b = detections[detection], objects[object_]
+        low = np.maximum(a[:, :2], b[:, :2])
+        sides = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:]) - low
+        overlap = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0)
+        area, other = a[:, 2:].prod(axis=1), b[:, 2:].prod(axis=1)
+        union = np.where(annotations.crowd[object_], area, area + other - overlap)
+        return np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
+
+    found = find_overlaps(predictions, annotations, iou)
+    crowd = annotations.crowd[found.object]
+    return found[np.lexsort((-found.object, -found.iou, crowd, found.detection))]
+
+
 def _pack(
-    evaluation: COCOeval | None, image_ids: np.ndarray, classes: int
+    got: np.ndarray, kept: np.ndarray, annotations: Annotations, predictions: Predictions
 ) -> dict[str, np.ndarray]:
-    images, kept = len(image_ids), {"image": [], "label": [], "hits": []}
-    by_id = np.argsort(image_ids)  # COCOeval sorts the images by their ids
-    for label in range(classes if evaluation is not None else 0):
-        of_images = enumerate(evaluation.evalImgs[label * images : (label + 1) * images])
-        found = [(image, e) for image, e in of_images if e is not None and len(e["dtScores"])]
-        if not found:
-            continue
-        image = np.repeat([by_id[i] for i, _ in found], [len(e["dtScores"]) for _, e in found])
-        scores = np.concatenate([e["dtScores"] for _, e in found])
-        matched = np.concatenate([e["dtMatches"] for _, e in found], axis=1) > 0  # [T, D]
-        ignored = np.concatenate([e["dtIgnore"] for _, e in found], axis=1).astype(bool)
-        hits = ((matched & ~ignored) << np.arange(IOUS)[:, None]).sum(axis=0)
-        hits |= (ignored * np.arange(1, IOUS + 1)[:, None]).max(axis=0) << IOUS
-        order = np.argsort(-scores, kind="mergesort")  # as COCOeval ranks them
-        last = np.flatnonzero(hits[order] & 0x3FF)
-        order = order[: last[-1] + 1 if len(last) else 0]
-        kept["image"].append(image[order])
-        kept["label"].append(np.full(len(order), label))
-        kept["hits"].append(hits[order])
-    types = {
-        "image": np.uint16 if images < 2**16 else np.uint32,
-        "label": np.uint8 if classes < 2**8 else np.uint16,
-        "hits": np.uint16,
+    """`got` [T, D]: the object of each detection or -1; `kept` [D]: which of them there are."""
+    images, classes = len(annotations), len(annotations.category_ids)
+    matched = np.flatnonzero((got >= 0).any(axis=0))
+    hit = got[:, matched] >= 0
+    ignored = hit & annotations.crowd[got[:, matched]]
+    hits = np.zeros(got.shape[1], dtype=np.int64)
+    hits[matched] = ((hit & ~ignored) << np.arange(IOUS)[:, None]).sum(axis=0)
+    hits[matched] |= (ignored * np.arange(1, IOUS + 1)[:, None]).max(axis=0) << IOUS
+    place = np.argsort(np.argsort(annotations.image_ids))  # COCOeval sorts the images by their ids
+    label, image = predictions.labels, predictions.image
+    order = np.lexsort((place[image], -predictions.scores, label))  # as COCOeval ranks them
+    order = order[kept[order]]
+    last = np.full(classes, -1)  # of each class, the last true positive
+    true = np.flatnonzero(hits[order] & 0x3FF)
+    np.maximum.at(last, label[order[true]], true)
+    order = order[np.arange(len(order)) <= last[label[order]]]
+    return {
+        "image": image[order].astype(np.uint16 if images < 2**16 else np.uint32),
+        "label": label[order].astype(np.uint8 if classes < 2**8 else np.uint16),
+        "hits": hits[order].astype(np.uint16),
     }
-    return {name: np.concatenate(parts or [[]]).astype(types[name]) for name, parts in kept.items()}
 
 
 def recompute(

@@ -140,6 +140,7 @@ class Eval:
     area: str = MISSING
     split: str = MISSING
     batch: int = MISSING
+    backend: str = MISSING
 
 
 @dataclass
@@ -204,6 +205,7 @@ class Config:
     device: str = MISSING
     processes: int | None = MISSING
     accumulate: int = MISSING
+    compile: bool = MISSING
     workers: int = MISSING
     log_every: int = MISSING
     save_every: float = MISSING

@@ -1,28 +1,49 @@
-"""COCO's numbers for stored detections, by pycocotools; with and without NMS from one forward pass.
+"""COCO's numbers for stored detections; with and without NMS from one forward pass.
 
+pycocotools is the reference. faster-coco-eval does the same in C++, and gives the same numbers.
 I images, D detections of all images, K classes.
 """
 
 import contextlib
+import gc
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import faster_coco_eval
 import numpy as np
-from pycocotools.coco import COCO
+import pycocotools.coco
+from faster_coco_eval import COCOeval_faster
 from pycocotools.cocoeval import COCOeval
 
 from onenet import duplicates
 from onenet.data.annotations import Annotations
 
+EVALUATORS = {  # eval.backend -> its index of a data set, its evaluation
+    "pycocotools": (pycocotools.coco.COCO, COCOeval),
+    "faster": (faster_coco_eval.COCO, COCOeval_faster),
+}
 AREA_BOUNDS = (32**2, 96**2)  # small | medium | large, square pixels at a shortest side of 512
 AREAS = ("all", "small", "medium", "large")
 MAX_DETECTIONS = 100
 
 
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Without the search for cycles, which goes through a million small lists again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 @dataclass(frozen=True)
 class Predictions:
-    """All detections of a data set, in pixels of the original images; the rows of an image stand
-    together, best score first."""
+    """All detections of a data set, in pixels of the original images. The rows of an image, at most
+    100, stand together, best score first."""
 
     image: np.ndarray  # [D] int64 in 0..I-1
     boxes_xyxy: np.ndarray  # [D, 4] float64
@@ -30,12 +51,17 @@ class Predictions:
     labels: np.ndarray  # [D] int64 in 0..K-1
     nms_keep: dict[float, np.ndarray]  # IoU threshold -> [D] bool: what class-wise NMS leaves
 
+    def to_xywh(self) -> np.ndarray:
+        """[D, 4]: the boxes as they are stored and scored, (x, y, width, height), 3 decimals."""
+        corner = self.boxes_xyxy[:, :2]
+        return np.round(np.hstack([corner, self.boxes_xyxy[:, 2:] - corner]), 3)
+
+    @without_collection()
     def to_coco(self, annotations: Annotations) -> list[dict]:
         """COCO's results format."""
-        corner, side = self.boxes_xyxy[:, :2], self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]
         rows = zip(
             annotations.image_ids[self.image].tolist(),
-            np.round(np.hstack([corner, side]), 3).tolist(),
+            self.to_xywh().tolist(),
             self.scores.tolist(),
             np.asarray(annotations.category_ids)[self.labels].tolist(),
             strict=True,
@@ -53,23 +79,44 @@ def area_ranges(area_scale: float) -> list[list[float]]:
 class Scorer:
     """Ground truth, indexed once, against which several sets of detections are scored.
 
-    `area_scale`: factor on the bounds of small, medium and large; 1 is COCO's own.
+    `area_scale`: factor on the bounds of small, medium and large; 1 is COCO's own. `backend`: one
+    of EVALUATORS.
     """
 
-    def __init__(self, annotations: Annotations, area_scale: float = 1.0):
+    def __init__(self, annotations: Annotations, area_scale: float = 1.0, backend: str = "faster"):
         self.annotations = annotations
         self.ranges = area_ranges(area_scale)
-        self.truth = COCO()
-        self.truth.dataset = annotations.to_coco()
-        with contextlib.redirect_stdout(io.StringIO()):
-            self.truth.createIndex()
+        self._index, self._evaluation = EVALUATORS[backend]
+        self.truth = self._indexed(annotations.to_coco())
 
-    def evaluate(self, results: list[dict], only_all: bool = False) -> COCOeval | None:
-        """COCOeval after `accumulate`; None where there are no detections (it would raise)."""
-        if not results:
-            return None
+    def _indexed(self, data_set: dict) -> pycocotools.coco.COCO | faster_coco_eval.COCO:
+        index = self._index()
+        index.dataset = data_set
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(self.truth, self.truth.loadRes(results), "bbox")
+            index.createIndex()
+        return index
+
+    @without_collection()
+    def load(self, predictions: Predictions) -> list[dict]:
+        """COCO's results format with what the evaluations ask for beside it, as their `loadRes`
+        adds it. Any part of the list can be evaluated."""
+        results = predictions.to_coco(self.annotations)
+        areas = predictions.to_xywh()[:, 2:].prod(axis=1).tolist()
+        for number, (row, area) in enumerate(zip(results, areas, strict=True), 1):
+            row |= {"id": number, "area": area, "iscrowd": 0}
+        return results
+
+    @without_collection()
+    def evaluate(
+        self, loaded: list[dict], only_all: bool = False
+    ) -> COCOeval | COCOeval_faster | None:
+        """After `accumulate`; None where there are no detections (pycocotools would raise)."""
+        if not loaded:
+            return None
+        parts = {key: self.truth.dataset[key] for key in ("images", "categories")}
+        with contextlib.redirect_stdout(io.StringIO()):
+            detections = self._indexed({**parts, "annotations": loaded})
+            evaluation = self._evaluation(self.truth, detections, "bbox")
             areas = slice(0, 1) if only_all else slice(None)
             evaluation.params.areaRng = self.ranges[areas]
             evaluation.params.areaRngLbl = list(AREAS[areas])
@@ -77,30 +124,30 @@ class Scorer:
             evaluation.accumulate()
         return evaluation
 
+    @without_collection()
     def score(self, predictions: Predictions) -> tuple[dict[str, float | None], dict[str, str]]:
         """All numbers of the suite in 0..100, and for each that is None the reason."""
-        results = predictions.to_coco(self.annotations)
+        loaded = self.load(predictions)
         kept = {
-            iou: [r for r, keep in zip(results, mask, strict=True) if keep]
+            iou: [row for row, keep in zip(loaded, mask.tolist(), strict=True) if keep]
             for iou, mask in predictions.nms_keep.items()
         }
-        metrics = self._numbers(self.evaluate(results), "")
+        metrics = self._numbers(self.evaluate(loaded), "")
         metrics |= self._numbers(self.evaluate(kept[0.5]), "_nms")
         for iou, name in ((0.6, "AP_nms_06"), (0.7, "AP_nms_07")):
             metrics[name] = self._numbers(self.evaluate(kept[iou], only_all=True), "")["AP"]
         for name, ap in (("nms_gain", "AP"), ("AP50_nms_gain", "AP50")):
             without, with_nms = metrics[ap], metrics[ap + "_nms"]
             metrics[name] = None if without is None else with_nms - without
-        found = [
-            self._match_image(predictions, image, rows)
-            for image, rows in enumerate(_rows_of_images(predictions.image, len(self.annotations)))
-        ]
+        found = duplicates.find(predictions, self.annotations)
         metrics["duplicates_per_object"] = duplicates.per_object(found, 0.9)
         metrics["duplicates_per_object_half_recall"] = duplicates.per_object(found, 0.5)
         metrics["score_threshold"] = duplicates.threshold(found, 0.9)  # of duplicates_per_object
         return metrics, {name: self._why_none(name) for name, v in metrics.items() if v is None}
 
-    def _numbers(self, evaluation: COCOeval | None, suffix: str) -> dict[str, float | None]:
+    def _numbers(
+        self, evaluation: COCOeval | COCOeval_faster | None, suffix: str
+    ) -> dict[str, float | None]:
         """AP and AR by name. An area without objects has no AP: None."""
         if evaluation is None:
             areas = self.annotations.areas[~self.annotations.crowd]
@@ -120,16 +167,6 @@ class Scorer:
             numbers["AP" + AREAS[area][0]] = _mean(precision[..., area])
         return {name + suffix: value for name, value in numbers.items()}
 
-    def _match_image(self, predictions: Predictions, image: int, rows: slice) -> duplicates.Found:
-        truth = self.annotations.rows(image)
-        single = ~self.annotations.crowd[truth]
-        return duplicates.find(
-            predictions.scores[rows],
-            predictions.labels[rows],
-            _pairwise_iou(predictions.boxes_xyxy[rows], self.annotations.boxes_xyxy[truth][single]),
-            self.annotations.labels[truth][single],
-        )
-
     def _why_none(self, metric: str) -> str:
         if metric.startswith(("duplicates", "score")):
             return "no object was found"
@@ -141,18 +178,3 @@ def _mean(values: np.ndarray) -> float | None:
     """Mean in 0..100 over what is defined (pycocotools marks the rest with -1)."""
     defined = values[values > -1]
     return 100 * float(defined.mean()) if defined.size else None
-
-
-def _rows_of_images(image: np.ndarray, count: int) -> list[slice]:
-    first = np.searchsorted(image, np.arange(count + 1))
-    return [slice(a, b) for a, b in zip(first[:-1], first[1:], strict=True)]
-
-
-def _pairwise_iou(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> np.ndarray:
-    """[D, 4], [N, 4] -> [D, N]."""
-    low = np.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])
-    high = np.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:])
-    overlap = np.clip(high - low, 0, None).prod(-1)
-    area_a = (a_xyxy[:, 2:] - a_xyxy[:, :2]).prod(-1)
-    area_b = (b_xyxy[:, 2:] - b_xyxy[:, :2]).prod(-1)
-    return overlap / np.maximum(area_a[:, None] + area_b[None] - overlap, 1e-12)

@@ -1,20 +1,27 @@
-"""Scores against pycocotools used plainly, hand-computed AP, and scalar counts of duplicates.
+"""Scores by both backends against pycocotools used plainly, hand-computed AP, and scalar counts of
+duplicates.
 
 Run: pytest tests/test_scoring.py
 """
 
 import io
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torchvision.ops import box_iou
 
-from onenet import duplicates, per_image
+from onenet import duplicates, overlaps, per_image
+from onenet.config import REPOSITORY
 from onenet.data.annotations import Annotations
-from onenet.scoring import Predictions, Scorer
+from onenet.overlaps import Overlaps
+from onenet.scoring import EVALUATORS, Predictions, Scorer, area_ranges
 from tests.conftest import make_annotations, make_predictions
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in pycocotools' order
@@ -53,6 +60,60 @@ def random_data(seed: int = 0, images: int = 12) -> tuple[Annotations, Predictio
     return annotations, make_predictions(*zip(*found, strict=True))
 
 
+def tied_data(seed: int) -> tuple[Annotations, Predictions]:
+    """The same on a grid of 25 pixels, scores in tenths: equal boxes, IoUs and scores, IoUs of
+    exactly 0.5, and objects that stand there twice."""
+    annotations, predictions = random_data(seed)
+
+    def on_grid(boxes: np.ndarray) -> np.ndarray:
+        boxes = 25 * np.round(boxes / 25)
+        return np.hstack([boxes[:, :2], np.maximum(boxes[:, 2:], boxes[:, :2] + 25)])
+
+    rows = np.arange(len(annotations.labels))
+    twice = np.repeat(rows, np.where(rows % 3 == 0, 2, 1))
+    boxes = on_grid(annotations.boxes_xyxy)[twice]
+    tied = replace(
+        annotations,
+        first=np.searchsorted(twice, annotations.first),
+        boxes_xyxy=boxes,
+        labels=annotations.labels[twice],
+        areas=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
+        crowd=annotations.crowd[twice],
+    )
+    return tied, make_predictions(
+        predictions.image,
+        on_grid(predictions.boxes_xyxy),
+        np.round(predictions.scores, 1),
+        predictions.labels,
+    )
+
+
+def dense_data(seed: int) -> tuple[Annotations, Predictions]:
+    """Every detection has several objects to choose from, often at the same IoU, and crowds."""
+    rng = np.random.default_rng(seed)
+
+    def boxes(count: int) -> np.ndarray:
+        corners = 10.0 * rng.integers(0, 4, (count, 2))
+        return np.hstack([corners, corners + 10 * rng.integers(3, 6, (count, 2))])
+
+    objects = [
+        list(zip(rng.integers(0, 2, 12), boxes(12), rng.random(12) < 0.3, strict=True))
+        for _ in range(8)
+    ]
+    annotations = make_annotations([(100, 100)] * 8, objects, CLASSES)
+    count = 8 * 30
+    columns = boxes(count), np.round(rng.random(count), 1), rng.integers(0, 2, count)
+    return annotations, make_predictions(np.arange(count) // 30, *columns)
+
+
+def one_class(seed: int) -> tuple[Annotations, Predictions]:
+    annotations, predictions = random_data(seed)
+    alone = replace(
+        annotations, category_ids=[7], category_names=["a"], labels=0 * annotations.labels
+    )
+    return alone, replace(predictions, labels=0 * predictions.labels)
+
+
 def nothing() -> Predictions:
     return make_predictions(*(np.zeros(0, dtype=kind) for kind in (int, float, float, int)))
 
@@ -74,14 +135,20 @@ def truth_of(annotations: Annotations) -> COCO:
     return truth
 
 
-def plain_pycocotools(annotations: Annotations, predictions: Predictions) -> np.ndarray:
+def plain_pycocotools(
+    annotations: Annotations, predictions: Predictions, area_scale: float = 1.0
+) -> np.ndarray:
     """Its 12 numbers, 0..100."""
     truth = truth_of(annotations)
     evaluation = COCOeval(truth, truth.loadRes(predictions.to_coco(annotations)), "bbox")
+    evaluation.params.areaRng = area_ranges(area_scale)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
     return 100 * evaluation.stats
+
+
+both = pytest.mark.parametrize("backend", EVALUATORS)
 
 
 # --- AP and AR ---
@@ -98,33 +165,73 @@ def test_the_random_data_holds_what_the_tests_are_about():
     assert (predictions.nms_keep[0.5] != predictions.nms_keep[0.7]).any()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_scorer_equals_plain_pycocotools(seed):
-    annotations, predictions = random_data(seed)
-    expected = plain_pycocotools(annotations, predictions)
-    scorer = Scorer(annotations)
+def assert_equal_to_pycocotools(annotations, predictions, backend, area_scale=1.0) -> None:
+    """All 12 numbers, and those of them that have a name, without and with NMS."""
+    scorer = Scorer(annotations, area_scale, backend)
     metrics, _ = scorer.score(predictions)
-    for name, value in zip(NUMBERS, expected[:6], strict=True):
-        assert metrics[name] == pytest.approx(value, abs=1e-9), name
-    assert metrics["AR100"] == pytest.approx(expected[8], abs=1e-9)
-    evaluation = scorer.evaluate(predictions.to_coco(annotations))
-    evaluation.summarize()
-    np.testing.assert_allclose(100 * evaluation.stats, expected, atol=1e-9)
+    loaded = scorer.load(predictions)
+    for suffix, keep in (
+        ("", np.ones(len(loaded), bool)),
+        ("_nms", predictions.nms_keep[0.5]),
+    ):
+        expected = plain_pycocotools(annotations, rows_of(predictions, keep), area_scale)
+        evaluation = scorer.evaluate([loaded[row] for row in np.flatnonzero(keep)])
+        evaluation.summarize()
+        assert evaluation.stats.shape == (12,)
+        np.testing.assert_allclose(100 * evaluation.stats, expected, rtol=0, atol=1e-9)
+        named = [*zip(NUMBERS, expected[:6], strict=True), ("AR100", expected[8])]
+        for name, value in named:
+            assert metrics[name + suffix] == (
+                None if value == -100 else pytest.approx(value, abs=1e-9)
+            ), name
+
+
+@both
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("data", [random_data, tied_data, dense_data, one_class])
+def test_the_scorer_equals_plain_pycocotools(data, seed, backend):
+    assert_equal_to_pycocotools(*data(seed), backend)
+
+
+@both
+@pytest.mark.parametrize("area_scale", [0.05, 4.0])
+def test_it_does_so_with_other_bounds_of_the_areas(area_scale, backend):
+    assert_equal_to_pycocotools(*random_data(3), backend, area_scale)
+
+
+@both
+def test_it_does_so_where_detections_are_of_some_images_and_classes_only(backend):
+    annotations, predictions = random_data(4)
+    few = (predictions.image % 5 == 0) & (predictions.labels == 1)
+    assert_equal_to_pycocotools(annotations, rows_of(predictions, few), backend)
+    missed = rows_of(predictions, predictions.labels == CLASSES - 1)
+    assert_equal_to_pycocotools(annotations, missed, backend)
+    first = rows_of(predictions, np.arange(len(predictions.scores)) == 0)
+    assert_equal_to_pycocotools(annotations, first, backend)
+
+
+@both
+def test_it_does_so_where_only_crowds_are_found(backend):
+    annotations, predictions = random_data(5)
+    crowds = replace(annotations, crowd=np.ones_like(annotations.crowd))
+    assert_equal_to_pycocotools(crowds, predictions, backend)
+
+
+@both
+def test_the_backend_is_the_package_that_computes(backend):
+    scorer = Scorer(random_data()[0], backend=backend)
+    evaluation = scorer.evaluate(scorer.load(random_data()[1]))
+    package = {"pycocotools": "pycocotools", "faster": "faster_coco_eval"}[backend]
+    assert type(evaluation).__module__.split(".")[0] == package
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_numbers_with_nms_are_those_of_the_detections_that_nms_leaves(seed):
     annotations, predictions = random_data(seed)
     metrics, _ = Scorer(annotations).score(predictions)
-    left = {
-        iou: plain_pycocotools(annotations, rows_of(predictions, keep))
-        for iou, keep in predictions.nms_keep.items()
-    }
-    for name, value in zip(NUMBERS, left[0.5][:6], strict=True):
-        assert metrics[f"{name}_nms"] == pytest.approx(value, abs=1e-9), name
-    assert metrics["AR100_nms"] == pytest.approx(left[0.5][8], abs=1e-9)
-    assert metrics["AP_nms_06"] == pytest.approx(left[0.6][0], abs=1e-9)
-    assert metrics["AP_nms_07"] == pytest.approx(left[0.7][0], abs=1e-9)
+    for iou, name in ((0.6, "AP_nms_06"), (0.7, "AP_nms_07")):
+        left = plain_pycocotools(annotations, rows_of(predictions, predictions.nms_keep[iou]))
+        assert metrics[name] == pytest.approx(left[0], abs=1e-9)
     assert metrics["nms_gain"] == pytest.approx(metrics["AP_nms"] - metrics["AP"])
     assert metrics["AP50_nms_gain"] == pytest.approx(metrics["AP50_nms"] - metrics["AP50"])
     assert metrics["nms_gain"] != 0
@@ -138,8 +245,10 @@ def two_images(second_box=(0, 0, 10, 10)) -> tuple[Annotations, Predictions]:
     return annotations, make_predictions([0, 0, 1], boxes, [0.9, 0.8, 0.7], [0, 0, 0])
 
 
-def test_ap_by_hand():
-    metrics, notes = Scorer(two_images()[0]).score(two_images()[1])
+@both
+def test_ap_by_hand(backend):
+    annotations, predictions = two_images()
+    metrics, notes = Scorer(annotations, backend=backend).score(predictions)
     # Precision 1 up to recall 0.5 (51 of the 101 points), 2/3 beyond (50).
     by_hand = 100 * (51 + 50 * 2 / 3) / 101
     for name in ("AP", "AP50", "AP75", "APs", "AP_nms", "AP_nms_06", "AP_nms_07"):
@@ -178,8 +287,9 @@ def test_perfect_detections_score_a_hundred():
     assert metrics["duplicates_per_object"] == 0
 
 
-def test_no_detections_at_all_score_zero():
-    metrics, notes = Scorer(two_images()[0]).score(nothing())
+@both
+def test_no_detections_at_all_score_zero(backend):
+    metrics, notes = Scorer(two_images()[0], backend=backend).score(nothing())
     for name in ("AP", "AP50", "AP75", "APs", "AR100", "nms_gain", "AP50_nms_gain"):
         assert metrics[name] == 0, name
     for name in ("AP_nms", "AP50_nms", "AP75_nms", "APs_nms", "AR100_nms", "AP_nms_06"):
@@ -200,10 +310,12 @@ def test_a_crowd_is_no_object_to_find():
         assert notes["APl"] == "there are no large objects to find"
 
 
+@both
 @pytest.mark.parametrize("detected", [True, False])
-def test_without_objects_nothing_is_defined(detected):
+def test_without_objects_nothing_is_defined(detected, backend):
     annotations = make_annotations([(40, 40)] * 2, [[], []], classes=1)
-    metrics, notes = Scorer(annotations).score(two_images()[1] if detected else nothing())
+    scorer = Scorer(annotations, backend=backend)
+    metrics, notes = scorer.score(two_images()[1] if detected else nothing())
     assert set(metrics.values()) == {None}
     assert notes["AP"] == notes["nms_gain"] == "there are no objects to find"
     assert set(notes) == set(metrics)
@@ -275,11 +387,26 @@ def scalar_count(scores, labels, ious, gt_labels, least: float) -> tuple[int, in
     return len(matched), len(left_over)
 
 
+def match(images: list[tuple]) -> duplicates.Found:
+    """`images`: for each the scores [D] in any order, the labels [D], the IoUs [D, N] with its
+    objects, and their labels [N]."""
+    first_row = first_object = 0
+    columns = []
+    for scores, labels, ious, gt_labels in images:
+        near = (np.array(labels)[:, None] == np.array(gt_labels)) & (ious >= 0.5)
+        detection, object_ = np.nonzero(near)
+        turn = np.argsort(np.argsort(-scores, kind="stable"))
+        columns.append((detection + first_row, object_ + first_object, ious[near], scores, turn))
+        first_row, first_object = first_row + len(scores), first_object + len(gt_labels)
+    *pairs, scores, turn = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return duplicates.match(Overlaps(*pairs), scores, turn)
+
+
 def random_images(count: int) -> list[tuple]:
     rng = np.random.default_rng(0)
     images = []
     for _ in range(count):
-        detections, objects = rng.integers(0, 15), rng.integers(0, 5)
+        detections, objects = rng.integers(0, 15), rng.integers(0, 9)
         images.append(
             (
                 np.round(rng.random(detections), 1),  # many equal scores
@@ -295,7 +422,7 @@ def test_duplicates_equal_a_scalar_count_at_every_threshold():
     images = random_images(200)
     most = 0
     for image in images:
-        found = duplicates.find(*image)
+        found = match([image])
         for least in (0.0, 0.25, 0.5, 0.75):
             expected = scalar_count(*(column.tolist() for column in image), least)
             counted = (
@@ -310,7 +437,7 @@ def test_duplicates_equal_a_scalar_count_at_every_threshold():
 @pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
 def test_duplicates_per_object_equals_a_scalar_count_over_all_images(share):
     images = random_images(60)
-    found = [duplicates.find(*image) for image in images]
+    found = match(images)
     all_matched = sum(scalar_count(*(c.tolist() for c in image), 0.0)[0] for image in images)
     needed = math.ceil(share * all_matched)
     candidates = sorted({s for image in images for s in image[0].tolist()}, reverse=True)
@@ -323,44 +450,69 @@ def test_duplicates_per_object_equals_a_scalar_count_over_all_images(share):
     assert duplicates.per_object(found, share) == pytest.approx(ratio)
 
 
-def found_in(*detections: tuple[float, int, list[float]], gt_labels=(0,)) -> duplicates.Found:
+def image_of(*detections: tuple[float, int, list[float]], gt_labels=(0,)) -> tuple:
     scores, labels, ious = zip(*detections, strict=True)
-    return duplicates.find(np.array(scores), np.array(labels), np.array(ious), np.array(gt_labels))
+    return np.array(scores), np.array(labels), np.array(ious), np.array(gt_labels)
 
 
 def test_an_object_with_three_boxes_has_two_duplicates():
-    found = found_in((0.7, 0, [0.9]), (0.9, 0, [0.6]), (0.8, 0, [0.5]))
+    three = image_of((0.7, 0, [0.9]), (0.9, 0, [0.6]), (0.8, 0, [0.5]))
+    found = match([three])
     assert found.matched_scores.tolist() == [0.9]
     assert sorted(found.duplicate_scores) == [0.7, 0.8]
-    faint = found_in((0.1, 0, [0.9]))
-    assert duplicates.per_object([found, faint], 0.9) == 1  # 2 duplicates, 2 objects found
-    equal = found_in(*[(0.1, 0, [0.9])] * 3)
-    assert duplicates.per_object([found, equal], 0.9) == 2
+    faint = image_of((0.1, 0, [0.9]))
+    assert duplicates.per_object(match([three, faint]), 0.9) == 1  # 2 duplicates, 2 objects found
+    equal = image_of(*[(0.1, 0, [0.9])] * 3)
+    assert duplicates.per_object(match([three, equal]), 0.9) == 2
 
 
 def test_only_boxes_of_the_class_and_on_the_object_are_duplicates():
-    found = found_in((0.9, 0, [0.9]), (0.8, 1, [0.9]), (0.7, 0, [0.49]))
+    found = match([image_of((0.9, 0, [0.9]), (0.8, 1, [0.9]), (0.7, 0, [0.49]))])
     assert found.duplicate_scores.tolist() == []
 
 
 def test_duplicates_below_the_threshold_are_not_counted():
-    found = found_in((0.9, 0, [0.9]), (0.3, 0, [0.9]), (0.6, 0, [0.8]))
-    second = found_in((0.5, 0, [0.9]))
-    assert duplicates.threshold([found, second], 0.9) == 0.5
-    assert duplicates.per_object([found, second], 0.9) == 0.5
-    assert duplicates.threshold([found, second], 0.5) == 0.9
-    assert duplicates.per_object([found, second], 0.5) == 0
+    first = image_of((0.9, 0, [0.9]), (0.3, 0, [0.9]), (0.6, 0, [0.8]))
+    found = match([first, image_of((0.5, 0, [0.9]))])
+    assert duplicates.threshold(found, 0.9) == 0.5
+    assert duplicates.per_object(found, 0.9) == 0.5
+    assert duplicates.threshold(found, 0.5) == 0.9
+    assert duplicates.per_object(found, 0.5) == 0
 
 
 def test_a_box_between_two_objects_takes_the_free_one():
-    found = found_in((0.9, 0, [0.9, 0.6]), (0.8, 0, [0.8, 0.6]), gt_labels=(0, 0))
+    found = match([image_of((0.9, 0, [0.9, 0.6]), (0.8, 0, [0.8, 0.6]), gt_labels=(0, 0))])
     assert sorted(found.matched_scores) == [0.8, 0.9]
     assert not len(found.duplicate_scores)
 
 
 def test_nothing_found_has_no_duplicates_per_object():
-    assert duplicates.per_object([], 0.9) is None
-    assert duplicates.per_object([found_in((0.9, 1, [0.9]))], 0.9) is None
+    assert duplicates.per_object(duplicates.find(nothing(), random_data()[0]), 0.9) is None
+    assert duplicates.per_object(match([image_of((0.9, 1, [0.9]))]), 0.9) is None
+
+
+@pytest.mark.parametrize("data", [random_data, tied_data, dense_data])
+def test_duplicates_of_a_data_set_are_those_of_its_images(data, monkeypatch):
+    monkeypatch.setattr(overlaps, "BLOCK", 7)
+    annotations, predictions = data(1)
+    images = []
+    for image in range(len(annotations)):
+        of_image = predictions.image == image
+        single = ~annotations.crowd[annotations.rows(image)]
+        boxes = annotations.boxes_xyxy[annotations.rows(image)][single]
+        found = torch.from_numpy(predictions.boxes_xyxy[of_image])
+        images.append(
+            (
+                predictions.scores[of_image],
+                predictions.labels[of_image],
+                box_iou(found, torch.from_numpy(boxes)).numpy(),
+                annotations.labels[annotations.rows(image)][single],
+            )
+        )
+    expected, found = match(images), duplicates.find(predictions, annotations)
+    assert sorted(found.matched_scores) == sorted(expected.matched_scores)
+    assert sorted(found.duplicate_scores) == sorted(expected.duplicate_scores)
+    assert len(found.duplicate_scores) > 3
 
 
 def test_the_score_of_a_data_set_counts_duplicates_without_crowds():
@@ -392,7 +544,7 @@ def test_the_score_of_a_data_set_counts_duplicates_without_crowds():
 def stored(annotations: Annotations, predictions: Predictions) -> tuple[dict, int]:
     """What is read back from the file, and the file's bytes."""
     file = io.BytesIO()
-    np.savez_compressed(file, **per_image.pack(Scorer(annotations), predictions))
+    np.savez_compressed(file, **per_image.pack(annotations, predictions))
     size = file.tell()
     file.seek(0)
     with np.load(file) as arrays:
@@ -407,6 +559,45 @@ def assert_recomputes(annotations, predictions, weighted=None, weights=None) -> 
         ap, ap50 = per_image.recompute(arrays, prefix, weights)
         assert ap == pytest.approx(metrics[f"AP{suffix}"], abs=1e-9)
         assert ap50 == pytest.approx(metrics[f"AP50{suffix}"], abs=1e-9)
+
+
+def packed_from_pycocotools(annotations: Annotations, predictions: Predictions) -> dict:
+    """`image`, `label` and `hits` read from what COCOeval keeps of each image and class."""
+    truth = truth_of(annotations)
+    evaluation = COCOeval(truth, truth.loadRes(predictions.to_coco(annotations)), "bbox")
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+    evaluation.evaluate()
+    number = {image_id: image for image, image_id in enumerate(annotations.image_ids)}
+    rows = []
+    for label, category in enumerate(annotations.category_ids):
+        ranked = []
+        for of_image in filter(None, evaluation.evalImgs):
+            if of_image["category_id"] == category:
+                for at, score in enumerate(of_image["dtScores"]):
+                    matched = of_image["dtMatches"][:, at] > 0
+                    ignored = of_image["dtIgnore"][:, at].astype(bool)
+                    hits = sum(1 << t for t in range(10) if matched[t] and not ignored[t])
+                    hits |= max((t + 1 for t in range(10) if ignored[t]), default=0) << 10
+                    ranked.append((score, number[of_image["image_id"]], label, hits))
+        ranked.sort(key=lambda row: -row[0])
+        while ranked and not ranked[-1][-1] & 0x3FF:
+            ranked.pop()
+        rows += [row[1:] for row in ranked]
+    columns = zip(*rows, strict=True) if rows else ((), (), ())
+    return dict(zip(("image", "label", "hits"), map(list, columns), strict=True))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("data", [random_data, tied_data, dense_data, one_class])
+def test_the_file_holds_what_pycocotools_matched(data, seed, monkeypatch):
+    monkeypatch.setattr(overlaps, "BLOCK", 7)
+    annotations, predictions = data(seed)
+    arrays = per_image.pack(annotations, predictions)
+    left = rows_of(predictions, predictions.nms_keep[0.5])
+    for prefix, those in (("raw", predictions), ("nms", left)):
+        for name, column in packed_from_pycocotools(annotations, those).items():
+            assert arrays[f"{prefix}_{name}"].tolist() == column
+    assert arrays["raw_hits"].max() >= 1 << 10
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -482,6 +673,14 @@ def test_weights_of_images_without_objects_leave_nothing_to_compute():
     arrays, _ = stored(annotations, predictions)
     without = (np.diff(annotations.first) == 0).astype(int)
     assert per_image.recompute(arrays, "raw", without) == (None, None)
+
+
+def test_the_file_is_read_with_numpy_alone():
+    code = (
+        "import sys, onenet.per_image\n"
+        "assert not {'torch', 'pycocotools', 'faster_coco_eval'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
 
 
 def test_the_file_of_a_whole_evaluation_is_small():

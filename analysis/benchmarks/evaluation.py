@@ -1,0 +1,154 @@
+"""COCO's 12 numbers without and with NMS: two plain runs of pycocotools, and the suite's scoring.
+
+N objects and D detections of all images.
+"""
+
+import contextlib
+import io
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from analysis.benchmarks.timing import Row, least_seconds
+from onenet.data.annotations import Annotations
+from onenet.inference import nms_keep
+from onenet.scoring import MAX_DETECTIONS, Predictions, Scorer, without_collection
+from onenet.structures import Detections
+
+CLASSES = 80
+SIZE_WH = np.array([640, 480])
+OBJECTS = 7.4  # an image, on average
+TOLERANCE = 1e-9
+
+
+def rows(images: int = 5000) -> list[Row]:
+    """Raises AssertionError if the numbers of the two are not equal."""
+    annotations, predictions = synthetic(images)
+    plain, ours = seconds(annotations, predictions)
+    what = (
+        f"{images:,} images × {MAX_DETECTIONS} detections, {CLASSES} classes, {OBJECTS} objects an "
+        "image; AP without and with NMS, 12 numbers each, from arrays, one thread. Plain: two "
+        "runs of pycocotools. Ours: eval.backend=faster"
+    )
+    return [Row("eval", what, plain, ours, unit="s", goal=6)]
+
+
+def growth(counts: tuple[int, ...] = (250, 500, 1000, 2000)) -> list[tuple[int, float, float]]:
+    """(images, seconds of the plain version, seconds of ours)."""
+    return [(images, *seconds(*synthetic(images))) for images in counts]
+
+
+def seconds(annotations: Annotations, predictions: Predictions) -> list[float]:
+    """Of the plain version and of ours, after a look at whether they agree."""
+    numbers = {}
+
+    def run_plain() -> None:
+        results = predictions.to_coco(annotations)
+        keep = predictions.nms_keep[0.5].tolist()
+        kept = [row for row, stays in zip(results, keep, strict=True) if stays]
+        numbers["plain"] = plain_pycocotools(annotations.to_coco(), [results, kept])
+
+    def run_ours() -> None:
+        numbers["ours"] = ours(annotations, predictions)
+
+    best = least_seconds(run_plain, run_ours, rounds=2, warmup=0)
+    difference = np.abs(numbers["plain"] - numbers["ours"]).max()
+    assert difference <= TOLERANCE, f"the numbers differ by {difference}"
+    return best
+
+
+def plain_pycocotools(truth: dict, of_results: list[list[dict]]) -> np.ndarray:
+    """[sets of results, 12], as its example does it."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = truth
+        coco.createIndex()
+        numbers = []
+        for results in of_results:
+            evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            numbers.append(evaluation.stats)
+    return np.array(numbers)
+
+
+@without_collection()  # as Scorer.score
+def ours(annotations: Annotations, predictions: Predictions) -> np.ndarray:
+    """[without and with NMS, 12], by what a run's evaluation calls."""
+    scorer = Scorer(annotations, backend="faster")
+    loaded = scorer.load(predictions)
+    keep = predictions.nms_keep[0.5].tolist()
+    kept = [row for row, stays in zip(loaded, keep, strict=True) if stays]
+    evaluations = [scorer.evaluate(part) for part in (loaded, kept)]
+    for evaluation in evaluations:
+        evaluation.summarize()
+    return np.array([evaluation.stats for evaluation in evaluations])
+
+
+# --- data ---
+
+
+def synthetic(images: int, seed: int = 0) -> tuple[Annotations, Predictions]:
+    """Objects of up to three classes an image, 1 % of them crowds. About 60 of its 100 detections
+    are on objects, with noise, mostly of their class; the rest anywhere. They name 19 classes."""
+    rng = np.random.default_rng(seed)
+    frequency = 1 / np.arange(1, CLASSES + 1)
+    frequency /= frequency.sum()
+    counts = np.minimum(rng.geometric(1 / (1 + OBJECTS), images) - 1, 60)
+    of_image = rng.choice(CLASSES, (images, 3), p=frequency)
+    image = np.repeat(np.arange(images), counts)
+    boxes = _boxes(rng, len(image))
+    annotations = Annotations(
+        category_ids=(1 + np.arange(CLASSES) * 9 // 8).tolist(),  # with gaps, as COCO's
+        category_names=[f"class {k}" for k in range(CLASSES)],
+        image_ids=1 + rng.permutation(600_000)[:images],
+        sizes_hw=np.tile(SIZE_WH[::-1], (images, 1)),
+        first=np.concatenate([[0], counts.cumsum()]),
+        boxes_xyxy=boxes,
+        labels=of_image[image, rng.integers(0, 3, len(image))],
+        areas=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) * rng.uniform(0.5, 1, len(image)),
+        crowd=rng.random(len(image)) < 0.01,
+    )
+    count = images * MAX_DETECTIONS
+    guesses = np.where(
+        rng.random(count) < 0.5,
+        np.repeat(of_image, MAX_DETECTIONS, axis=0)[np.arange(count), rng.integers(0, 3, count)],
+        rng.choice(CLASSES, count, p=frequency),
+    )
+    return annotations, _detections(rng, annotations, guesses)
+
+
+def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
+    """[count, 4] xyxy, all sizes equally likely on a logarithmic scale."""
+    sides = np.exp(rng.uniform(np.log(8), np.log(320), (count, 2)))
+    corner = rng.random((count, 2)) * (SIZE_WH - sides)
+    return np.hstack([corner, corner + sides])
+
+
+def _detections(
+    rng: np.random.Generator, annotations: Annotations, guesses: np.ndarray
+) -> Predictions:
+    """`guesses` [D]: the labels of those that have not the label of an object."""
+    image = np.repeat(np.arange(len(annotations)), MAX_DETECTIONS)
+    count = np.diff(annotations.first)[image]
+    on_object = (count > 0) & (rng.random(len(image)) < 0.6)
+    nth = (rng.random(len(image)) * count).astype(int)
+    at = np.minimum(annotations.first[image] + nth, len(annotations.labels) - 1)
+    box = annotations.boxes_xyxy[at]
+    noise = rng.normal(0, rng.choice([0.02, 0.08, 0.2], (len(image), 1)), (len(image), 4))
+    near = box + noise * np.tile(box[:, 2:] - box[:, :2], 2)
+    near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
+    right = on_object & (rng.random(len(image)) < 0.8)
+    scores = rng.beta(1, 6, len(image)) + on_object * rng.beta(1.2, 3, len(image)) / 2
+    scores = scores.clip(0, 1).astype(np.float32).astype(np.float64)  # a network's
+    order = np.lexsort((-scores, image))
+    boxes = np.where(on_object[:, None], near, _boxes(rng, len(image)))[order]
+    labels = np.where(right, annotations.labels[at], guesses)[order]
+    keep = []
+    for rows in np.split(np.arange(len(image)), len(annotations)):
+        columns = (torch.from_numpy(column[rows]) for column in (boxes, scores[order], labels))
+        keep.append(nms_keep(Detections(*columns)).numpy())
+    return Predictions(image, boxes, scores[order], labels, {0.5: np.concatenate(keep)})
