@@ -91,6 +91,7 @@ def evaluate(
             **environment(build.device(config.device), request.threads),
             "processes": world.size,
             "accumulate": config.accumulate,
+            "precision": build.precision(config.precision, build.device(config.device)),
         },
     }
     write_json(target / "result.json", result)

@@ -4,6 +4,7 @@ Run: pytest tests/test_train.py (also -m slow: every conflict policy and the Hun
 """
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -376,3 +377,15 @@ def test_the_training_set_takes_its_sizes_and_seed_from_the_config():
     assert dataset.size == ImageSize(48, 1.25)
     assert dataset.seed == 3
     assert dataset.augmentation == Augmentation(1.0, 0.8125)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_learns_the_same_and_its_checkpoint_is_any_runs(tmp_path):
+    straight, run = Run().train(), Run()
+    run.model.compile(dynamic=True)
+    run.train()
+    for one, other in zip(run.lines, straight.lines, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
+    checkpoint.save(RunFolder(tmp_path), "id", run.model, run.optimizer, run.progress)
+    load(RunFolder(tmp_path), Run())
