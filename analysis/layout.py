@@ -78,7 +78,7 @@ def _coco_block(rows: list[Row], labels: list[str]) -> Block:
     lines = []
     for row, label in zip(rows, labels, strict=True):
         lines.append([label, "paper", *(_paper(row, m) for m in COCO), _paper(row, "FPS", "g")])
-        lines.append(["", f"ours, n = {_count(row)}", *(_ours(row, m) for m in COCO), ""])
+        lines.append(["", f"ours, n = {_count(row)}", *(_ours(row, m) for m in COCO), _fps(row)])
         if row.results and row.paper.numbers:
             lines.append(["", "gap", *(_number(row.gap(m), "+.1f") for m in COCO), ""])
     return Block(["row", "", *COCO, "FPS"], lines, left=2)
@@ -111,9 +111,10 @@ def _settings(cell: Cell) -> dict[str, str]:
 
 
 def _context(comparison: Comparison, common: list[str]) -> list[str]:
-    versions = {evaluator(result) for result in comparison.results}
+    evaluators = sorted({evaluator(result) for result in comparison.results})
     recipes = {result["recipe"] for result in comparison.results} or {RECIPE}
-    lines = ["; ".join(common), "; ".join([*versions, *(f"recipe {r}" for r in recipes)])]
+    origin = [f"scored by {' and '.join(evaluators)}"] if evaluators else []
+    lines = ["; ".join(common), "; ".join([*origin, *(f"recipe {r}" for r in recipes)])]
     configs = [cell.config for cell in comparison.cells]
     if any(c.preset != "paper" or c.data.name != "coco" for c in configs):
         lines.append(
@@ -129,6 +130,12 @@ def _legend(comparison: Comparison) -> list[str]:
         "+NMS and gains: class-wise NMS at IoU 0.5 on the same detections; dup/obj: duplicates "
         "of a found object, at the score that reaches 0.9 of the maximal recall",
     ]
+    if any("FPS" in row.paper.numbers for row in comparison.rows):
+        lines.append(
+            f"FPS ours: network and post-processing, batch 1, float32, on {comparison.fps_device}"
+            if comparison.fps_device
+            else "FPS ours: python analysis/benchmark.py fps"
+        )
     shown = (*COCO, "AP_nms", "nms_gain", "AP50_nms_gain", "duplicates_per_object")
     reasons = {
         f"{metric}: {reason}"
@@ -180,6 +187,10 @@ def _ours(row: Row, metric: str, pattern: str = ".1f") -> str:
     if ours.std is not None:
         text += f" ± {_number(ours.std, pattern.lstrip('+'))}"
     return f"{text} (n = {ours.n})" if 0 < ours.n < len(row.results) else text
+
+
+def _fps(row: Row) -> str:
+    return "" if row.fps is None else format(row.fps, ".3g")
 
 
 def _with_gain(of, row: Row) -> str:

@@ -6,10 +6,11 @@ import contextlib
 import csv
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
+from analysis import fps
 from onenet.errors import UserError
 from onenet.expansion import Cell, Experiment, expand
 from onenet.identity import identity
@@ -42,8 +43,11 @@ class Row:
     cells: list[Cell]
     results: dict[str, dict]  # id -> result; only of the cells that have one
     paper: PaperRow
+    fps: float | None = None  # of its network, on Comparison.fps_device
 
     def ours(self, metric: str) -> Stat:
+        if metric == "FPS":
+            return Stat(self.fps, None, int(self.fps is not None))
         values = self.values(metric).values()
         return Stat(
             fmean(values) if values else None,
@@ -57,18 +61,22 @@ class Row:
         return {id_: value for id_, value in found.items() if value is not None}
 
     def gap(self, metric: str) -> float | None:
-        """Ours - paper; None where either has no number."""
+        """Ours - paper; None where either has no number, and for FPS of different machines."""
+        if metric == "FPS":
+            return None
         ours, paper = self.ours(metric).mean, self.paper.numbers.get(metric)
         return None if ours is None or paper is None else ours - paper
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table of the paper and ours. All results have one evaluator, one recipe, one data set."""
+    """A table of the paper and ours. All results have one data set, one recipe, and of an evaluator
+    one version."""
 
     experiment: Experiment
     rows: list[Row]
     overrides: tuple[str, ...]  # run.py's, beside the experiment
+    fps_device: str | None = None  # None: no row's FPS are known
 
     @property
     def command(self) -> str:
@@ -108,7 +116,11 @@ def compare(experiment: Experiment, overrides: Sequence[str] = ()) -> Comparison
         results = {c.id: r for c in members if (r := c.folder.result(c.evaluation))}
         printed = paper.get((experiment.table, label), PaperRow({}))
         rows.append(Row(", ".join([label, *varied]), members, results, printed))
-    comparison = Comparison(experiment, rows, tuple(overrides))
+    networks = [fps.network_of(row.cells[0].config, row.cells[0].evaluation) for row in rows]
+    measured = fps.read(Path(cells[0].config.runs_root))
+    numbers, device = fps.of_networks(measured, networks)
+    rows = [replace(row, fps=number) for row, number in zip(rows, numbers, strict=True)]
+    comparison = Comparison(experiment, rows, tuple(overrides), device)
     _require_comparable(comparison)
     return comparison
 
@@ -129,8 +141,14 @@ def read_paper(path: Path = PAPER) -> dict[tuple[int, str], PaperRow]:
 
 def evaluator(result: dict) -> str:
     """Name and version of what computed the result's AP."""
-    name = result["config"]["eval"].get("backend", "pycocotools")
-    return f"{name} {result['env'].get(name, 'of unknown version')}"
+    package = _package(result)
+    return f"{package} {result['env'].get(package, 'of unknown version')}"
+
+
+def _package(result: dict) -> str:
+    """Results of before there was a choice are pycocotools'."""
+    backend = result["config"]["eval"].get("backend", "pycocotools")
+    return {"faster": "faster-coco-eval"}.get(backend, backend)
 
 
 def why_missing(cell: Cell) -> str:
@@ -153,7 +171,8 @@ def _value(metrics: dict, metric: str) -> float | None:
 
 
 def _require_comparable(comparison: Comparison) -> None:
-    """One data set, one evaluator, one recipe. Raises UserError that says which there are."""
+    """Raises UserError that says what there is several of. Evaluators may differ in name: they give
+    the same numbers, as tests/test_scoring.py holds them to."""
     table, root = comparison.experiment.table, comparison.cells[0].config.runs_root
     data = [
         {key: value for key, value in identity(cell.config).items() if key.startswith("data.")}
@@ -175,12 +194,14 @@ def _require_comparable(comparison: Comparison) -> None:
                 f"The folder of {id_} holds the result of {result.get('id')}: it is a copy, or was "
                 f"renamed.\nMove it out of {root}"
             )
-    for what, of, way_out in (
-        ("evaluators", evaluator, "delete the folder evaluations/ of one kind (no run is lost)"),
-        ("recipes", lambda result: str(result["recipe"]), f"move one kind out of {root}"),
-    ):
+    again = "delete the folder evaluations/ of one kind (no run is lost)"
+    compared = [("recipes", lambda r: str(r["recipe"]), f"move one kind out of {root}", found)]
+    for package in sorted({_package(result) for _, result in found}):
+        of_package = [(id_, result) for id_, result in found if _package(result) == package]
+        compared.append(("evaluators", evaluator, again, of_package))
+    for what, of, way_out, those in compared:
         kinds: dict[str, list[str]] = {}
-        for id_, result in found:
+        for id_, result in those:
             kinds.setdefault(of(result), []).append(id_)
         if len(kinds) > 1:
             listed = "; ".join(

@@ -7,6 +7,7 @@ from torch import nn
 from onenet.data.loading import DetectionDataset, evaluation_batches
 from onenet.detectors.onenet import normalize
 from onenet.distributed import ALONE, World
+from onenet.fusion import for_inference
 from onenet.inference import nms_keep, top_k
 from onenet.scoring import MAX_DETECTIONS, Predictions
 
@@ -30,13 +31,13 @@ def predict(
     no detections. With several processes each predicts its share of the images, and the answer is
     the first one's; the others get None.
     """
-    model.eval()
+    network = for_inference(model)
     number = {int(i): n for n, i in enumerate(dataset.source.annotations.image_ids)}
     found: dict[int, tuple] = {}
     bad: list[str] = []
     share = {"rank": world.rank, "processes": world.size}
     for loaded in evaluation_batches(dataset, batch, workers, **share):
-        output = model(normalize(loaded.images.to(device)), num_heads=infer_heads)[-1]
+        output = network(normalize(loaded.images.to(device)), num_heads=infer_heads)[-1]
         sizes_hw = [target.size_hw for target in loaded.targets]
         answers = top_k(output, sizes_hw, MAX_DETECTIONS)
         for detections, target, original_hw, stands_in in zip(

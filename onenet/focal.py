@@ -6,7 +6,6 @@ made, and the gradient is computed from the logits alone: nothing else is kept f
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -34,14 +33,27 @@ def focal_loss(
 
 def focal(logits: Tensor, gamma: float) -> Tensor:
     """-p^γ log(1 - p), with p the probability of the wrong answer: its logits [...] -> [...]."""
-    return logits.sigmoid().pow_(gamma).mul_(F.softplus(logits))
+    prob, _, log_right = _probabilities(logits)
+    return prob.pow_(gamma).mul_(log_right).neg_()
 
 
 def focal_slope(logits: Tensor, gamma: float) -> Tensor:
     """The derivative of `focal`: p^γ (γ (1 - p) · -log(1 - p) + p)."""
-    prob, surprise = logits.sigmoid(), F.softplus(logits)
-    surprise.addcmul_(prob, surprise, value=-1)
-    return surprise.mul_(gamma).add_(prob).mul_(prob.pow_(gamma))
+    prob, right, log_right = _probabilities(logits)
+    slope = log_right.mul_(right).mul_(-gamma).add_(prob)
+    return slope.mul_(prob.pow_(gamma))
+
+
+def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p, 1 - p and log(1 - p), by half the instructions of `softplus`.
+
+    1 - p and its logarithm are exact to rounding; p only to one part in 10^7 of 1, which does not
+    count where it is small: what it weighs is smaller still.
+    """
+    opposite = -logits
+    right = opposite.sigmoid().clamp_(min=torch.finfo(logits.dtype).tiny)
+    log_right = torch.minimum(right.log(), opposite)  # the latter where 1 - p is below `tiny`
+    return 1 - right, right, log_right
 
 
 class _FocalLoss(Function):

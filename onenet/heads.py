@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onenet.boxes import grid_points, ltrb_to_xyxy
-from onenet.structures import HeadOutput
+from onenet.boxes import grid_points
+from onenet.structures import HeadOutput, UndecodedOutput
 
 
 class CascadeHead(nn.Module):
@@ -19,7 +19,8 @@ class CascadeHead(nn.Module):
     One head: F1 = relu(conv(F0)). Several: F1 = relu(conv([F0, F0])), Fj = relu(conv([F0, Fj-1])),
     where each 2C -> C convolution is the stage's own. From each Fj the shared convolutions give
     class logits and, through a ReLU, the distances from the grid point to the box's sides.
-    At inference the first `infer_heads` are computed, the answer is the last one's.
+    At inference the first `infer_heads` are computed, the answer is the last one's, and boxes are
+    not decoded before it is known which are wanted.
 
     `box_unit`: pixels that an output of 1 stands for. `prior`: the score, in 0..1, that every slot
     gives every class at the start (as in RetinaNet). `box_bias`: the output, >= 0, from which each
@@ -50,18 +51,21 @@ class CascadeHead(nn.Module):
         nn.init.constant_(self.class_conv.bias, -math.log((1 - prior) / prior))
         nn.init.constant_(self.box_conv.bias, box_bias)
 
-    def forward(self, feature: Tensor, num_heads: int) -> list[HeadOutput]:
+    def forward(self, feature: Tensor, num_heads: int) -> list[HeadOutput | UndecodedOutput]:
         """[B, C, H, W] -> the outputs of the first `num_heads` heads, 1 <= num_heads <= heads."""
         points_xy = grid_points(*feature.shape[-2:], self.stride, device=feature.device)
         outputs, previous = [], feature
         for conv in self.features[:num_heads]:
             stacked = torch.cat([feature, previous], dim=1) if len(self.features) > 1 else feature
-            previous = F.relu(conv(stacked))
+            previous = F.relu(conv(stacked), inplace=True)
             with torch.autocast(feature.device.type, enabled=False):
                 answer = previous.float()  # bfloat16 would round boxes to 2 pixels above 256
                 class_logits = _slots_last(self.class_conv(answer))  # [B, P, K]
-                ltrb = _slots_last(F.relu(self.box_conv(answer))) * self.box_unit
-            outputs.append(HeadOutput(class_logits, ltrb_to_xyxy(points_xy, ltrb), points_xy))
+                ltrb = _slots_last(self.box_conv(answer)) * self.box_unit
+            output = UndecodedOutput(class_logits, ltrb, points_xy)
+            if self.training:
+                output = HeadOutput(class_logits, output.boxes_xyxy, points_xy)
+            outputs.append(output)
         return outputs
 
 

@@ -4,9 +4,12 @@ B images, P prediction slots (H·W grid points), K classes, N ground truths, M m
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from onenet.boxes import ltrb_to_xyxy
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,26 @@ class HeadOutput:
     class_logits: Tensor  # [B, P, K]
     boxes_xyxy: Tensor  # [B, P, 4] pixels, x1 <= x2 and y1 <= y2, not clipped to the image
     points_xy: Tensor  # [P, 2] pixels, the grid point of each slot
+
+    def boxes_at(self, image: int, slots: Tensor) -> Tensor:
+        """The boxes of some slots of an image: [N] int64 -> [N, 4] pixels."""
+        return self.boxes_xyxy[image, slots]
+
+
+@dataclass(frozen=True)
+class UndecodedOutput:
+    """A HeadOutput outside training: a box is only computed when it is asked for."""
+
+    class_logits: Tensor  # [B, P, K]
+    ltrb: Tensor  # [B, P, 4] pixels from the slot's point to the sides, those below 0 count as 0
+    points_xy: Tensor  # [P, 2] pixels
+
+    def boxes_at(self, image: int, slots: Tensor) -> Tensor:
+        return ltrb_to_xyxy(self.points_xy[slots], self.ltrb[image, slots].relu())
+
+    @cached_property
+    def boxes_xyxy(self) -> Tensor:
+        return ltrb_to_xyxy(self.points_xy, self.ltrb.relu())
 
 
 @dataclass(frozen=True)

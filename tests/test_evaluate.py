@@ -1,16 +1,23 @@
-"""One pass over a data set in which an image cannot be read.
+"""One pass over a data set in which an image cannot be read; what the choice of a backend touches.
 
 Run: pytest tests/test_evaluate.py
 """
 
+from importlib import metadata
+
+import pytest
 import torch
 from torch import nn
 
-from onenet import evaluate
+from onenet import evaluate, results
+from onenet.config import compose
 from onenet.data.augment import ImageSize
 from onenet.data.images import BadImage
 from onenet.data.loading import DetectionDataset
+from onenet.errors import UserError
 from onenet.evaluate import predict
+from onenet.identity import requested_evaluation, run_id
+from onenet.scoring import EVALUATORS
 from onenet.structures import Detections
 from tests.conftest import Pictures, make_annotations
 
@@ -46,3 +53,19 @@ def test_an_image_that_cannot_be_read_has_no_detections(monkeypatch):
     found, bad = predict(Blind(), dataset, batch=1)
     assert found.image.tolist() == [0, 2, 3, 4]
     assert bad == ["b.jpg: truncated"]
+
+
+def test_the_backend_makes_neither_another_run_nor_another_evaluation():
+    assert compose([]).eval.backend == "faster"
+    for backend in EVALUATORS:
+        config = compose([f"eval.backend={backend}"])
+        assert run_id(config) == run_id(compose([]))
+        assert requested_evaluation(config) == requested_evaluation(compose([]))
+    with pytest.raises(UserError, match=r"eval\.backend=coco: choose one of faster, pycocotools"):
+        compose(["eval.backend=coco"])
+
+
+def test_a_result_has_the_versions_of_both_backends():
+    environment = results.environment("cpu", threads=1)
+    for package in ("pycocotools", "faster-coco-eval"):
+        assert environment[package] == metadata.version(package)

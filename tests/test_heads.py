@@ -70,6 +70,18 @@ def test_a_cascade_sees_the_feature_map_twice_and_then_beside_the_previous_stage
         assert_is_read_off(output, previous, head)
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_outside_training_boxes_are_decoded_late_and_the_same(heads):
+    head, f0 = make_head(heads), feature_map()
+    slots = torch.tensor([3, 30, 3, 0])
+    for a, b in zip(head(f0, heads), head.eval()(f0, heads), strict=True):
+        assert torch.equal(a.class_logits, b.class_logits)
+        assert torch.equal(a.points_xy, b.points_xy)
+        assert torch.equal(a.boxes_xyxy[1, slots], b.boxes_at(1, slots))
+        assert "boxes_xyxy" not in vars(b), "not computed before it is asked for"
+        assert torch.equal(a.boxes_xyxy, b.boxes_xyxy)
+
+
 def test_stages_share_class_and_box_convolution_but_not_their_own():
     names = {name for name, _ in make_head(heads=3).named_parameters()}
     assert names == {

@@ -3,32 +3,34 @@
 Run: pytest tests/test_inference.py
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torchvision.ops import box_iou
 
 from onenet.boxes import grid_points
 from onenet.inference import nms_keep, top_k
-from onenet.structures import Detections, HeadOutput
+from onenet.structures import Detections, HeadOutput, UndecodedOutput
 from tests.conftest import random_boxes, random_output, seeded
 from tests.test_boxes import scalar_iou_and_giou
 from tests.test_costs import sigmoid
 
 
 def scalar_top_k(output: HeadOutput, image: int, size_hw, k: int) -> list[tuple]:
-    """(score, label, box), best first."""
+    """(score, label, box), best first, then by slot, then by label: all pairs are sorted."""
     height, width = size_hw
     pairs = [
-        (logit, slot, label)
+        (-logit, slot, label)
         for slot, logits in enumerate(output.class_logits[image].tolist())
         for label, logit in enumerate(logits)
     ]
     found = []
-    for logit, slot, label in sorted(pairs, reverse=True)[:k]:
+    for minus_logit, slot, label in sorted(pairs)[:k]:
         x1, y1, x2, y2 = output.boxes_xyxy[image, slot].tolist()
         box = (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height))
         if box[2] > box[0] and box[3] > box[1]:
-            found.append((sigmoid(logit), label, box))
+            found.append((sigmoid(-minus_logit), label, box))
     return found
 
 
@@ -46,6 +48,37 @@ def test_top_k_equals_a_loop_over_slots_and_classes(k):
     sizes = [(40, 60), (20, 60), (36, 10)]
     for image, detections in enumerate(top_k(output, sizes, k)):
         assert_equals(detections, scalar_top_k(output, image, sizes[image], k))
+
+
+@pytest.mark.parametrize("values", [1, 2, 5, 40])
+@pytest.mark.parametrize(("grid_hw", "classes"), [((1, 1), 1), ((3, 7), 1), ((5, 3), 6)])
+def test_equal_scores_are_ranked_by_slot_then_by_class(grid_hw, classes, values):
+    """As few values as there are: ties at the last place, within a slot, between slots."""
+    for seed in range(5):
+        output = random_output(2, classes, seeded(seed), grid_hw)
+        rounded = torch.randint(values, output.class_logits.shape, generator=seeded(seed))
+        output = replace(output, class_logits=rounded.float())
+        for k in (1, 4, 20, 100):
+            for image, detections in enumerate(top_k(output, [(40, 60)] * 2, k)):
+                assert_equals(detections, scalar_top_k(output, image, (40, 60), k))
+
+
+def test_boxes_that_are_decoded_late_are_the_same():
+    generator = seeded()
+    points = grid_points(4, 6, 8)
+    output = UndecodedOutput(
+        class_logits=torch.randn(2, 24, 3, generator=generator),
+        ltrb=8 * torch.randn(2, 24, 4, generator=generator),  # some below 0
+        points_xy=points,
+    )
+    sizes = [(32, 48), (30, 40)]
+    expected = torch.cat([points, points], dim=1) + output.ltrb.clamp(min=0) * torch.tensor(
+        [-1, -1, 1, 1]
+    )
+    torch.testing.assert_close(output.boxes_xyxy, expected)
+    decoded = HeadOutput(output.class_logits, expected, points)
+    for image, detections in enumerate(top_k(output, sizes, 20)):
+        assert_equals(detections, scalar_top_k(decoded, image, sizes[image], 20))
 
 
 def test_the_default_is_the_best_hundred_without_threshold():

@@ -35,7 +35,12 @@ def cells(root: Path, table: int, *overrides: str) -> list[Cell]:
 
 
 def fill(
-    cell: Cell, recipe: int = 1, env: dict | None = None, notes: dict | None = None, **metrics
+    cell: Cell,
+    recipe: int = 1,
+    env: dict | None = None,
+    notes: dict | None = None,
+    config: dict | None = None,
+    **metrics,
 ):
     """The result that a job leaves for this cell; every other number is 1."""
     names = ("AP50", "AP75", "APs", "APm", "APl", "AP50_nms_gain", "duplicates_per_object")
@@ -45,10 +50,10 @@ def fill(
     result = {
         "id": cell.id,
         "recipe": recipe,
-        "config": to_dict(cell.config),
+        "config": config or to_dict(cell.config),
         "metrics": metrics,
         "metrics_notes": notes or {},
-        "env": env or {"pycocotools": "2.0.11"},
+        "env": {"pycocotools": "2.0.11", "faster-coco-eval": "1.8.0"} | (env or {}),
     }
     write_json(cell.folder.evaluation(cell.evaluation) / "result.json", result)
 
@@ -103,7 +108,7 @@ def test_mean_and_deviation_over_seeds_and_the_gap_to_the_paper(root, capsys):
     assert row[:4] == [f"{one.config.lr:g}", "3", "35.7", "32.0 ± 2.6"]  # (4 + 1 + 9) / 2 = 2.65²
     assert row[4:8] == ["-3.7", "35.5 (-0.2)", "32.3 ± 2.4 (+0.3 ± 0.3)", "-3.2"]
     assert grid(page)["predefined + class"][1:5] == ["1/3", "32.5", "20.0", "-12.5"]
-    assert "pycocotools 2.0.11; recipe 1" in page
+    assert "scored by faster-coco-eval 1.8.0; recipe 1" in page
     assert f"COCO's bounds × ({one.config.size.short}/512)²" in page
 
     lines = tidy(printed(capsys, root, "--table", "1", "--format", "csv", "--", "cost=loc_cls"))
@@ -231,7 +236,7 @@ def test_rows_that_share_a_training_keep_their_evaluations_apart(root, capsys):
     ("other", "words"),
     [
         ({"recipe": 2}, ["recipes", "1: 1 (", "2: 1 ("]),
-        ({"env": {"pycocotools": "2.0.8"}}, ["evaluators", "pycocotools 2.0.11", "2.0.8"]),
+        ({"env": {"faster-coco-eval": "1.7"}}, ["evaluators", "coco-eval 1.8.0: 1 (", "1.7: 1 ("]),
     ],
 )
 def test_what_cannot_be_averaged_is_refused(root, capsys, other, words):
@@ -245,9 +250,24 @@ def test_what_cannot_be_averaged_is_refused(root, capsys, other, words):
 def test_two_evaluations_of_one_training_are_compared_too(root, capsys):
     three, one = (c for c in cells(root, 2, "seed=0", "lr_scale=2") if c.config.heads == 3)
     fill(three, AP=1.0)
-    fill(one, AP=1.0, env={"pycocotools": "2.0.8"})
+    fill(one, AP=1.0, env={"faster-coco-eval": "1.7"})
     words = ("--runs", str(root), "--table", "2", "--", "seed=0", "lr_scale=2")
     assert "evaluators" in refused(capsys, *words)
+
+
+def test_a_table_says_which_evaluators_its_numbers_come_from(root, capsys):
+    words = ("seed=0", "location=predicted")
+    first, _ = cells(root, 1, *words, "eval.backend=pycocotools")
+    _, second = cells(root, 1, *words)
+    old = to_dict(first.config)
+    del old["eval"]["backend"]  # there was none to choose
+    for config in (to_dict(first.config), old):
+        fill(first, AP=1.0, config=config)
+        page = printed(capsys, root, "--table", "1", "--", *words)
+        assert "scored by pycocotools 2.0.11; recipe 1" in page
+    fill(second, AP=1.0)
+    page = printed(capsys, root, "--table", "1", "--", *words)
+    assert "scored by faster-coco-eval 1.8.0 and pycocotools 2.0.11; recipe 1" in page
 
 
 def test_a_table_of_two_data_sets_is_refused(root, capsys):

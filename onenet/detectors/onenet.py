@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from onenet.heads import CascadeHead
 from onenet.necks import STRIDE
-from onenet.structures import HeadOutput
+from onenet.structures import HeadOutput, UndecodedOutput
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1
 PIXEL_STD = (0.229, 0.224, 0.225)
@@ -31,7 +31,9 @@ class OneNet(nn.Module):
             neck.channels, num_classes, heads, STRIDE, box_unit, prior, box_bias
         )
 
-    def forward(self, images: Tensor, num_heads: int | None = None) -> list[HeadOutput]:
+    def forward(
+        self, images: Tensor, num_heads: int | None = None
+    ) -> list[HeadOutput | UndecodedOutput]:
         """Normalized images [B, 3, H, W], H and W multiples of 32 -> one output a head.
 
         `num_heads`: how many of the heads to compute (all if None).
@@ -44,4 +46,4 @@ def normalize(images: Tensor) -> Tensor:
     """uint8 RGB [..., 3, H, W] -> float32 with ImageNet's mean and deviation."""
     mean = torch.tensor(PIXEL_MEAN, device=images.device)[:, None, None] * 255
     std = torch.tensor(PIXEL_STD, device=images.device)[:, None, None] * 255
-    return (images.float() - mean) / std
+    return images.float().sub_(mean).div_(std)
