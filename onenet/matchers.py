@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from onenet.assigners import Assigner, hungarian, late_objects, min_cost, settle
-from onenet.costs import CostWeights, MatchingCost, Pairs, normalized
+from onenet.costs import MatchingCost, Pairs, normalized
 from onenet.structures import HeadOutput, Matches, Target
 
 TILE = 16
@@ -117,22 +117,22 @@ def _look_at_all(
 
 @dataclass(frozen=True)
 class _Tiles:
-    """The slots of one image in runs; what no term needs is None."""
+    """The slots of one image in runs."""
 
-    logits: Tensor | None  # [T, TILE, U] of the U classes present
+    logits: Tensor  # [T, TILE, U] of the U classes present
     column: Tensor  # [N] in 0..U-1, of each object's class
     sides: Tensor  # [4, TILE, T]: x1, y1, x2, y2
-    points: Tensor | None  # [2, TILE, T]: x, y
+    points: Tensor  # [2, TILE, T]: x, y
 
     def pairs(self, tile: Tensor, gt: Tensor, target: Target, whwh: Tensor) -> Pairs:
         """The slots of `tile` [S] with the object `gt` [S], each: [TILE, S]."""
-        sides = self.sides[:, :, tile].movedim(0, -1)
-        logits, points = sides[..., 0], sides[..., :2]
-        if self.logits is not None:
-            logits = self.logits[tile, :, self.column[gt]].t()
-        if self.points is not None:
-            points = self.points[:, :, tile].movedim(0, -1)
-        return Pairs(logits, sides, points, target.gt_xyxy[gt], whwh)
+        return Pairs(
+            logits=self.logits[tile, :, self.column[gt]].t(),
+            boxes_xyxy=self.sides[:, :, tile].movedim(0, -1),
+            points_xy=self.points[:, :, tile].movedim(0, -1),
+            gt_xyxy=target.gt_xyxy[gt],
+            whwh=whwh,
+        )
 
 
 def _search(
@@ -141,7 +141,7 @@ def _search(
     """Branch and bound over the tiles of one image: [N], [N]."""
     height, width = target.size_hw
     whwh = torch.tensor([width, height, width, height], dtype=torch.float32)
-    tiles = _tiles(cost.weights, output, image, target)
+    tiles = _tiles(output, image, target)
     bound = _lower_bound(cost, tiles, target, whwh)  # [N, T]
     lowest = torch.full_like(bound, torch.inf)
     first = torch.zeros_like(bound, dtype=torch.int64)
@@ -161,15 +161,14 @@ def _search(
     return value, tile * TILE + first[every, tile]
 
 
-def _tiles(weights: CostWeights, output: HeadOutput, image: int, target: Target) -> _Tiles:
+def _tiles(output: HeadOutput, image: int, target: Target) -> _Tiles:
     labels, column = target.gt_labels.unique(return_inverse=True)
-    logits = points = None
-    if weights.cls:
-        logits = _in_runs(output.class_logits[image].detach().index_select(1, labels).float())
-    if weights.center:
-        points = _in_runs(output.points_xy).permute(2, 1, 0).contiguous()
-    sides = _in_runs(output.boxes_xyxy[image].detach().float()).permute(2, 1, 0).contiguous()
-    return _Tiles(logits, column, sides, points)
+    logits = output.class_logits[image].detach().index_select(1, labels).float()
+    sides, points = (
+        _in_runs(t.detach().float()).permute(2, 1, 0).contiguous()
+        for t in (output.boxes_xyxy[image], output.points_xy)
+    )
+    return _Tiles(_in_runs(logits), column, sides, points)
 
 
 def _in_runs(values: Tensor) -> Tensor:
