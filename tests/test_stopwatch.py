@@ -1,0 +1,60 @@
+"""Where the time of a step goes, with a clock made by hand; and what is done with freed memory.
+
+Run: pytest tests/test_stopwatch.py
+"""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from onenet import stopwatch
+from onenet.stopwatch import STEP_PARTS, Stopwatch
+
+
+def test_the_mean_of_each_part_over_the_steps_since_it_was_asked(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: now[0])
+    watch = Stopwatch("cpu")
+
+    def step(**seconds: float) -> None:
+        now[0] += 100  # between the steps: a checkpoint, for example
+        watch.start()
+        for part, duration in seconds.items():
+            now[0] += duration
+            watch.lap(part)
+
+    step(data=1, forward=2)
+    step(data=3, forward=2, match=1)
+    assert watch.mean() == {**dict.fromkeys(STEP_PARTS, 0), "data": 2, "forward": 2, "match": 0.5}
+    step(step=5)
+    assert watch.mean() == {**dict.fromkeys(STEP_PARTS, 0), "step": 5}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept():
+    """After some rounds, tensors of 12 to 48 MiB find their pages there."""
+    script = """
+import resource, sys, torch
+from onenet.allocator import keep_freed_memory
+torch.set_num_threads(1)
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    one = torch.ones(3 * 2**20)
+    two = torch.cat([one, one + 1])
+    torch.cat([two, two]).mul_(2).sum()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print([faults() for _ in range(12)][-1])
+"""
+    faults = {
+        word: int(
+            subprocess.run(
+                [sys.executable, "-c", script, word], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for word in ("give back", "keep")
+    }
+    assert faults["keep"] < 0.1 * faults["give back"], faults
