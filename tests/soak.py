@@ -35,7 +35,7 @@ DELAYS = {"training": 4.0, "start-up": 5.0, "evaluation": 0.8, "anywhere": 20.0}
 TERM_EVERY = 4  # kills: so often it is SIGTERM
 END_SECONDS = 45  # for a sweep that got SIGTERM
 WAIT_SECONDS = 120  # for a run to come to its evaluation
-TIMES = ("wall", "train_seconds")
+TIMES = ("wall", "seconds", "train_seconds")
 COMPARED = ("id", "config", "choices", "metrics", "metrics_notes", "data_report", "bad_images")
 
 
