@@ -90,7 +90,7 @@ def measure(backbone: str, neck: str, size_hw: tuple[int, int]) -> ModelSize:
     with FakeTensorMode():
         features = make_backbone(backbone, weights="none")
         top_down = NECKS[neck](features.feature_info.channels(), CHANNELS)
-        model = OneNet(features, top_down, CLASSES)
+        model = OneNet(features, CLASSES, neck=top_down)
         operators = {torch.ops.torchvision.deform_conv2d: _deformable_flops}
         with FlopCounterMode(display=False, custom_mapping=operators) as counter:
             model(torch.empty(1, 3, *size_hw))

@@ -6,8 +6,9 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import torch
 from huggingface_hub import constants, try_to_load_from_cache
-from torch import nn
+from torch import Tensor, nn
 
 from onenet.errors import UserError
 
@@ -15,10 +16,13 @@ from onenet.errors import UserError
 if hidden := "wandb" not in sys.modules:
     sys.modules["wandb"] = None
 import timm
+from timm.layers import freeze_batch_norm_2d
 
 if hidden:
     del sys.modules["wandb"]
 
+PIXEL_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1
+PIXEL_STD = (0.229, 0.224, 0.225)
 TIMM_NAMES = {
     "tiny": "test_resnet",  # 0.4 M parameters, for proxies and tests
     "resnet18": "resnet18",
@@ -27,23 +31,41 @@ TIMM_NAMES = {
 }
 
 
-def make_backbone(name: str, weights: str = "none") -> nn.Module:
+def normalize(images: Tensor) -> Tensor:
+    """uint8 RGB [..., 3, H, W] -> float32 with ImageNet's mean and deviation."""
+    mean = torch.tensor(PIXEL_MEAN, device=images.device)[:, None, None] * 255
+    std = torch.tensor(PIXEL_STD, device=images.device)[:, None, None] * 255
+    return images.float().sub_(mean).div_(std)
+
+
+def make_backbone(
+    name: str, weights: str | dict[str, Tensor] = "none", frozen: bool = False
+) -> nn.Module:
     """A module from images [B, 3, H, W] to four maps [B, C_i, H / 2^i, W / 2^i] for i = 2..5.
 
     H and W are multiples of 32. `.feature_info.channels()` gives the C_i.
-    `weights`: `none` (random), a timm tag such as `resnet50.tv_in1k` (fetched or cached), or the
-    path of a local file. Raises UserError where they cannot be had.
+    `weights`: `none` (random), a timm tag such as `resnet50.tv_in1k` (fetched or cached), the path
+    of a local file, or the state of another such backbone. Raises UserError where they cannot be
+    had. `frozen`: BatchNorm keeps its statistics and weights, and the stem and the first stage
+    theirs, as in Deformable DETR and Sparse R-CNN.
     """
+    model = _filled(name, weights)
+    return _freeze(model) if frozen else model
+
+
+def _filled(name: str, weights: str | dict[str, Tensor]) -> nn.Module:
     architecture = TIMM_NAMES[name]
     model = timm.create_model(architecture, features_only=True, out_indices=(1, 2, 3, 4))
     if weights == "none":
         return model
-    if Path(weights).is_file():
+    from_run = isinstance(weights, dict)
+    if from_run or Path(weights).is_file():
         try:
-            _fill(model, timm.models.load_state_dict(weights))
+            _fill(model, weights if from_run else timm.models.load_state_dict(weights))
         except Exception as error:
+            given = "The backbone of that run" if from_run else f"backbone.weights={weights}"
             raise UserError(
-                f"backbone.weights={weights} does not fit {architecture}: {_one_line(error)}\n"
+                f"{given} does not fit {architecture}: {_one_line(error)}\n"
                 f"Give a state dict of timm's {architecture}, or backbone.weights=none."
             ) from error
         return model
@@ -63,6 +85,12 @@ def make_backbone(name: str, weights: str = "none") -> nn.Module:
             "Download the file elsewhere and give its path: backbone.weights=/path/to/file "
             "(.safetensors or .pth), or train from scratch: backbone.weights=none."
         ) from error
+
+
+def _freeze(model: nn.Module) -> nn.Module:
+    for name in ("conv1", "bn1", "layer1"):
+        getattr(model, name).requires_grad_(False)
+    return freeze_batch_norm_2d(model)
 
 
 def _check_hub(tag: str) -> None:

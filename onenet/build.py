@@ -1,17 +1,20 @@
 """From a configuration to the parts of a run: the one place that hands its values on."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
-from onenet import costs, losses
+from onenet import checkpoint, costs, losses
 from onenet.backbones import make_backbone
 from onenet.config import Config
 from onenet.data.augment import Augmentation, ImageSize
 from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset
-from onenet.detectors.onenet import OneNet
+from onenet.detectors import DETECTORS
+from onenet.errors import UserError
 from onenet.identity import EvalSpec
-from onenet.losses import DetectionLoss
+from onenet.losses import DetectionLoss, Loss
 from onenet.matchers import make_matcher
 from onenet.necks import make_neck
 from onenet.optim import Schedule
@@ -37,10 +40,26 @@ def precision(asked: str, device: str) -> str:
 def detector(config: Config, num_classes: int) -> nn.Module:
     """Initialised from `seed` alone."""
     torch.manual_seed(config.seed)
-    backbone = make_backbone(config.backbone.name, config.backbone.weights)
-    neck = make_neck(in_channels=backbone.feature_info.channels(), **vars(config.neck))
-    model = OneNet(backbone, neck, num_classes, config.heads, **vars(config.head))
+    kind, weights = DETECTORS[config.detector], config.backbone.weights
+    if weights.startswith("run:"):
+        weights = checkpoint.part_of_run(Path(config.runs_root), weights[4:], "backbone")
+    backbone = make_backbone(config.backbone.name, weights, config.backbone.frozen)
+    parts = dict(config.model)
+    if "neck" in kind.reads:
+        channels = backbone.feature_info.channels()
+        parts["neck"] = make_neck(in_channels=channels, **vars(config.neck))
+    if "head" in kind.reads:
+        parts |= {"heads": config.heads, **vars(config.head)}
+    try:
+        model = kind.load()(backbone, num_classes, **parts)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
     return model.to(device(config.device), memory_format=torch.channels_last)
+
+
+def loss(config: Config, model: nn.Module) -> Loss:
+    """What matches and trains the detector; one that is not matched brings its own."""
+    return detection_loss(config) if "cost" in DETECTORS[config.detector].reads else model.loss
 
 
 def detection_loss(config: Config) -> DetectionLoss:

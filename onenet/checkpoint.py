@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onenet.errors import UserError
@@ -78,6 +78,20 @@ def load_trained(folder: RunFolder, run_id: str, model: nn.Module, device: str) 
             "Move its folder away; the same command then trains it anew."
         )
     return load(file, model, None, device)
+
+
+def part_of_run(runs_root: Path, run_id: str, part: str) -> dict[str, Tensor]:
+    """The state of a part of a finished run's network. Raises UserError if it cannot be had."""
+    for path in runs_root.glob(f"*-{run_id}"):
+        folder = RunFolder(path)
+        if folder.state() == "done" and (file := find(folder, run_id)):
+            state = torch.load(file, map_location="cpu", weights_only=True)["model"]
+            prefix = f"{part}."
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    raise UserError(
+        f"{part}.weights=run:{run_id}: there is no such finished run in {runs_root}. "
+        "Its id is the last part of its folder's name."
+    )
 
 
 def _problem(file: Path, run_id: str) -> str | None:

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from onenet.detectors import DETECTORS
 from onenet.schema import Config
 
 CHOICES = {
-    "detector": ("onenet",),
+    "detector": tuple(DETECTORS),
     "location": ("predicted", "predefined"),
     "cost.cls_form": ("focal", "cross_entropy"),
     "cost.l1_format": ("cxcywh", "xyxy"),
@@ -94,8 +95,35 @@ def _value(config: Config, key: str) -> Any:
 
 def _names_weights(weights: str) -> bool:
     """A bare architecture would be whatever timm holds for its best weights at the time."""
-    tagged = re.fullmatch(r"\w+\.\w+", weights)
-    return weights == "none" or bool(tagged) or Path(weights).expanduser().is_file()
+    named = re.fullmatch(r"none|\w+\.\w+|run:[0-9a-f]{10}", weights)
+    return bool(named) or Path(weights).expanduser().is_file()
+
+
+def _without_effect(config: Config) -> list[str]:
+    """What the detector cannot be asked. Taken silently, a row would be another's copy."""
+    if config.detector not in DETECTORS:
+        return []
+    reads, found = DETECTORS[config.detector].reads, []
+    asked = {
+        "heads": (config.heads, 1),
+        "location": (config.location, "predicted"),
+        "cost": (config.cost.name, "loc_cls"),
+    }
+    for key, (value, neutral) in asked.items():
+        if key not in reads and value != neutral:
+            found.append(
+                f"{key}={value} has no meaning for detector={config.detector}: leave it out."
+            )
+    grid = "neck" in reads
+    if config.eval.peaks and not grid:
+        found.append(
+            f"eval.peaks=true needs a grid, which {config.detector} has not: leave it out."
+        )
+    if config.data.crowd == "ignore" and not grid:
+        found.append(
+            f"data.crowd=ignore needs a grid, {config.detector} has none: drop, or keep."
+        )
+    return found
 
 
 def problems(config: Config) -> list[str]:
@@ -122,6 +150,7 @@ def problems(config: Config) -> list[str]:
         found.append(f"lr_scale={config.lr_scale}: auto, or a factor above 0.")
     if config.data.name == "coco" and not config.data.root:
         found.append("data.root is not set: data=coco needs data.root=DIR, its folder.")
+    found += _without_effect(config)
     if not any(asdict(config.cost_weights()).values()):
         found.append(
             f"cost={config.cost.name} has no term left with location={config.location}: "
@@ -139,8 +168,8 @@ def problems(config: Config) -> list[str]:
         found.append("sync_bn=true needs CUDA: leave it out, or device=cuda.")
     if not _names_weights(config.backbone.weights):
         found.append(
-            f"backbone.weights={config.backbone.weights} is neither a file nor a timm tag: "
-            "name the training, as in resnet50.tv_in1k, or none."
+            f"backbone.weights={config.backbone.weights} is no file, timm tag or run: "
+            "name the training, as in resnet50.tv_in1k, or run:ID, or none."
         )
     if not isinstance(config.sweep.slurm.more, dict | None):
         found.append(

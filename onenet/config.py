@@ -33,6 +33,16 @@ GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
 ConfigStore.instance().store(name="schema", node=Config)
 
 
+def _by_preset(values: DictConfig, *, _root_: DictConfig):
+    """In conf/: `${by_preset:{paper:1,proxy:2}}` is the one that belongs to the preset."""
+    if _root_.preset not in values:
+        raise UserError(f"detector={_root_.detector} has no values for preset={_root_.preset}.")
+    return values[_root_.preset]
+
+
+OmegaConf.register_new_resolver("by_preset", _by_preset, replace=True)
+
+
 def compose(overrides: list[str]) -> Config:
     """The resolved and checked configuration of one run.
 
@@ -65,6 +75,13 @@ def compose(overrides: list[str]) -> Config:
 
 
 def _set(config: DictConfig, key: str, value) -> None:
+    if key == "model":
+        raise UserError(f"model={value}: set its keys one by one, {', '.join(config.model)}.")
+    if key.startswith("model.") and (there := OmegaConf.select(config, key)) is not None:
+        if type(value) is int and isinstance(there, float):
+            value = float(value)
+        if type(value) is not type(there):
+            raise UserError(f"{key}={value}: give a value like {there}.")
     try:
         OmegaConf.update(config, key, value, merge=True)
     except ValidationError as error:

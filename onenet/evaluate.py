@@ -4,12 +4,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from onenet.backbones import normalize
 from onenet.data.loading import DetectionDataset, evaluation_batches
-from onenet.detectors.onenet import normalize
 from onenet.distributed import ALONE, World
 from onenet.fusion import for_inference
 from onenet.inference import nms_keep, top_k
 from onenet.scoring import MAX_DETECTIONS, Predictions
+from onenet.structures import unpadded_sizes
 
 NMS_IOUS = (0.5, 0.6, 0.7)
 
@@ -21,15 +22,16 @@ def predict(
     *,
     batch: int,
     infer_heads: int = 1,
+    peaks: bool = False,
     workers: int = 0,
     device: str = "cpu",
     world: World = ALONE,
 ) -> tuple[Predictions, list[str]] | None:
     """The top 100 of every image in original pixels, and the files that could not be read.
 
-    `infer_heads`: the answer is that of head number `infer_heads`. An image that cannot be read has
-    no detections. With several processes each predicts its share of the images, and the answer is
-    the first one's; the others get None.
+    `infer_heads`: the answer is that of head number `infer_heads`. `peaks`: see `top_k`. An image
+    that cannot be read has no detections. With several processes each predicts its share of the
+    images, and the answer is the first one's; the others get None.
     """
     network = for_inference(model)
     number = {int(i): n for n, i in enumerate(dataset.source.annotations.image_ids)}
@@ -37,9 +39,10 @@ def predict(
     bad: list[str] = []
     share = {"rank": world.rank, "processes": world.size}
     for loaded in evaluation_batches(dataset, batch, workers, **share):
-        output = network(normalize(loaded.images.to(device)), num_heads=infer_heads)[-1]
+        images = normalize(loaded.images.to(device))
+        output = network(images, unpadded_sizes(loaded.targets, device), num_heads=infer_heads)[-1]
         sizes_hw = [target.size_hw for target in loaded.targets]
-        answers = top_k(output, sizes_hw, MAX_DETECTIONS)
+        answers = top_k(output, sizes_hw, MAX_DETECTIONS, peaks)
         for detections, target, original_hw, stands_in in zip(
             answers, loaded.targets, loaded.original_hw, loaded.stands_in, strict=True
         ):

@@ -13,21 +13,21 @@ import torch.nn.functional as F
 from torch import Size, Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from onenet.detectors.onenet import OneNet
-
 REHEARSED = (2, 3, 64, 64)  # images; two, so that what only fits one is no sum of two maps
 TOLERANCE = 1e-2  # of the largest number; GPUs may round to three digits in each layer (TF32)
 
 
 def for_inference(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, which does not train; in OneNet's, backbone and neck are fused.
+    """A copy in evaluation mode, which does not train; its backbone, and neck if any, are fused.
 
     The model itself stays as it is.
     """
     copied = copy.deepcopy(model).eval()
-    if isinstance(copied, OneNet):
+    if hasattr(copied, "neck"):
         network = nn.Sequential(copied.backbone, copied.neck)
         copied.backbone, copied.neck = fused(network), nn.Identity()
+    elif hasattr(copied, "backbone"):
+        copied.backbone = fused(copied.backbone)
     return copied.eval()  # what is new, too
 
 
@@ -55,7 +55,9 @@ def fused(network: nn.Module) -> nn.Module:
     return traced if alike else network
 
 
-def _alike(found: Tensor, expected: Tensor) -> bool:
+def _alike(found: Tensor | list[Tensor], expected: Tensor | list[Tensor]) -> bool:
+    if isinstance(expected, list):
+        return all(map(_alike, found, expected))
     return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 

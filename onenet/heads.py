@@ -62,7 +62,7 @@ class CascadeHead(nn.Module):
                 answer = previous.float()  # bfloat16 would round boxes to 2 pixels above 256
                 class_logits = _slots_last(self.class_conv(answer))  # [B, P, K]
                 ltrb = _slots_last(self.box_conv(answer)) * self.box_unit
-            output = UndecodedOutput(class_logits, ltrb, points_xy)
+            output = UndecodedOutput(class_logits, ltrb, points_xy, tuple(feature.shape[-2:]))
             if self.training:
                 output = HeadOutput(class_logits, output.boxes_xyxy, points_xy)
             outputs.append(output)

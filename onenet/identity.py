@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from onenet.config import Config
+from onenet.detectors import DETECTORS, SELECTIVE
 from onenet.errors import UserError
 
 RECIPE = 2  # raise it when a change of the code changes results: all ids change with it
@@ -24,13 +25,14 @@ NEUTRAL: dict[str, object] = {
     "head.box_bias": 0.0,
     "augment.size_step": 1,
     "augment.crop": 0.0,
+    "backbone.frozen": False,
     "data.crowd": "drop",
 }
 
 
 PLAIN = (
-    *("detector", "heads", "seed", "lr", "steps", "batch", "precision", "sync_bn"),
-    *("size", "loss", "head"),
+    *("detector", "model", "heads", "seed", "lr", "steps", "batch", "precision", "sync_bn"),
+    *("size", "loss", "neck", "head", "augment"),
 )
 
 
@@ -54,9 +56,7 @@ def identity(config: Config) -> dict:
             "name": config.assigner.name,
             "conflict": config.assigner.conflict if config.assigner.name == "min_cost" else None,
         },
-        "backbone": {"name": config.backbone.name, "weights": _weights(config.backbone.weights)},
-        "neck": values["neck"],
-        "augment": values["augment"],
+        "backbone": values["backbone"] | {"weights": _weights(config.backbone.weights)},
         "optim": {
             "weight_decay": config.optim.weight_decay,
             "warmup": config.optim.warmup,
@@ -64,9 +64,11 @@ def identity(config: Config) -> dict:
             "decay": config.optim.decay,
             "milestones": list(config.optim.milestones) if multistep else None,
             "tail": None if multistep else config.optim.tail,
+            "lr_factors": dict(config.optim.lr_factors),
         },
         "data": _data(config, values["data"]),
     }
+    kept |= dict.fromkeys(SELECTIVE.difference(DETECTORS[config.detector].reads))
     return {key: v for key, v in flat(kept).items() if v is not None and NEUTRAL.get(key, ...) != v}
 
 
@@ -83,8 +85,11 @@ def slug(config: Config) -> str:
     cost = {(True, True): "loc_cls", (True, False): "loc_only", (False, True): "cls_only"}
     data = config.data.shapes.kind if config.data.name == "shapes" else Path(config.data.root).name
     location = "predefined" if weights.center else "predicted"
-    words = [cost[located, bool(weights.cls)], location, f"h{config.heads}", config.backbone.name]
-    return "-".join([*words, data[:20], f"s{config.seed}"])
+    words = {"cost": cost[located, bool(weights.cls)], "location": location}
+    words["heads"] = f"h{config.heads}"
+    asked = [word for key, word in words.items() if key in DETECTORS[config.detector].reads]
+    front = [] if config.detector == "onenet" else [config.detector]
+    return "-".join([*front, *asked, config.backbone.name, data[:20], f"s{config.seed}"])
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,13 @@ class EvalSpec:
     ratio: float
     area: str
     split: str
+    peaks: bool = False  # only peaks of the map
 
     @property
     def id(self) -> str:
-        return f"h{self.infer_heads}-{self.short}x{self.ratio:g}-{self.area}-{self.split}"
+        size = f"{self.short}x{self.ratio:g}"
+        words = [f"h{self.infer_heads}", size, self.area, self.split]
+        return "-".join([*words, "peaks"] if self.peaks else words)
 
 
 def requested_evaluation(config: Config) -> EvalSpec:
@@ -111,6 +119,7 @@ def requested_evaluation(config: Config) -> EvalSpec:
         ratio=size.ratio or config.size.ratio,
         area=_area(config.eval.area, short),
         split=config.eval.split,
+        peaks=_peaks(config) if config.eval.peaks is None else config.eval.peaks,
     )
 
 
@@ -118,7 +127,12 @@ def default_evaluation(config: Config) -> EvalSpec:
     """The evaluation that every run gets, whatever else was asked for: its `result.json`."""
     split = "train" if config.debug == "overfit" else "val"
     area = _area("relative", config.size.short)
-    return EvalSpec(1, config.size.short, config.size.ratio, area, split)
+    return EvalSpec(1, config.size.short, config.size.ratio, area, split, _peaks(config))
+
+
+def _peaks(config: Config) -> bool:
+    """Whether the detector's own post-processing picks peaks."""
+    return DETECTORS[config.detector].peaks
 
 
 def _area(asked: str, short: int) -> str:

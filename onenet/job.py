@@ -155,7 +155,9 @@ class Job:
     def _train(self, model: nn.Module) -> Progress:
         """Trains to the last step, from the checkpoint if there is one."""
         config, folder, world = self.config, self.folder, self.world
-        optimizer = make_optimizer(model, config.lr, config.optim.weight_decay)
+        optimizer = make_optimizer(
+            model, config.lr, config.optim.weight_decay, config.optim.lr_factors
+        )
         progress = Progress()
         usable = checkpoint.find(folder, self.id) if world.first else None
         if usable := world.share(usable):
@@ -173,7 +175,7 @@ class Job:
             model.compile(dynamic=True)  # batches differ in size
         train(
             world.parallel(model, config.sync_bn),
-            build.detection_loss(config),
+            build.loss(config, model),
             training_batches(
                 build.training_set(config, source),
                 config.batch,

@@ -5,6 +5,7 @@ B images, P prediction slots, K classes, N ground truths, M matches.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -26,10 +27,26 @@ class LossWeights:
     giou: float = 2.0
 
 
+class Loss(Protocol):
+    """What training minimises. `names`: the parts of which the total is the sum."""
+
+    names: tuple[str, ...]
+
+    def __call__(
+        self,
+        outputs: Sequence,
+        targets: Sequence[Target],
+        num_objects: int | None = None,
+        lap: Callable[[str], None] = lambda part: None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total, and its parts for the log with the counts `objects` and `conflicts`."""
+
+
 @dataclass(frozen=True)
 class DetectionLoss:
     """Matches each head's predictions with the objects and sums the losses over the heads."""
 
+    names: ClassVar[tuple[str, ...]] = ("loss_cls", "loss_l1", "loss_giou")
     matching_cost: MatchingCost
     matcher: Matcher
     weights: LossWeights = LossWeights()
@@ -59,14 +76,14 @@ class DetectionLoss:
         if num_objects is None:
             num_objects = sum(len(t.gt_labels) for t in targets)
         num_objects = max(1, num_objects)
-        sums = dict.fromkeys(("loss_cls", "loss_l1", "loss_giou", "conflicts"), 0)
+        sums = dict.fromkeys((*self.names, "conflicts"), 0)
         matches = [self.match(output, targets) for output in outputs]
         lap("match")
         for output, of_images in zip(outputs, matches, strict=True):
             for name, value in self.parts(output, targets, of_images).items():
                 sums[name] = sums[name] + value / num_objects
             sums["conflicts"] = sums["conflicts"] + sum(m.conflicts for m in of_images)
-        total = sums["loss_cls"] + sums["loss_l1"] + sums["loss_giou"]
+        total = sum(sums[name] for name in self.names)
         objects = torch.tensor(len(outputs) * sum(len(t.gt_labels) for t in targets))
         return total, {**sums, "objects": objects}
 

@@ -1,10 +1,12 @@
 """The optimiser and the learning rate as a function of progress (section 5)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from torch.optim import AdamW
+
+from onenet.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,30 @@ class Schedule:
         return self.lr * factor
 
 
-def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> AdamW:
-    """AdamW with weight decay on all parameters, as in the released code; one kernel for all."""
-    return AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+def make_optimizer(
+    model: nn.Module, lr: float, weight_decay: float, lr_factors: Mapping[str, float] | None = None
+) -> AdamW:
+    """AdamW with weight decay on all parameters, as in the released code; one kernel for all.
+
+    `lr_factors`: parameters with such a word in their names learn at so many times the rate; each
+    group's `lr_factor` says it. Raises UserError where no parameter has it.
+    """
+    groups = {factor: [] for factor in (1.0, *(lr_factors or {}).values())}
+    unused = {*(lr_factors or {})}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        words = [word for word in lr_factors or {} if word in name]
+        unused -= {*words}
+        groups[lr_factors[words[0]] if words else 1.0].append(parameter)
+    if unused:
+        raise UserError(
+            f"optim.lr_factors={dict(lr_factors)}: no parameter has {' or '.join(sorted(unused))} "
+            "in its name: leave it out."
+        )
+    return AdamW(
+        [{"params": g, "lr_factor": factor} for factor, g in groups.items() if g],
+        lr=lr,
+        weight_decay=weight_decay,
+        fused=True,
+    )

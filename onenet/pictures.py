@@ -10,14 +10,15 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from onenet import build
+from onenet.backbones import normalize
 from onenet.config import Config
 from onenet.data.augment import ImageSize
 from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset, collate
-from onenet.detectors.onenet import normalize
+from onenet.identity import default_evaluation
 from onenet.inference import nms_keep, top_k
 from onenet.runs import write_json
-from onenet.structures import Detections
+from onenet.structures import Detections, HeadOutput, unpadded_sizes
 
 IMAGES = 4
 SHORTEST_SIDE = 256  # pixels of a picture
@@ -38,7 +39,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     names = list(source.annotations.category_names)
     dataset = DetectionDataset(source, ImageSize(config.size.short, config.size.ratio))
-    loss = build.detection_loss(config)
+    loss = build.loss(config, model)
+    peaks = default_evaluation(config).peaks
     device = build.device(config.device)
     entries = []
     for image in range(min(IMAGES, len(dataset))):
@@ -46,14 +48,14 @@ def write(
         if batch.stands_in[0]:
             continue
         target = batch.targets[0].to(device)
-        output = model(normalize(batch.images.to(device)), num_heads=1)[0]
+        sizes_hw = unpadded_sizes([target], device)
+        output = model(normalize(batch.images.to(device)), sizes_hw, num_heads=1)[0]
         match = loss.match(output, [target])[0]
-        detections = top_k(output, [target.size_hw])[0]
+        detections = top_k(output, [target.size_hw], peaks=peaks)[0]
         after = nms_keep(detections).to(device)
         scale = max(1.0, SHORTEST_SIDE / min(target.size_hw))
-        points = torch.cat(
-            [output.points_xy[match.pred_idx] * scale, target.gt_labels[match.gt_idx, None]], dim=1
-        )
+        places = _places(output, match.pred_idx) * scale
+        points = torch.cat([places, target.gt_labels[match.gt_idx, None]], dim=1)
         truth = torch.cat([target.gt_xyxy * scale, target.gt_labels[:, None]], dim=1)
         drawn = detections.scores >= threshold
         entry = {
@@ -78,6 +80,12 @@ def write(
             "images": entries,
         },
     )
+
+
+def _places(output: HeadOutput, slots: torch.Tensor) -> torch.Tensor:
+    """The grid points of the first image's slots; of queries the centres of their boxes: [N, 2]."""
+    points, boxes = output.points_xy[slots], output.boxes_at(0, slots)
+    return torch.where(points.isnan(), (boxes[:, :2] + boxes[:, 2:]) / 2, points)
 
 
 def _boxes(detections: Detections, chosen: torch.Tensor, scale: float) -> list:

@@ -47,6 +47,7 @@ def evaluate(
         build.evaluation_set(config, source, spec),
         batch=config.eval.batch,
         infer_heads=spec.infer_heads,
+        peaks=spec.peaks,
         workers=config.workers,
         device=build.device(config.device),
         world=world,

@@ -62,6 +62,7 @@ class EvalSize:
 class Backbone:
     name: str = MISSING
     weights: str = MISSING
+    frozen: bool = MISSING
 
 
 @dataclass
@@ -132,6 +133,7 @@ class Optim:
     decay: str = MISSING
     milestones: list[float] = MISSING
     tail: float = MISSING
+    lr_factors: dict[str, float] = MISSING
 
 
 @dataclass
@@ -139,6 +141,7 @@ class Eval:
     size: EvalSize = MISSING
     area: str = MISSING
     split: str = MISSING
+    peaks: bool | None = MISSING
     batch: int = MISSING
     backend: str = MISSING
 
@@ -177,6 +180,7 @@ class Config:
     reference: str | None = None
     debug: str | None = None
     detector: str = MISSING
+    model: Any = MISSING
     location: str = MISSING
     heads: int = MISSING
     infer_heads: int = MISSING

@@ -3,6 +3,7 @@
 B images, P prediction slots (H·W grid points), K classes, N ground truths, M matches.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -30,13 +31,20 @@ class Target:
         return replace(self, **moved)
 
 
+def unpadded_sizes(targets: Sequence[Target], device: str | torch.device) -> Tensor:
+    """(height, width) of each image without its padding: [B, 2] int64 pixels on the device."""
+    sizes = torch.tensor([target.size_hw for target in targets]).view(-1, 2)
+    return sizes.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class HeadOutput:
-    """What one head predicts at every slot. A detector returns a list of these, one a head."""
+    """What one head predicts at every slot. A detector returns a list of these, one a head, or one
+    a stage."""
 
     class_logits: Tensor  # [B, P, K]
     boxes_xyxy: Tensor  # [B, P, 4] pixels, x1 <= x2 and y1 <= y2, not clipped to the image
-    points_xy: Tensor  # [P, 2] pixels, the grid point of each slot
+    points_xy: Tensor  # [P, 2] pixels, the grid point of each slot; NaN where slots are queries
 
     def boxes_at(self, image: int, slots: Tensor) -> Tensor:
         """The boxes of some slots of an image: [N] int64 -> [N, 4] pixels."""
@@ -50,6 +58,7 @@ class UndecodedOutput:
     class_logits: Tensor  # [B, P, K]
     ltrb: Tensor  # [B, P, 4] pixels from the slot's point to the sides, those below 0 count as 0
     points_xy: Tensor  # [P, 2] pixels
+    grid_hw: tuple[int, int]  # slots are row after row of the grid: P = H·W
 
     def boxes_at(self, image: int, slots: Tensor) -> Tensor:
         return ltrb_to_xyxy(self.points_xy[slots], self.ltrb[image, slots].relu())

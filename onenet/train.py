@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from onenet.backbones import normalize
 from onenet.data.loading import Batch
-from onenet.detectors.onenet import normalize
 from onenet.distributed import ALONE, World, without_sync
-from onenet.losses import DetectionLoss
+from onenet.losses import Loss
 from onenet.optim import Schedule
 from onenet.preemption import Preempted
 from onenet.stopwatch import Stopwatch
+from onenet.structures import unpadded_sizes
 
-PARTS = ("loss_cls", "loss_l1", "loss_giou", "objects", "conflicts")
+COUNTS = ("objects", "conflicts")
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Progress:
 
 def train(
     model: nn.Module,
-    loss: DetectionLoss,
+    loss: Loss,
     batches: Iterator[Batch],
     optimizer: Optimizer,
     schedule: Schedule,
@@ -75,7 +76,7 @@ def train(
         step = progress.step + 1
         lr = schedule.at(step)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
 
         optimizer.zero_grad()
         try:
@@ -84,8 +85,9 @@ def train(
             raise FloatingPointError(f"step {step}: {error}") from error
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         *sums, grad_norm = torch.cat([sums, norm.double()[None]]).cpu()  # waits for the device
-        parts = dict(zip(PARTS, world.sum(torch.stack(sums)).tolist(), strict=True))
-        total = parts["loss_cls"] + parts["loss_l1"] + parts["loss_giou"]
+        names = (*loss.names, *COUNTS)
+        parts = dict(zip(names, world.sum(torch.stack(sums)).tolist(), strict=True))
+        total = sum(parts[name] for name in loss.names)
         _check_finite(total, parts, float(grad_norm), step)
         if clip:
             nn.utils.clip_grads_with_norm_(parameters, clip, norm)
@@ -110,7 +112,7 @@ def train(
 
 def _backward(
     model: nn.Module,
-    loss: DetectionLoss,
+    loss: Loss,
     share: list[Batch],
     device: str,
     world: World,
@@ -120,11 +122,13 @@ def _backward(
     """Adds the gradient of the whole batch's loss, of which `share` is this process's part.
 
     Every piece is divided by the objects of the whole batch, so that the sum over pieces and
-    processes is the loss of the batch in one. Returns PARTS of that loss, float64 on the device.
+    processes is the loss of the batch in one. Returns the parts of that loss and COUNTS, float64 on
+    the device.
     """
     objects = sum(len(target.gt_labels) for batch in share for target in batch.targets)
     num_objects = int(world.sum(torch.tensor(objects)))
-    sums = torch.zeros(len(PARTS), dtype=torch.float64, device=device)
+    names = (*loss.names, *COUNTS)
+    sums = torch.zeros(len(names), dtype=torch.float64, device=device)
     for piece, batch in enumerate(share):
         last = piece == len(share) - 1
         images = normalize(batch.images.to(device, non_blocking=True))
@@ -132,12 +136,12 @@ def _backward(
         watch.lap("data")
         with nullcontext() if last else without_sync(model):
             with torch.autocast(torch.device(device).type, torch.bfloat16, precision == "bf16"):
-                outputs = model(images)
+                outputs = model(images, unpadded_sizes(targets, device))
             watch.lap("forward")
             total, parts = loss(outputs, targets, num_objects, watch.lap)
             watch.lap("loss")
             (total * world.size).backward()  # the processes' gradients are averaged
-        values = [parts[name].detach().to(device, torch.float64) for name in PARTS]
+        values = [parts[name].detach().to(device, torch.float64) for name in names]
         sums += torch.stack(values)
         watch.lap("backward")
     return sums

@@ -52,7 +52,8 @@ def kinds(network: nn.Module, *kind: type) -> int:
 def test_the_copy_of_every_network_answers_like_it(backbone, neck, onednn):
     torch.manual_seed(0)
     features = make_backbone(backbone)
-    model = OneNet(features, NECKS[neck](features.feature_info.channels(), 8), 3, heads=2)
+    top_down = NECKS[neck](features.feature_info.channels(), 8)
+    model = OneNet(features, 3, neck=top_down, heads=2)
     for parameter in model.neck.parameters():
         if parameter.dim() > 1:  # deformable convolutions look elsewhere, too
             nn.init.xavier_uniform_(parameter, generator=seeded())
@@ -80,7 +81,8 @@ def assert_alike(found: Tensor, expected: Tensor) -> None:
 def test_the_model_stays_as_it_is_and_can_go_on_training():
     torch.manual_seed(0)
     backbone = make_backbone("tiny")
-    model = OneNet(backbone, NECKS["deconv"](backbone.feature_info.channels(), 8), 3)
+    neck = NECKS["deconv"](backbone.feature_info.channels(), 8)
+    model = OneNet(backbone, 3, neck=neck)
     before = copy.deepcopy(model.state_dict())
     faster = for_inference(model)
     assert not any(module.training for module in faster.modules())
@@ -96,7 +98,8 @@ def test_the_model_stays_as_it_is_and_can_go_on_training():
 def test_predict_uses_a_copy():
     torch.manual_seed(0)
     backbone = make_backbone("tiny")
-    model = OneNet(backbone, NECKS["fpn"](backbone.feature_info.channels(), 8), 3)
+    neck = NECKS["fpn"](backbone.feature_info.channels(), 8)
+    model = OneNet(backbone, 3, neck=neck)
     before = copy.deepcopy(model.state_dict())
     source = Pictures(make_annotations([(64, 90), (70, 64)], [[], []]))
     found, _ = predict(model, DetectionDataset(source, ImageSize(64, 1.5)), batch=2)

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onenet import backbones
-from onenet.backbones import TIMM_NAMES, make_backbone, timm
+from onenet.backbones import TIMM_NAMES, make_backbone, normalize, timm
 from onenet.boxes import grid_points, ltrb_to_xyxy
-from onenet.detectors.onenet import OneNet, normalize
+from onenet.detectors.onenet import OneNet
 from onenet.errors import UserError
 from onenet.heads import CascadeHead
 from onenet.necks import NECKS
@@ -292,7 +292,8 @@ def test_cached_weights_need_no_network_and_fill_every_tensor(monkeypatch):
 def make_onenet(heads: int = 1, neck: str = "fpn") -> OneNet:
     torch.manual_seed(0)
     backbone = make_backbone("tiny")
-    return OneNet(backbone, NECKS[neck](backbone.feature_info.channels(), 8), K, heads)
+    top_down = NECKS[neck](backbone.feature_info.channels(), 8)
+    return OneNet(backbone, K, neck=top_down, heads=heads)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 96), (64, 64)])

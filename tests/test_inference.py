@@ -70,6 +70,7 @@ def test_boxes_that_are_decoded_late_are_the_same():
         class_logits=torch.randn(2, 24, 3, generator=generator),
         ltrb=8 * torch.randn(2, 24, 4, generator=generator),  # some below 0
         points_xy=points,
+        grid_hw=(4, 6),
     )
     sizes = [(32, 48), (30, 40)]
     expected = torch.cat([points, points], dim=1) + output.ltrb.clamp(min=0) * torch.tensor(

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 
 from analysis.benchmarks.data import plain_batch
-from onenet.backbones import make_backbone
+from onenet.backbones import make_backbone, normalize
 from onenet.data.augment import Augmentation, ImageSize, View, draw_view, whole_view
 from onenet.data.images import BadImage, DrawnImages, ImageFiles
 from onenet.data.loading import (
@@ -30,7 +30,7 @@ from onenet.data.loading import (
 )
 from onenet.data.order import training_order
 from onenet.data.shapes import ShapesConfig, make_annotations
-from onenet.detectors.onenet import OneNet, normalize
+from onenet.detectors.onenet import OneNet
 from onenet.evaluate import predict
 from onenet.necks import FPN
 from onenet.structures import HeadOutput
@@ -601,7 +601,7 @@ def small_onenet() -> OneNet:
     """Random, with scores far enough apart to rank alike in spite of rounding."""
     torch.manual_seed(0)
     backbone = make_backbone("tiny")
-    model = OneNet(backbone, FPN(backbone.feature_info.channels(), 8), num_classes=5)
+    model = OneNet(backbone, 5, neck=FPN(backbone.feature_info.channels(), 8))
     model.head.class_conv.weight.data *= 10
     return model
 
@@ -629,7 +629,7 @@ def test_predictions_do_not_depend_on_the_batch_size():
 class Fixed(torch.nn.Module):
     """Sees one box in every image, at the same place in the resized pixels; five times over."""
 
-    def forward(self, images, num_heads):
+    def forward(self, images, sizes_hw, num_heads):
         count = len(images)
         boxes = torch.tensor([3.0, 6, 18, 30]).repeat(count, 5, 1)
         logits = torch.tensor([0.0, 1, 4, 3, 2])[:, None].repeat(count, 1, 1)
@@ -653,8 +653,8 @@ def test_predictions_are_in_pixels_of_the_original_image_best_first():
 
 def test_the_answer_is_that_of_the_head_asked_for():
     class Counting(Fixed):
-        def forward(self, images, num_heads):
-            heads = super().forward(images, num_heads)
+        def forward(self, images, sizes_hw, num_heads):
+            heads = super().forward(images, sizes_hw, num_heads)
             return [replace(h, class_logits=h.class_logits + 10 * i) for i, h in enumerate(heads)]
 
     dataset = dataset_of(drawn(2), augmentation=None)

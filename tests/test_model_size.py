@@ -38,7 +38,7 @@ def test_the_counts_are_those_of_a_network_that_runs():
     """A multiplication for each weight of a convolution at each of its outputs."""
     features = make_backbone("resnet18")
     neck = NECKS["deconv_dcn"](features.feature_info.channels(), model_size.CHANNELS)
-    model, macs = OneNet(features, neck, model_size.CLASSES).eval(), 0
+    model, macs = OneNet(features, model_size.CLASSES, neck=neck).eval(), 0
 
     def count(module, inputs, output):
         nonlocal macs

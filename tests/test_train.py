@@ -22,7 +22,7 @@ from onenet.optim import Schedule, make_optimizer
 from onenet.preemption import Preempted
 from onenet.runs import RunFolder
 from onenet.scoring import Scorer
-from onenet.train import PARTS, Progress, train
+from onenet.train import Progress, train
 from tests.conftest import Pictures, make_annotations
 
 LOGGED = {
@@ -287,7 +287,7 @@ class OneWeight(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
 
-    def forward(self, images):
+    def forward(self, images, sizes_hw):
         return 30 * self.weight.sum()
 
 
@@ -298,12 +298,20 @@ def steps_of_one_weight(clip: float | None, steps: int = 3):
     optimizer.register_step_pre_hook(lambda *_: seen.append(model.weight.grad.item()))
     source = Pictures(make_annotations([(32, 32)] * 2, [[], []]))
     dataset = DetectionDataset(source, ImageSize(32, 1.0))
-    counts = dict.fromkeys(PARTS, torch.tensor(0.0))
-    counts |= {"objects": torch.tensor(4), "conflicts": torch.tensor(1)}
+    counts = {"objects": torch.tensor(4), "conflicts": torch.tensor(1)}
+
+    class Itself:
+        """The output is the loss."""
+
+        names = ("loss_cls",)
+
+        def __call__(self, outputs, targets, num_objects, lap):
+            return outputs, {"loss_cls": outputs.detach(), **counts}
+
     progress = Progress()
     train(
         model,
-        lambda outputs, targets, num_objects, lap: (outputs, counts),
+        Itself(),
         training_batches(dataset, 1, 0, steps),
         optimizer,
         Schedule(1.0, steps, warmup=2),

@@ -9,12 +9,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from analysis.benchmarks.timing import Row, least_seconds
+from onenet.backbones import PIXEL_MEAN, PIXEL_STD, normalize
 from onenet.data.augment import Augmentation, ImageSize, View
 from onenet.data.coco import read_coco
 from onenet.data.images import ImageFiles
 from onenet.data.loading import SIZE_MULTIPLE, DetectionDataset, training_batches
 from onenet.data.order import Key, training_order
-from onenet.detectors.onenet import PIXEL_MEAN, PIXEL_STD, normalize
 
 BATCH = 8
 SIZE = ImageSize(short=512, ratio=1.667)

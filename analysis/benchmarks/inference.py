@@ -11,9 +11,9 @@ from torchvision.models import detection
 
 from analysis.benchmarks.timing import Row, least_seconds
 from analysis.fps import Network, Speed
-from onenet.backbones import make_backbone
+from onenet.backbones import make_backbone, normalize
 from onenet.data.loading import pad_to_multiple
-from onenet.detectors.onenet import OneNet, normalize
+from onenet.detectors.onenet import OneNet
 from onenet.fusion import for_inference
 from onenet.inference import nms_keep, top_k
 from onenet.necks import NECKS
@@ -96,7 +96,7 @@ def onenet_frames(
     torch.manual_seed(0)
     backbone = make_backbone(network.backbone)
     neck = NECKS[network.neck](backbone.feature_info.channels(), network.channels)
-    model = OneNet(backbone, neck, CLASSES, network.heads)
+    model = OneNet(backbone, CLASSES, neck=neck, heads=network.heads)
     model = for_inference(model.to(device, memory_format=torch.channels_last))
     images = torch.zeros(1, 3, *pad_to_multiple(size_hw), dtype=torch.uint8, device=device)
     images[..., : size_hw[0], : size_hw[1]].random_(256)

@@ -98,7 +98,8 @@ def _steps(variant: Variant) -> Callable[[], tuple[float, float]]:
     backward pass included."""
     torch.manual_seed(0)
     backbone = make_backbone("resnet18")
-    model = OneNet(backbone, make_neck("deconv", backbone.feature_info.channels(), 64), CLASSES)
+    neck = make_neck("deconv", backbone.feature_info.channels(), 64)
+    model = OneNet(backbone, CLASSES, neck=neck)
     loss = DetectionLoss(MatchingCost(), make_matcher("min_cost", "keep"))
     images = torch.randn(variant.batch, 3, SIDE, SIDE)
     targets = scene(variant.batch, OBJECTS, (SIDE // STRIDE, SIDE // STRIDE))[1]

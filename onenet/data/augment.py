@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 # The random crop of DETR, as in OneNet's released code, in pixels of an image that is trained at a
-# shortest side of 512: it is brought to one of these shortest sides, then sides of a length within
-# the range are cut out.
+# shortest side of 512 or more: it is brought to one of these shortest sides, then sides of a length
+# within the range are cut out.
 CROP_FROM = (400, 500, 600)
 CROP_SIDE = (384, 600)
 SLIVER = 1e-3  # pixels of the image: what a crop leaves less of is no object
@@ -86,7 +86,7 @@ def draw_view(
     height, width = image_hw
     crop = (0.0, 0.0, float(width), float(height))
     if augmentation.crop and generator.random() < augmentation.crop:
-        crop = _draw_crop(image_hw, size.short / 512, generator)
+        crop = _draw_crop(image_hw, min(1.0, size.short / 512), generator)
     x1, y1, x2, y2 = crop
     return View(crop, size.of((y2 - y1, x2 - x1), short), bool(flip))
 
@@ -94,7 +94,7 @@ def draw_view(
 def _draw_crop(
     image_hw: tuple[int, int], scale: float, generator: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """x1, y1, x2, y2 in pixels of the image. `scale`: the shortest side of training / 512."""
+    """x1, y1, x2, y2 in pixels of the image. `scale`: the pixels above count so many."""
     zoom = scale * generator.choice(CROP_FROM) / min(image_hw)
     sides, corner = [], []
     for length in image_hw:

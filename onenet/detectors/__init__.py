@@ -1,1 +1,31 @@
-"""One module a detector."""
+"""Which detectors there are. A module or a package each. No torch."""
+
+from dataclasses import dataclass
+from importlib import import_module
+
+
+@dataclass(frozen=True)
+class Detector:
+    """`reads`: the keys of a configuration that mean something to it, of those that do not to all;
+    it has a grid of slots if it reads `neck`, and is trained by matching if it reads `cost`.
+    `peaks`: whether its post-processing picks the peaks of the grid.
+    """
+
+    where: str  # module:class
+    reads: tuple[str, ...]
+    peaks: bool = False
+
+    def load(self) -> type:
+        """Its class, a torch module."""
+        module, _, name = self.where.partition(":")
+        return getattr(import_module(f"onenet.detectors.{module}"), name)
+
+
+MATCHED = ("cost", "assigner", "loss")
+DETECTORS = {
+    "onenet": Detector("onenet:OneNet", (*MATCHED, "location", "neck", "head", "heads")),
+    "centernet": Detector("centernet:CenterNet", ("neck",), peaks=True),
+    "deformable_detr": Detector("deformable_detr:DeformableDETR", MATCHED),
+    "sparse_rcnn": Detector("sparse_rcnn:SparseRCNN", MATCHED),
+}
+SELECTIVE = frozenset(key for detector in DETECTORS.values() for key in detector.reads)

@@ -1,0 +1,85 @@
+"""CenterNet (sections 3 and 4): a neck's map of stride 4, and three small heads on it.
+
+B images, P = H·W cells of the map, K classes, C channels.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onenet.boxes import grid_points
+from onenet.detectors.centernet.loss import CenterNetLoss
+from onenet.detectors.centernet.output import CenterOutput
+from onenet.necks import STRIDE
+
+
+class CenterNet(nn.Module):
+    """From images to a heatmap of centres, and a size and an offset at every cell.
+
+    `neck`: of onenet.necks. `width`: channels inside each head. `prior`: the score, in (0, 1), that
+    every cell gives every class at the start (as in RetinaNet). All else starts as PyTorch does it.
+    `loss` is what trains it: it is not matched.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        neck: nn.Module,
+        width: int = 64,
+        prior: float = 0.1,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.heatmap = Head(neck.channels, width, num_classes)
+        self.size = Head(neck.channels, width, 2)
+        self.offset = Head(neck.channels, width, 2)
+        nn.init.constant_(self.heatmap.output.bias, -math.log((1 - prior) / prior))
+        self.loss = CenterNetLoss()
+
+    def forward(
+        self, images: Tensor, sizes_hw: Tensor | None = None, num_heads: int | None = None
+    ) -> list[CenterOutput]:
+        """Normalized images [B, 3, H, W], H and W multiples of 32 -> one output.
+
+        `sizes_hw` [B, 2] int64, pixels of the unpadded images, None: no padding. In evaluation the
+        logits of cells outside are -inf; in training they are predicted and learn that nothing is
+        there. `num_heads` is of OneNet's cascade, and ignored.
+        """
+        feature = self.neck(self.backbone(images))
+        grid_hw = tuple(feature.shape[-2:])
+        class_logits = self.heatmap(feature)
+        if sizes_hw is not None and not self.training:
+            outside = cells_outside(sizes_hw, grid_hw)[:, :, None]
+            class_logits = class_logits.masked_fill(outside, -torch.inf)
+        size_wh = self.size(feature) * STRIDE  # learnt in cells
+        points_xy = grid_points(*grid_hw, STRIDE, device=feature.device)
+        return [CenterOutput(class_logits, size_wh, self.offset(feature), points_xy, grid_hw)]
+
+
+class Head(nn.Module):
+    """3×3 convolution, ReLU, 1×1 convolution (section 4): [B, C, H, W] -> [B, P, outputs].
+
+    The answer is float32, under autocast too: bfloat16 would round sizes to 2 pixels above 256.
+    """
+
+    def __init__(self, channels: int, width: int, outputs: int):
+        super().__init__()
+        self.features = nn.Conv2d(channels, width, 3, padding=1)
+        self.output = nn.Conv2d(width, outputs, 1)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        hidden = F.relu(self.features(feature), inplace=True)
+        with torch.autocast(feature.device.type, enabled=False):
+            return self.output(hidden.float()).flatten(2).transpose(1, 2)
+
+
+def cells_outside(sizes_hw: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """Which cells lie wholly in the padding: [B, 2] pixels -> [B, P] bool."""
+    down, across = (torch.arange(n, device=sizes_hw.device) * STRIDE for n in grid_hw)
+    below, right = down >= sizes_hw[:, :1], across >= sizes_hw[:, 1:]
+    return (below[:, :, None] | right[:, None]).flatten(1)

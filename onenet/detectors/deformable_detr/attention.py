@@ -1,0 +1,104 @@
+"""Multi-scale deformable attention (section 4.1, equation 3).
+
+B images, Q queries, M attention heads, L levels, S positions of all levels, N sampling points of a
+head on a level ("K" in the paper), D channels of a head, C = M · D.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onenet.detectors.deformable_detr.geometry import LevelGeometry
+
+
+def deformable_sampling(
+    values: Tensor, shapes_hw: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """The sums over levels and points of equation 3: bilinear samples, weighted.
+
+    values [B, S, C], locations [B, Q, M, L, N, 2] as (x, y) shares of the maps' width and height,
+    weights [B, Q, M, L, N] -> [B, Q, C]. Outside of a map all values are 0.
+    """
+    images, queries, heads, levels, points, _ = locations.shape
+    channels = values.transpose(1, 2).contiguous()  # [B, C, S]
+    maps = channels.view(images * heads, -1, channels.shape[-1])  # [B·M, D, S]
+    maps = maps.split([height * width for height, width in shapes_hw], dim=2)
+    # Queries last: what is contiguous in samples and weights is then long.
+    grids = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # [L, B·M, N, Q, 2]
+    weights = weights.permute(3, 0, 2, 4, 1).reshape(levels, images * heads, 1, points, queries)
+    total = 0
+    for level, shape_hw in enumerate(shapes_hw):
+        feature = maps[level].unflatten(2, shape_hw)  # [B·M, D, H, W]
+        samples = F.grid_sample(feature, grids[level], mode="bilinear", align_corners=False)
+        total = total + (samples * weights[level]).sum(dim=2)  # [B·M, D, Q]
+    return total.view(images, -1, queries).transpose(1, 2)
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """Each query looks at `points` places of every level, around its reference.
+
+    A query chooses the offsets of the places from its reference and their weights by two linear
+    layers. Offsets are in cells of the level where the reference is a point, and in shares of half
+    the box over `points` where it is a box (appendix A.4). Padding has the value 0. Offsets,
+    weights and samples are float32 under autocast too.
+    """
+
+    def __init__(self, dim: int, heads: int, levels: int, points: int):
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(dim, heads * levels * points)
+        self.value_projection = nn.Linear(dim, dim)
+        self.output_projection = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Equal weights. The heads look in directions that are spread over the circle, point n of
+        each n cells away from the reference (appendix A.4)."""
+        angles = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        directions = torch.stack([angles.cos(), angles.sin()], dim=1)
+        directions = directions / directions.abs().amax(dim=1, keepdim=True)  # [M, 2]
+        distances = torch.arange(1, self.points + 1)[:, None]  # [N, 1]
+        offsets = directions[:, None, None] * distances  # [M, 1, N, 2]
+        offsets = offsets.expand(self.heads, self.levels, self.points, 2)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.flatten())
+        nn.init.zeros_(self.sampling_offsets.weight)
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_projection, self.output_projection):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self, queries: Tensor, references: Tensor, tokens: Tensor, geometry: LevelGeometry
+    ) -> Tensor:
+        """queries [B, Q, C], tokens [B, S, C] -> [B, Q, C].
+
+        `references`: normalized points [B, Q, 2] as (x, y), or boxes [B, Q, 4] as (cx, cy, w, h).
+        """
+        values = self.value_projection(tokens).masked_fill(geometry.padding[..., None], 0)
+        with torch.autocast(queries.device.type, enabled=False):
+            queries = queries.float()
+            weights = self.attention_weights(queries).unflatten(2, (self.heads, -1)).softmax(-1)
+            weights = weights.unflatten(3, (self.levels, self.points))
+            locations = self.sampling_locations(queries, references, geometry)
+            attended = deformable_sampling(values.float(), geometry.shapes_hw, locations, weights)
+        return self.output_projection(attended)
+
+    def sampling_locations(
+        self, queries: Tensor, references: Tensor, geometry: LevelGeometry
+    ) -> Tensor:
+        """Where each query looks, as shares of the padded maps: [B, Q, M, L, N, 2]."""
+        offsets = self.sampling_offsets(queries)
+        offsets = offsets.unflatten(2, (self.heads, self.levels, self.points, 2))
+        ratios = geometry.valid_ratios[:, None]  # [B, 1, L, 2]
+        centers = references[:, :, None, :2] * ratios  # [B, Q, L, 2]
+        if references.shape[-1] == 2:
+            unit = 1 / geometry.cells_wh  # [L, 2]
+            return centers[:, :, None, :, None] + offsets * unit[:, None]
+        unit = references[:, :, None, 2:] * ratios * (0.5 / self.points)  # [B, Q, L, 2]
+        return centers[:, :, None, :, None] + offsets * unit[:, :, None, :, None]

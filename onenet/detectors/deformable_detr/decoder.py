@@ -1,0 +1,157 @@
+"""The deformable transformer decoder and its prediction heads (section 4.1, "Deformable Transformer
+Decoder"; appendix A.3).
+
+B images, Q queries, S positions of all levels, C channels, K classes. References are normalized
+points [B, Q, 2] as (x, y) or boxes [B, Q, 4] as (cx, cy, w, h), shares of the unpadded image.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from onenet.detectors.deformable_detr.attention import MultiScaleDeformableAttention
+from onenet.detectors.deformable_detr.encoder import FeedForward
+from onenet.detectors.deformable_detr.geometry import LevelGeometry
+
+EPS = 1e-5  # references are at least this far from 0 and 1 in the inverse sigmoid
+IGNORED = -1e4  # added to an attention logit
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the decoder starts from."""
+
+    content: Tensor  # [B, Q, C]
+    position: Tensor  # [B, Q, C], added to the content wherever attention is decided
+    references: Tensor  # [B, Q, 2] or [B, Q, 4]
+    usable: Tensor | None = None  # [B, Q] bool; the others are not looked at. None: all
+
+
+class LearnedQueries(nn.Module):
+    """Queries that are the same for every image; each tells its reference point by its position
+    embedding."""
+
+    def __init__(self, queries: int, dim: int):
+        super().__init__()
+        self.embedding = nn.Embedding(queries, 2 * dim)
+        self.reference = nn.Linear(dim, 2)
+        nn.init.zeros_(self.reference.bias)
+
+    def forward(self, images: int) -> Queries:
+        with torch.autocast(self.embedding.weight.device.type, enabled=False):
+            position, content = self.embedding.weight.chunk(2, dim=1)
+            references = self.reference(position).sigmoid()
+        parts = (content, position, references)
+        return Queries(*(part.expand(images, -1, -1) for part in parts))
+
+
+class PredictionHead(nn.Module):
+    """Classes by a linear layer, boxes by a three-layer perceptron relative to a reference.
+
+    float32 under autocast too. `prior`: the score, in 0..1, that every class starts with.
+    `size_bias`: what the perceptron starts with for width and height; 0 for the centre.
+    """
+
+    def __init__(self, dim: int, num_classes: int, prior: float, size_bias: float):
+        super().__init__()
+        self.classes = nn.Linear(dim, num_classes)
+        self.box = nn.Sequential(
+            nn.Linear(dim, dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(dim, dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(dim, 4),
+        )
+        nn.init.constant_(self.classes.bias, -math.log((1 - prior) / prior))
+        nn.init.zeros_(self.box[-1].weight)
+        nn.init.zeros_(self.box[-1].bias)
+        nn.init.constant_(self.box[-1].bias[2:], size_bias)
+
+    def class_logits(self, features: Tensor) -> Tensor:
+        """[B, Q, C] -> [B, Q, K]."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.classes(features.float())
+
+    def boxes(self, features: Tensor, references: Tensor) -> Tensor:
+        """[B, Q, C] -> normalized (cx, cy, w, h) in 0..1 [B, Q, 4] (appendix A.3, A.4)."""
+        with torch.autocast(features.device.type, enabled=False):
+            offsets = self.box(features.float())
+            start = torch.logit(references, eps=EPS)
+            if references.shape[-1] == 2:
+                start = nn.functional.pad(start, (0, 2))
+            return (offsets + start).sigmoid()
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention of the queries, deformable attention to the image, a feed-forward net."""
+
+    def __init__(self, dim: int, heads: int, levels: int, points: int, hidden: int, dropout: float):
+        super().__init__()
+        self.self_attention = nn.MultiheadAttention(dim, heads, dropout, batch_first=True)
+        self.cross_attention = MultiScaleDeformableAttention(dim, heads, levels, points)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+        self.dropouts = nn.ModuleList(nn.Dropout(dropout) for _ in range(2))
+        self.feedforward = FeedForward(dim, hidden, dropout)
+
+    def forward(
+        self,
+        content: Tensor,
+        queries: Queries,
+        references: Tensor,
+        memory: Tensor,
+        geometry: LevelGeometry,
+    ) -> Tensor:
+        """content [B, Q, C], memory [B, S, C] -> [B, Q, C]."""
+        asking = content + queries.position
+        ignored = None
+        if queries.usable is not None:  # finite, for images without any usable query
+            ignored = torch.zeros_like(queries.usable, dtype=asking.dtype)
+            ignored = ignored.masked_fill(~queries.usable, IGNORED)
+        attended, _ = self.self_attention(
+            asking, asking, content, key_padding_mask=ignored, need_weights=False
+        )
+        content = self.norms[0](content + self.dropouts[0](attended))
+        attended = self.cross_attention(content + queries.position, references, memory, geometry)
+        content = self.norms[1](content + self.dropouts[1](attended))
+        return self.feedforward(content)
+
+
+class Decoder(nn.Module):
+    """`layers` decoder layers. With `refine` each looks around the boxes of the layer before it,
+    through which no gradient flows (appendix A.4); without, around the queries' references."""
+
+    def __init__(
+        self,
+        layers: int,
+        dim: int,
+        heads: int,
+        levels: int,
+        points: int,
+        hidden: int,
+        dropout: float,
+        refine: bool,
+    ):
+        super().__init__()
+        self.refine = refine
+        self.layers = nn.ModuleList(
+            DecoderLayer(dim, heads, levels, points, hidden, dropout) for _ in range(layers)
+        )
+
+    def forward(
+        self,
+        queries: Queries,
+        memory: Tensor,
+        geometry: LevelGeometry,
+        heads: Sequence[PredictionHead],
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each layer, with its head: features [B, Q, C], normalized boxes [B, Q, 4]."""
+        content, references = queries.content, queries.references
+        for layer, head in zip(self.layers, heads, strict=True):
+            content = layer(content, queries, references, memory, geometry)
+            boxes = head.boxes(content, references)
+            yield content, boxes
+            if self.refine:
+                references = boxes.detach()
