@@ -5,6 +5,8 @@ from pathlib import Path
 
 from analysis.formats import Block, Sheet
 from analysis.rows import Comparison, Row, evaluator, why_missing
+from onenet.config import Config
+from onenet.detectors import DETECTORS
 from onenet.expansion import Cell
 from onenet.identity import RECIPE
 
@@ -102,12 +104,18 @@ def _settings(cell: Cell) -> dict[str, str]:
     return {
         "scale": f"preset {config.preset}" + (f", debug {config.debug}" if config.debug else ""),
         "data": data + ("" if spec.split == "val" else f", evaluated on {spec.split}"),
+        "peaks": "3×3 peaks" if spec.peaks else "all slots",
         "size": size,
         "schedule": f"{config.steps} steps of {config.batch}",
-        "model": f"{config.detector} with backbone {config.backbone.name}, neck {config.neck.name}",
+        "model": _model(config),
         "assigner": f"assigner {config.assigner.name}",
         "areas": "APs/m/l: COCO's bounds" + (f" × ({spec.short}/512)²" if scaled else ""),
     }
+
+
+def _model(config: Config) -> str:
+    neck = f", neck {config.neck.name}" if "neck" in DETECTORS[config.detector].reads else ""
+    return f"{config.detector} with backbone {config.backbone.name}{neck}"
 
 
 def _context(comparison: Comparison, common: list[str]) -> list[str]:

@@ -19,6 +19,8 @@ from onenet.matchers import make_matcher
 from onenet.necks import make_neck
 from onenet.optim import Schedule
 
+WIDE = 256  # channels
+
 
 def device(asked: str) -> str:
     """`cpu` or `cuda` for what `device` asks for, which may be `auto`."""
@@ -35,6 +37,16 @@ def precision(asked: str, device: str) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if has.get("amx_bf16") or has.get("avx512_bf16") else "float32"
+
+
+def memory_format(model: nn.Module, device: str) -> torch.memory_format:
+    """In which a training step is fastest: channels_last, but for wide networks on a processor
+    without AVX-512, where the gradient of the weights takes up to three times as long in it."""
+    convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
+    wide = max((c.out_channels for c in convolutions), default=0) >= WIDE
+    if device == "cpu" and wide and "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def detector(config: Config, num_classes: int) -> nn.Module:
@@ -54,7 +66,8 @@ def detector(config: Config, num_classes: int) -> nn.Module:
         model = kind.load()(backbone, num_classes, **parts)
     except ValueError as error:
         raise UserError(f"model: {error}") from error
-    return model.to(device(config.device), memory_format=torch.channels_last)
+    where = device(config.device)
+    return model.to(where, memory_format=memory_format(model, where))
 
 
 def loss(config: Config, model: nn.Module) -> Loss:

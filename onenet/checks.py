@@ -120,9 +120,7 @@ def _without_effect(config: Config) -> list[str]:
             f"eval.peaks=true needs a grid, which {config.detector} has not: leave it out."
         )
     if config.data.crowd == "ignore" and not grid:
-        found.append(
-            f"data.crowd=ignore needs a grid, {config.detector} has none: drop, or keep."
-        )
+        found.append(f"data.crowd=ignore needs a grid, {config.detector} has none: drop, or keep.")
     return found
 
 

@@ -75,17 +75,30 @@ def compose(overrides: list[str]) -> Config:
 
 
 def _set(config: DictConfig, key: str, value) -> None:
-    if key == "model":
-        raise UserError(f"model={value}: set its keys one by one, {', '.join(config.model)}.")
-    if key.startswith("model.") and (there := OmegaConf.select(config, key)) is not None:
-        if type(value) is int and isinstance(there, float):
-            value = float(value)
-        if type(value) is not type(there):
-            raise UserError(f"{key}={value}: give a value like {there}.")
+    group, _, name = key.partition(".")
+    if group == "model":
+        value = _of_model(config, name, value)
     try:
         OmegaConf.update(config, key, value, merge=True)
     except ValidationError as error:
         raise UserError(f"{key}={value}: {str(error).splitlines()[0]}") from error
+
+
+def _of_model(config: DictConfig, name: str, value):
+    """The value, if it is like the one that conf/detector/ has: what keys there are, and their
+    types, each detector's file says."""
+    if name not in config.model:
+        keys = ", ".join(f"model.{known}" for known in config.model)
+        has = f"has {keys}" if keys else "has no settings of its own"
+        raise UserError(
+            f"There is no key '{f'model.{name}'.rstrip('.')}': {config.detector} {has}."
+        )
+    usual = config.model[name]
+    if isinstance(usual, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(usual):
+        raise UserError(f"model.{name}={value}: give a value like {usual}.")
+    return value
 
 
 @cache

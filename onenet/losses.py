@@ -32,6 +32,9 @@ class Loss(Protocol):
 
     names: tuple[str, ...]
 
+    def match(self, output, targets: Sequence[Target]) -> list[Matches]:
+        """The positive samples of each image."""
+
     def __call__(
         self,
         outputs: Sequence,

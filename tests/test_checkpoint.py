@@ -57,6 +57,16 @@ def test_a_checkpoint_loads_without_an_optimiser(folder):
     assert_equal(other.model.state_dict(), run.model.state_dict())
 
 
+def test_a_part_of_a_finished_run_can_be_taken(tmp_path):
+    folder = RunFolder(tmp_path / "loc_cls-some-id")
+    run = saved(folder, 2)
+    with pytest.raises(UserError, match="no such finished run"):
+        checkpoint.part_of_run(tmp_path, "some-id", "backbone")
+    folder.set_status(state="done")
+    state = checkpoint.part_of_run(tmp_path, "some-id", "backbone")
+    assert_equal(state, dict(run.model.backbone.state_dict()))
+
+
 def torn(content: bytes) -> bytes:
     return content[: len(content) // 2]
 

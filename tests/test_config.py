@@ -149,6 +149,34 @@ def test_location_leaves_only_its_own_terms():
     assert predefined.cls == predicted.cls == 2
 
 
+def test_a_detector_brings_the_recipe_of_its_own_paper():
+    """Of Deformable DETR (section 5.1) and Sparse R-CNN (section 4.1), on COCO."""
+    paper = ["preset=paper", "data.root=/somewhere"]
+    config = compose([*paper, "detector=deformable_detr"])
+    assert (config.batch, config.lr, config.steps) == (32, 2e-4, 184_800)
+    assert config.steps * 32 / 118_287 == pytest.approx(50, abs=0.01)  # epochs
+    assert config.optim.milestones == [0.8]
+    assert config.optim.lr_factors["backbone"] == 0.1
+    assert (config.size.short, int(config.size.short * config.size.ratio)) == (800, 1333)
+    assert config.model["queries"] == 300
+    assert config.assigner.name == "hungarian"
+    config = compose([*paper, "detector=sparse_rcnn"])
+    assert (config.batch, config.lr, config.steps) == (16, 2.5e-5, 270_000)
+    assert [m * config.steps for m in config.optim.milestones] == pytest.approx([210e3, 250e3])
+    assert (config.optim.clip, config.optim.warmup) == (1.0, 1000)
+    assert config.augment.min_scale * config.size.short == 480
+    assert config.backbone.frozen
+    words = ["model.proposals=100", "lr=1e-4", "assigner=min_cost"]
+    config = compose([*paper, "detector=sparse_rcnn", *words])
+    assert (config.model["proposals"], config.lr) == (100, 1e-4)
+    assert config.assigner.name == "min_cost"
+
+
+def test_centernet_is_trained_as_onenet_is():
+    kept, other = (to_dict(compose([f"detector={d}"])) for d in ("onenet", "centernet"))
+    assert {k for k in kept if kept[k] != other[k]} == {"detector", "model"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "named", "way_out"),
     [
@@ -171,6 +199,15 @@ def test_location_leaves_only_its_own_terms():
         (["cost.weights={cls:0,l1:0,giou:0}"], "cost=loc_cls", "cost.weights"),
         (["assigner.conflict=fight"], "assigner.conflict=fight", "next_best"),
         (["detector=yolo"], "detector=yolo", "onenet"),
+        (["detector=sparse_rcnn", "heads=3"], "heads=3", "leave it out"),
+        (["detector=sparse_rcnn", "location=predefined"], "location=predefined", "leave it out"),
+        (["detector=sparse_rcnn", "data.crowd=ignore"], "data.crowd=ignore", "drop"),
+        (["detector=sparse_rcnn", "eval.peaks=true"], "eval.peaks", "leave it out"),
+        (["detector=centernet", "cost=loc_only"], "cost=loc_only", "leave it out"),
+        (["detector=sparse_rcnn", "model.proposal=5"], "model.proposal", "model.proposals"),
+        (["detector=sparse_rcnn", "model.proposals=5.5"], "model.proposals=5.5", "like "),
+        (["detector=sparse_rcnn", "model=small"], "'model'", "model.proposals"),
+        (["backbone.weights=run:12"], "weights=run:12", "run:ID"),
         (["backbone=resnet50", "backbone.weights=resnet50"], "weights=resnet50", "tv_in1k"),
         (["backbone.weights=/no/such.pth"], "weights=/no/such.pth", "none"),
         (["batch=3", "processes=2", "accumulate=2"], "batch=3", "accumulate"),

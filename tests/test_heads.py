@@ -225,6 +225,28 @@ def test_a_local_file_of_another_network_is_an_error(tmp_path):
     assert "layer1.0.conv1.weight" in error_of(tmp_path / "a tensor is missing.pth")
 
 
+@pytest.mark.parametrize("name", ["tiny", "resnet18"])
+def test_a_frozen_backbone_only_learns_above_its_first_stage(name):
+    frozen = make_backbone(name, frozen=True).train()
+    plain = make_backbone(name)
+    plain.load_state_dict(frozen.state_dict(), strict=False)
+    learns = {key.partition(".")[0] for key, p in frozen.named_parameters() if p.requires_grad}
+    assert learns == {"layer2", "layer3", "layer4"}
+    assert not [key for key, p in frozen.named_parameters() if p.requires_grad and p.ndim == 1]
+    images = torch.randn(2, 3, 64, 64)
+    for map_, expected in zip(frozen(images), plain.eval()(images), strict=True):
+        torch.testing.assert_close(map_, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_backbone_starts_from_anothers_state():
+    other = make_backbone("tiny")
+    copied = make_backbone("tiny", other.state_dict())
+    for one, expected in zip(copied.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, expected)
+    with pytest.raises(UserError, match="The backbone of that run does not fit resnet18"):
+        make_backbone("resnet18", other.state_dict())
+
+
 def test_a_missing_file_is_an_error_that_lists_tags():
     message = error_of("/nowhere/weights.pth", "resnet50")
     assert "neither a file nor a timm tag of resnet50" in message

@@ -95,6 +95,9 @@ def test_what_cannot_change_a_result_does_not_change_the_id(override):
         "augment.size_step=4",
         "reference=released",
         "optim.decay=multistep",
+        "optim.lr_factors={backbone: 0.1}",
+        "backbone.frozen=true",
+        "backbone.weights=run:0123456789",
         "data.seed=1",
         "data.limit=4",
         "data.shapes.kind=parts",
@@ -102,6 +105,32 @@ def test_what_cannot_change_a_result_does_not_change_the_id(override):
 )
 def test_what_can_change_a_result_changes_the_id(override):
     assert not same(override)
+
+
+@pytest.mark.parametrize(
+    ("detector", "unused", "used"),
+    [
+        ("centernet", ["cost.weights.l1=1", "assigner=hungarian", "head.prior=0.5"], "neck=deconv"),
+        ("sparse_rcnn", ["neck=deconv", "head.prior=0.5"], "cost.weights.l1=1"),
+        ("deformable_detr", ["neck.channels=8", "eval.batch=1"], "optim.lr_factors.backbone=0.5"),
+    ],
+)
+def test_what_a_detector_does_not_read_does_not_change_its_id(detector, unused, used):
+    def id_of(*words: str) -> str:
+        return run_id(compose([f"detector={detector}", *words]))
+
+    assert {id_of(word) for word in unused} == {id_of()}
+    assert len({id_of(), id_of(used), id_of("model.prior=0.02"), run_id(compose([]))}) == 4
+
+
+def test_peaks_are_another_evaluation_of_the_same_training():
+    with_peaks, without = (compose(["detector=centernet", *w]) for w in ([], ["eval.peaks=false"]))
+    assert run_id(with_peaks) == run_id(without)
+    assert requested_evaluation(with_peaks) == default_evaluation(with_peaks)
+    assert default_evaluation(with_peaks).id == "h1-64x1.5-relative-val-peaks"
+    assert requested_evaluation(without).id == "h1-64x1.5-relative-val"
+    assert slug(with_peaks) == "centernet-tiny-rigid-s0"
+    assert slug(compose(["detector=sparse_rcnn"])) == "sparse_rcnn-loc_cls-tiny-rigid-s0"
 
 
 def test_names_do_not_count_only_values():

@@ -10,7 +10,7 @@ import torch
 from torchvision.ops import box_iou
 
 from onenet.boxes import grid_points
-from onenet.inference import nms_keep, top_k
+from onenet.inference import nms_keep, only_peaks, top_k
 from onenet.structures import Detections, HeadOutput, UndecodedOutput
 from tests.conftest import random_boxes, random_output, seeded
 from tests.test_boxes import scalar_iou_and_giou
@@ -61,6 +61,39 @@ def test_equal_scores_are_ranked_by_slot_then_by_class(grid_hw, classes, values)
         for k in (1, 4, 20, 100):
             for image, detections in enumerate(top_k(output, [(40, 60)] * 2, k)):
                 assert_equals(detections, scalar_top_k(output, image, (40, 60), k))
+
+
+@pytest.mark.parametrize("grid_hw", [(1, 1), (3, 5), (7, 4)])
+def test_peaks_are_the_slots_that_no_neighbour_is_above(grid_hw):
+    height, width = grid_hw
+    logits = torch.randint(4, (2, height * width, 3), generator=seeded()).float()  # with ties
+    found = only_peaks(logits, grid_hw)
+    for image in range(2):
+        for slot in range(height * width):
+            y, x = divmod(slot, width)
+            around = [
+                v * width + u
+                for v in range(max(0, y - 1), min(height, y + 2))
+                for u in range(max(0, x - 1), min(width, x + 2))
+            ]
+            for label in range(3):
+                value = logits[image, slot, label]
+                peak = all(value >= logits[image, other, label] for other in around)
+                assert found[image, slot, label] == (value if peak else -torch.inf)
+
+
+def test_what_is_no_peak_is_no_answer():
+    points = grid_points(2, 2, 8)
+    output = UndecodedOutput(
+        class_logits=torch.tensor([[[0.0, 3.0], [1.0, 2.0], [5.0, 1.0], [4.0, 0.0]]]),
+        ltrb=torch.full((1, 4, 4), 4.0),
+        points_xy=points,
+        grid_hw=(2, 2),
+    )
+    (found,) = top_k(output, [(16, 16)], peaks=True)
+    assert found.labels.tolist() == [0, 1]
+    assert found.scores.tolist() == pytest.approx([sigmoid(5), sigmoid(3)])
+    assert len(top_k(output, [(16, 16)])[0].scores) == 8
 
 
 def test_boxes_that_are_decoded_late_are_the_same():

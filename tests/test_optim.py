@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from onenet.config import compose
+from onenet.errors import UserError
 from onenet.optim import Schedule, make_optimizer
 
 PAPER = Schedule(lr=5e-5, steps=270_000)
@@ -68,6 +69,23 @@ def test_the_linear_tail_is_constant_and_then_falls_to_nothing():
 def test_a_tail_of_all_steps_falls_from_the_start():
     schedule = Schedule(1.0, steps=4, decay="linear_tail", tail=1.0)
     assert [schedule.at(step) for step in (1, 2, 3, 4)] == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
+def test_named_parameters_learn_at_a_share_of_the_rate():
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in ("slow", "fast", "off")})
+    model["off"].requires_grad_(False)
+    optimizer = make_optimizer(model, 1.0, 0.0, {"slow": 0.1})
+    factors = {
+        id(parameter): group["lr_factor"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert {name: factors.get(id(p)) for name, p in model.named_parameters()} == {
+        "slow.weight": 0.1, "slow.bias": 0.1, "fast.weight": 1.0, "fast.bias": 1.0,
+        "off.weight": None, "off.bias": None,
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"no parameter has backbone in its name"):
+        make_optimizer(model, 1.0, 0.0, {"backbone": 0.1})
 
 
 def test_all_parameters_decay():

@@ -1,4 +1,4 @@
-"""From an image to its boxes: OneNet beside torchvision's one-stage detectors, which need NMS.
+"""From an image to its boxes: our detectors beside torchvision's one-stage ones, which need NMS.
 
 All weights are random. A frame begins with the image as a tensor on the device.
 """
@@ -10,16 +10,19 @@ import torch
 from torchvision.models import detection
 
 from analysis.benchmarks.timing import Row, least_seconds
-from analysis.fps import Network, Speed
-from onenet.backbones import make_backbone, normalize
+from analysis.fps import Network, Speed, network_of
+from onenet import build
+from onenet.backbones import normalize
+from onenet.config import compose
 from onenet.data.loading import pad_to_multiple
-from onenet.detectors.onenet import OneNet
+from onenet.detectors import DETECTORS
+from onenet.expansion import expand
 from onenet.fusion import for_inference
 from onenet.inference import nms_keep, top_k
-from onenet.necks import NECKS
 
 CLASSES = 80
 ENOUGH = 4  # seconds for the rounds of a network, of which there are at least 4
+TABLES = ("table1", "table2", "table5")  # those with frames a second
 PAPER_SIZES = ((512, 640), (512, 853))
 TORCHVISION = {
     "fcos": detection.fcos_resnet50_fpn,
@@ -37,7 +40,7 @@ WHAT = (
 
 def rows() -> list[Row]:
     size_hw = (512, 853)
-    ours = onenet_frames(onenet("resnet50", "deconv", size_hw), size_hw)
+    ours = our_frames(ours_at(size_hw, "resnet50", "deconv"), size_hw)
     plain = torchvision_frames("fcos", size_hw)
     plain_seconds, seconds = least_seconds(plain, ours, warmup=3)
     what = WHAT.format(
@@ -55,8 +58,9 @@ def fps(device: str = "cpu") -> list[Speed]:
     Call it alone on the machine. `device`: cpu or cuda.
     """
     speeds = []
-    for network, size_hw in networks():
-        answers = [onenet_frames(network, size_hw, device, nms) for nms in (False, True)]
+    for network in networks():
+        size_hw = tuple(map(int, network.size.split("x")))
+        answers = [our_frames(network, size_hw, device, nms) for nms in (False, True)]
         speeds.append(_speed(network, device, *_frames_per_second(answers, device)))
     for name in TORCHVISION:
         for size_hw in PAPER_SIZES:
@@ -66,45 +70,49 @@ def fps(device: str = "cpu") -> list[Speed]:
     return speeds
 
 
-def networks() -> list[tuple[Network, tuple[int, int]]]:
-    """Those of the paper's tables, and those of the default scale; each with the image's size."""
+def networks() -> list[Network]:
+    """Those of the paper's tables at both scales, and OneNet with every neck."""
     found = [
-        (onenet(backbone, neck, size_hw), size_hw)
+        ours_at(size_hw, backbone, neck)
         for size_hw in PAPER_SIZES
         for backbone in ("resnet18", "resnet50", "resnet101")
         for neck in ("deconv", "deconv_dcn", "fpn")
     ]
-    for backbone, neck, size_hw in (
-        ("resnet50", "deconv_dcn", (512, 853)),
-        ("tiny", "fpn", (64, 96)),
-    ):
-        for heads, infer_heads in ((1, 1), (3, 1), (3, 3)):
-            found.append((onenet(backbone, neck, size_hw, heads, infer_heads), size_hw))
+    for table in TABLES:
+        for scale in ((), ("preset=paper", "data=shapes")):
+            cells = expand([f"+experiment={table}", "seed=0", *scale])
+            found += [network_of(cell.config, cell.evaluation) for cell in cells]
     return list(dict.fromkeys(found))
 
 
-def onenet(
-    backbone: str, neck: str, size_hw: tuple[int, int], heads: int = 1, infer_heads: int = 1
+def ours_at(
+    size_hw: tuple[int, int],
+    backbone: str,
+    neck: str,
+    heads: int = 1,
+    infer_heads: int = 1,
+    detector: str = "onenet",
 ) -> Network:
-    return Network("onenet", backbone, neck, 64, heads, infer_heads, _size(size_hw))
+    return Network(detector, backbone, neck, 64, heads, infer_heads, _size(size_hw))
 
 
-def onenet_frames(
+def our_frames(
     network: Network, size_hw: tuple[int, int], device: str = "cpu", nms: bool = False
 ) -> Callable[[], object]:
     """A function that detects in one image, in the way an evaluation does."""
-    torch.manual_seed(0)
-    backbone = make_backbone(network.backbone)
-    neck = NECKS[network.neck](backbone.feature_info.channels(), network.channels)
-    model = OneNet(backbone, CLASSES, neck=neck, heads=network.heads)
-    model = for_inference(model.to(device, memory_format=torch.channels_last))
+    keys = {"neck.channels": network.channels, "heads": network.heads, "device": device}
+    keys |= {name: getattr(network, name) for name in ("detector", "backbone", "neck")}
+    config = compose([f"{key}={value}" for key, value in keys.items()])
+    model = for_inference(build.detector(config, CLASSES))
+    peaks = DETECTORS[network.detector].peaks
     images = torch.zeros(1, 3, *pad_to_multiple(size_hw), dtype=torch.uint8, device=device)
     images[..., : size_hw[0], : size_hw[1]].random_(256)
+    sizes_hw = torch.tensor([size_hw], device=device)
 
     @torch.inference_mode()
     def detect():
-        output = model(normalize(images), num_heads=network.infer_heads)[-1]
-        (detections,) = top_k(output, [size_hw])
+        output = model(normalize(images), sizes_hw, num_heads=network.infer_heads)[-1]
+        (detections,) = top_k(output, [size_hw], peaks=peaks)
         return nms_keep(detections) if nms else detections
 
     return detect

@@ -43,15 +43,17 @@ class Variant:
 
 def rows() -> list[Row]:
     fast = build.precision("auto", "cpu")
-    steps, parts = _least(Variant(8, fast), Variant(8), Variant(8, plain=True))
-    ours, ours_in_float32, plainly = steps
-    lines = [Row("train_step", f"{WHERE}, batch 8, ours {fast}", plainly, ours, "ms", 1.5)]
-    if fast != "float32":
-        what = "the same, ours float32"
-        lines.append(Row("train_step_float32", what, plainly, ours_in_float32, "ms"))
-    for key, precision in (("step_share", "float32"), (f"step_share_{fast}", fast)):
+    precisions = list(dict.fromkeys([fast, "float32"]))
+    variants = [Variant(8, precision) for precision in precisions]
+    (*ours, plainly), _ = _least(*variants, Variant(8, plain=True))
+    lines = []
+    for precision, step in zip(precisions, ours, strict=True):
+        key, goal = ("train_step", 1.5) if precision == fast else ("train_step_float32", None)
+        lines.append(Row(key, f"{WHERE}, batch 8, ours {precision}", plainly, step, "ms", goal))
+    for precision in reversed(precisions):
         (step,), (part,) = _least(Variant(2, precision))
-        goal = 0.03 if key == "step_share" else None
+        plain_precision = precision == "float32"
+        key, goal = ("step_share", 0.03) if plain_precision else (f"step_share_{precision}", None)
         what = f"matching and losses in a step of ours, {WHERE}, batch 2, {precision}"
         lines.append(Row(key, what, part, step, "ms", goal, at_most=True))
     return lines
@@ -106,7 +108,7 @@ def _steps(variant: Variant) -> Callable[[], tuple[float, float]]:
     if variant.plain:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     else:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=build.memory_format(model, "cpu"))
         optimizer = make_optimizer(model, 1e-4, 1e-4)
 
     def total_of(outputs: list[HeadOutput], targets: list[Target]) -> Tensor:

@@ -14,7 +14,7 @@ from onenet.detectors.centernet.output import CenterOutput
 from onenet.detectors.centernet.targets import Heatmap, center_targets, draw_heatmap
 from onenet.focal import focal_loss
 from onenet.necks import STRIDE
-from onenet.structures import Target
+from onenet.structures import Matches, Target
 
 
 def penalty_reduced_focal_loss(
@@ -45,6 +45,15 @@ class CenterNetLoss:
     alpha: float = 2.0
     beta: float = 4.0
     min_overlap: float = 0.7
+
+    def match(self, output: CenterOutput, targets: Sequence[Target]) -> list[Matches]:
+        """The positive samples of each image: the cells of the objects' centres."""
+        found = []
+        for target in targets:
+            objects = center_targets([target], output.grid_hw)
+            every = torch.arange(len(objects.slot), device=objects.slot.device)
+            found.append(Matches(objects.slot, every, objects.conflicts()))
+        return found
 
     def __call__(
         self,

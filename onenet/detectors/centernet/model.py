@@ -20,7 +20,7 @@ class CenterNet(nn.Module):
 
     `neck`: of onenet.necks. `width`: channels inside each head. `prior`: the score, in (0, 1), that
     every cell gives every class at the start (as in RetinaNet). All else starts as PyTorch does it.
-    `loss` is what trains it: it is not matched.
+    `loss` is what trains it, with Gaussians by `min_overlap`: it is not matched.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class CenterNet(nn.Module):
         neck: nn.Module,
         width: int = 64,
         prior: float = 0.1,
+        min_overlap: float = 0.7,
     ):
         super().__init__()
         self.backbone = backbone
@@ -39,7 +40,7 @@ class CenterNet(nn.Module):
         self.size = Head(neck.channels, width, 2)
         self.offset = Head(neck.channels, width, 2)
         nn.init.constant_(self.heatmap.output.bias, -math.log((1 - prior) / prior))
-        self.loss = CenterNetLoss()
+        self.loss = CenterNetLoss(min_overlap=min_overlap)
 
     def forward(
         self, images: Tensor, sizes_hw: Tensor | None = None, num_heads: int | None = None
