@@ -79,7 +79,8 @@ def _set(config: DictConfig, key: str, value) -> None:
     if group == "model":
         value = _of_model(config, name, value)
     try:
-        OmegaConf.update(config, key, value, merge=True)
+        free = key.startswith("optim.lr_factors")  # its keys are parts of parameters' names
+        OmegaConf.update(config, key, value, merge=True, force_add=free)
     except ValidationError as error:
         raise UserError(f"{key}={value}: {str(error).splitlines()[0]}") from error
 

@@ -214,3 +214,24 @@ def test_every_choice_makes_an_honest_tiny_run(words, tmp_path):
     done = run_py(*words, *TINY, f"runs_root={tmp_path}")
     assert done.returncode == 0, done.stdout
     assert list(tmp_path.glob("*/result.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", ["centernet", "deformable_detr", "sparse_rcnn"])
+def test_every_detector_leaves_a_runs_folder_behind(detector, tmp_path):
+    root = tmp_path / "runs"
+    words = [f"detector={detector}", *TINY, f"runs_root={root}"]
+    done = run_py(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (cell,) = expand(words)
+    result = cell.folder.result()
+    assert result["choices"]["detector"] == detector
+    assert result["metrics"]["AP"] is not None
+    drawn = json.loads((cell.folder.path / "pictures" / "pictures.json").read_text())["images"]
+    assert all(len(entry["positives"]) == len(entry["ground_truth"]) for entry in drawn)
+    line = json.loads(cell.folder.metrics_file.read_text().splitlines()[0])
+    names = [name for name in line if name.startswith("loss_")]
+    assert line["loss"] == pytest.approx(sum(line[name] for name in names), rel=1e-4)
+    warm = [*words, f"backbone.weights=run:{cell.id}"]
+    assert run_py(*warm).returncode == 0
+    assert expand(warm)[0].folder.state() == "done"
