@@ -104,7 +104,7 @@ def _settings(cell: Cell) -> dict[str, str]:
     return {
         "scale": f"preset {config.preset}" + (f", debug {config.debug}" if config.debug else ""),
         "data": data + ("" if spec.split == "val" else f", evaluated on {spec.split}"),
-        "peaks": "3×3 peaks" if spec.peaks else "all slots",
+        "peaks": "3×3 peaks picked" if spec.peaks else "no peaks picked",
         "size": size,
         "schedule": f"{config.steps} steps of {config.batch}",
         "model": _model(config),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim import AdamW
 
 from onenet import checkpoint, costs, losses
 from onenet.backbones import make_backbone
@@ -17,7 +18,7 @@ from onenet.identity import EvalSpec
 from onenet.losses import DetectionLoss, Loss
 from onenet.matchers import make_matcher
 from onenet.necks import make_neck
-from onenet.optim import Schedule
+from onenet.optim import Schedule, make_optimizer
 
 WIDE = 256  # channels
 
@@ -91,6 +92,11 @@ def detection_loss(config: Config) -> DetectionLoss:
         gamma=loss.gamma,
         l1_format=loss.l1_format,
     )
+
+
+def optimizer(config: Config, model: nn.Module) -> AdamW:
+    o = config.optim
+    return make_optimizer(model, config.lr, o.weight_decay, o.lr_factors)
 
 
 def schedule(config: Config) -> Schedule:

@@ -26,7 +26,6 @@ from onenet.data.sources import open_split
 from onenet.distributed import World, join, lost_connection
 from onenet.errors import UserError
 from onenet.identity import default_evaluation, run_id
-from onenet.optim import make_optimizer
 from onenet.preemption import EXIT_STATUS, Preempted, StopRequest, end_with_driver
 from onenet.record import TrainingRecord
 from onenet.request import Request
@@ -155,9 +154,7 @@ class Job:
     def _train(self, model: nn.Module) -> Progress:
         """Trains to the last step, from the checkpoint if there is one."""
         config, folder, world = self.config, self.folder, self.world
-        optimizer = make_optimizer(
-            model, config.lr, config.optim.weight_decay, config.optim.lr_factors
-        )
+        optimizer = build.optimizer(config, model)
         progress = Progress()
         usable = checkpoint.find(folder, self.id) if world.first else None
         if usable := world.share(usable):

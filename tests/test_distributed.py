@@ -22,7 +22,6 @@ from onenet.data.sources import open_split
 from onenet.distributed import ALONE, World, join
 from onenet.evaluate import predict
 from onenet.identity import requested_evaluation
-from onenet.optim import make_optimizer
 from onenet.scoring import Scorer
 from onenet.train import Progress, train
 
@@ -47,7 +46,7 @@ def learn(world: World = ALONE, accumulate: int = 1, *overrides: str) -> dict:
     config = compose([*OVERRIDES, *overrides])
     source = open_split(config.data, "train")
     model = without_batch_norm(build.detector(config, len(source.annotations.category_ids)))
-    optimizer = make_optimizer(model, config.lr, config.optim.weight_decay)
+    optimizer = build.optimizer(config, model)
     lines, gradients, progress = [], [], Progress()
     optimizer.register_step_pre_hook(
         lambda *_: gradients.append([p.grad.clone() for p in model.parameters()])

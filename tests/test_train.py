@@ -18,7 +18,7 @@ from onenet.data.sources import open_split
 from onenet.evaluate import predict
 from onenet.identity import requested_evaluation
 from onenet.losses import DetectionLoss, LossWeights
-from onenet.optim import Schedule, make_optimizer
+from onenet.optim import Schedule
 from onenet.preemption import Preempted
 from onenet.runs import RunFolder
 from onenet.scoring import Scorer
@@ -39,8 +39,8 @@ class Run:
         self.config: Config = compose(list(overrides))
         self.source = source or open_split(self.config.data, "train")
         self.model = build.detector(self.config, len(self.source.annotations.category_ids))
-        self.optimizer = make_optimizer(self.model, self.config.lr, self.config.optim.weight_decay)
-        self.loss = build.detection_loss(self.config)
+        self.optimizer = build.optimizer(self.config, self.model)
+        self.loss = build.loss(self.config, self.model)
         self.progress = Progress()
         self.lines: list[dict] = []
         self.saved_at: list[int] = []
@@ -73,8 +73,10 @@ class Run:
         return copy.deepcopy({"model": self.model.state_dict(), **self.optimizer.state_dict()})
 
     def score(self) -> dict:
-        dataset = build.evaluation_set(self.config, self.source, requested_evaluation(self.config))
-        predictions, _ = predict(self.model, dataset, batch=self.config.eval.batch)
+        spec = requested_evaluation(self.config)
+        dataset = build.evaluation_set(self.config, self.source, spec)
+        batch = self.config.eval.batch
+        predictions, _ = predict(self.model, dataset, batch=batch, peaks=spec.peaks)
         return Scorer(self.source.annotations).score(predictions)[0]
 
 
