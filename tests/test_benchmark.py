@@ -85,6 +85,7 @@ def test_images_that_are_not_there_leave_a_line_out(tmp_path, capsys):
     assert "jpeg left out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_growth_is_drawn(tmp_path):
     curve = Curve("matching", "objects", [(1, 0.1, 0.01), (10, 0.9, 0.02)])
     assert benchmark._plot([curve] * 6, tmp_path / "new" / "growth.png").stat().st_size > 1000

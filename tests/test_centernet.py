@@ -514,6 +514,7 @@ def test_nothing_is_answered_in_the_padding():
     assert torch.equal(output.class_logits[0], inside[0])
 
 
+@pytest.mark.slow
 def test_it_learns_an_image_by_heart():
     model = make_model(width=16)
     images = make_images()

@@ -109,6 +109,7 @@ def test_a_plan_trains_nothing_and_knows_the_states(swept):
     assert len(list(root.glob("*/result.json"))) == 2
 
 
+@pytest.mark.slow
 def test_an_evaluation_axis_never_trains(swept):
     root, _, words, _ = swept
     checkpoints = {f: f.stat().st_mtime_ns for f in root.rglob("last.pt")}
@@ -132,6 +133,7 @@ def test_bad_input_ends_at_once_in_three_lines_without_a_traceback(words, tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_an_older_version_is_evaluated_again(swept):
     """Its frozen config lacks the keys that have come since; its id, and so its training, stay."""
     root, _, words, _ = swept

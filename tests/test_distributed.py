@@ -181,7 +181,11 @@ def run_folder(root: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "starter", [["run.py", "processes=2"], ["torchrun", "run.py"]], ids=lambda words: words[0]
+    "starter",
+    [
+        pytest.param(["run.py", "processes=2"], id="run.py", marks=pytest.mark.slow),
+        pytest.param(["torchrun", "run.py"], id="torchrun"),
+    ],
 )
 def test_a_run_of_two_processes_leaves_one_record(tmp_path, starter):
     words = ["debug=tiny", "log_every=1", f"runs_root={tmp_path}"]
@@ -200,6 +204,7 @@ def test_a_run_of_two_processes_leaves_one_record(tmp_path, starter):
     assert np.isfinite(lines[0]["loss"])
 
 
+@pytest.mark.slow
 def test_a_piece_without_images_is_refused(tmp_path):
     """Where the number of processes is known, torchrun's: an automatic one is never too large."""
     words = ["debug=tiny", "batch=1", f"runs_root={tmp_path}"]
@@ -208,6 +213,7 @@ def test_a_piece_without_images_is_refused(tmp_path):
     assert "batch=1 is less than the 2 pieces" in done.stderr
 
 
+@pytest.mark.slow
 def test_categories_are_compared_under_torchrun_too(tmp_path):
     write_broken_data(tmp_path / "data")
     file = tmp_path / "data/annotations/instances_val2017.json"
@@ -220,6 +226,7 @@ def test_categories_are_compared_under_torchrun_too(tmp_path):
     assert not list((tmp_path / "runs").glob("*/config.yaml"))
 
 
+@pytest.mark.slow
 def test_a_failure_in_any_process_is_the_failure_of_the_run(tmp_path):
     images = tmp_path / "data"
     write_broken_data(images)

@@ -48,7 +48,10 @@ def kinds(network: nn.Module, *kind: type) -> int:
 
 
 @pytest.mark.parametrize("neck", sorted(NECKS))
-@pytest.mark.parametrize("backbone", sorted(TIMM_NAMES))
+@pytest.mark.parametrize(
+    "backbone",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n == "resnet101")) for n in sorted(TIMM_NAMES)],
+)
 def test_the_copy_of_every_network_answers_like_it(backbone, neck, onednn):
     torch.manual_seed(0)
     features = make_backbone(backbone)

@@ -76,6 +76,7 @@ def rows(capsys, *arguments: str) -> list[list[str]]:
     return cells[2:]
 
 
+@pytest.mark.slow
 def test_it_runs_anywhere_and_refuses_a_size_that_is_not_padded(tmp_path):
     done = subprocess.run(
         [sys.executable, model_size.__file__, "--size", "512", "853"],

@@ -74,6 +74,7 @@ def done(folder: RunFolder) -> None:
 # --- with the real wandb ---
 
 
+@pytest.mark.slow
 def test_offline_a_killed_and_resumed_run_is_rebuilt_to_exactly_its_file(tmp_path, capsys):
     folder = make_run(tmp_path / NAME)
     add_old_life(folder)

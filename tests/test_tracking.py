@@ -261,6 +261,7 @@ def test_an_online_run_finds_the_login_and_sends_each_row_once(
     assert "detections" not in json.loads((run_folder(folder) / "mirrored.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_bad_server_delays_a_run_by_seconds_and_loses_nothing(tmp_path, monkeypatch, capsys):
     """All at once: each waits most of its time."""
     monkeypatch.setenv("WANDB_API_KEY", KEY)
