@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler is silent
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # so is what it finds about memory
 
 import torch
 
@@ -144,7 +145,9 @@ def _plot(curves: list[Curve], file: Path) -> Path:
         values, plain, ours = zip(*curve.points, strict=True)
         panel.loglog(values, plain, "o-", color="0.55", label="plain")
         panel.loglog(values, ours, "o-", color="#3454d1", label="ours")
-        panel.set(title=curve.what, xlabel=curve.against, ylabel="seconds")
+        panel.set(title=f"{curve.what} by {curve.against}", ylabel="seconds")
+        panel.set_xticks(values, [f"{value:,}" for value in values])
+        panel.xaxis.set_minor_formatter("")
         panel.grid(alpha=0.3)
     panels.flat[0].legend()
     file.parent.mkdir(parents=True, exist_ok=True)

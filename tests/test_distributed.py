@@ -19,6 +19,7 @@ from onenet import build
 from onenet.config import REPOSITORY, compose
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
+from onenet.detectors import DETECTORS
 from onenet.distributed import ALONE, World, join
 from onenet.evaluate import predict
 from onenet.identity import requested_evaluation
@@ -202,6 +203,16 @@ def test_a_run_of_two_processes_leaves_one_record(tmp_path, starter):
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert yaml.safe_load((folder / "status.json").read_text())["state"] == "done"
     assert np.isfinite(lines[0]["loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", sorted({*DETECTORS} - {"onenet"}))
+def test_every_detector_runs_in_two_processes(tmp_path, detector):
+    """DistributedDataParallel wants a gradient for each parameter in each step."""
+    words = ["debug=tiny", f"detector={detector}", f"runs_root={tmp_path}"]
+    done = torchrun(str(REPOSITORY / "run.py"), *words)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert json.loads((run_folder(tmp_path) / "result.json").read_text())["env"]["processes"] == 2
 
 
 @pytest.mark.slow
