@@ -72,7 +72,8 @@ def _main_block(rows: list[Row], labels: list[str], varying: list[tuple[str, lis
             ("hours ours", [_ours(row, "train_hours", ".2f") for row in rows]),
         ]
     header = [name for name, _ in columns]
-    return Block(header, [list(row) for row in zip(*(c for _, c in columns), strict=True)])
+    lines = [list(line) for line in zip(*(cells for _, cells in columns), strict=True)]
+    return Block(header, lines, left=1 + len(varying))
 
 
 def _coco_block(rows: list[Row], labels: list[str]) -> Block:
@@ -108,7 +109,7 @@ def _settings(cell: Cell) -> dict[str, str]:
         "size": size,
         "schedule": f"{config.steps} steps of {config.batch}",
         "model": _model(config),
-        "assigner": f"assigner {config.assigner.name}",
+        "assigner": _assigner(config),
         "areas": "APs/m/l: COCO's bounds" + (f" × ({spec.short}/512)²" if scaled else ""),
     }
 
@@ -116,6 +117,11 @@ def _settings(cell: Cell) -> dict[str, str]:
 def _model(config: Config) -> str:
     neck = f", neck {config.neck.name}" if "neck" in DETECTORS[config.detector].reads else ""
     return f"{config.detector} with backbone {config.backbone.name}{neck}"
+
+
+def _assigner(config: Config) -> str:
+    matched = "assigner" in DETECTORS[config.detector].reads
+    return f"assigner {config.assigner.name}" if matched else "not matched"
 
 
 def _context(comparison: Comparison, common: list[str]) -> list[str]:

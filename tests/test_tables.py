@@ -378,3 +378,17 @@ def test_every_row_of_the_paper_is_a_row_of_its_experiment():
         labels = [row.label for row in experiment.rows]
         assert len(set(labels)) == len(labels)
         assert {label for table, label in paper if table == experiment.table} <= {*labels}
+
+
+def test_what_varies_from_row_to_row_is_a_column_of_words(root, capsys):
+    for cell in cells(root, 5, "backbone=tiny"):
+        fill(cell, AP=70.0 if cell.evaluation.peaks else 60.0, AP_nms=70.0)
+    page = printed(capsys, root, "--table", "5", "--", "backbone=tiny")
+    head, rule, *_ = lines_of(page, block=0)
+    assert head[:5] == ["row", "peaks", "model", "assigner", "lr"]
+    assert [mark.endswith(":") for mark in rule[:5]] == [False] * 4 + [True]
+    found = {row: (words[0], words[2], words[5]) for row, words in grid(page).items()}
+    assert found["CenterNet, tiny"] == ("3×3 peaks picked", "not matched", "-")
+    assert found["OneNet, tiny"][:2] == ("no peaks picked", "assigner min_cost")
+    assert grid(page)["CenterNet, tiny"][6] == "70.0 ± 0.0"
+    assert grid(page)["CenterNet, tiny, no peaks"][6] == "60.0 ± 0.0"
