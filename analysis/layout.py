@@ -5,7 +5,7 @@ from pathlib import Path
 
 from analysis.formats import Block, Sheet
 from analysis.rows import Comparison, Row, evaluator, why_missing
-from onenet.config import REPOSITORY, Config
+from onenet.config import Config
 from onenet.detectors import DETECTORS
 from onenet.expansion import Cell
 from onenet.identity import RECIPE
@@ -28,8 +28,6 @@ def sheet(comparison: Comparison) -> Sheet:
     if comparison.missing:
         root = Path(comparison.cells[0].config.runs_root)
         there = "" if root.is_dir() else ", which is not there yet"
-        if root.is_relative_to(REPOSITORY):
-            root = f"{root.relative_to(REPOSITORY)}/ beside run.py"
         todo = f"{missing([comparison])} Runs are looked for in {root}{there}."
     return Sheet(
         heading=f"Table {experiment.table}. {experiment.title}",

@@ -244,7 +244,8 @@ def test_a_stage_is_its_steps_in_order():
     torch.testing.assert_close(new_features, x)
     torch.testing.assert_close(logits, stage.class_logits(stage.class_tower(x)))
     deltas = stage.box_deltas(stage.box_tower(x))
-    torch.testing.assert_close(new_boxes, apply_deltas(deltas, boxes))
+    # Pixels, after a dozen layers in float32, which processors sum in their own order.
+    torch.testing.assert_close(new_boxes, apply_deltas(deltas, boxes), rtol=1e-5, atol=1e-4)
 
 
 def projection(stage) -> tuple[Tensor, Tensor]:
