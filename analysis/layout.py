@@ -26,8 +26,8 @@ def sheet(comparison: Comparison) -> Sheet:
     ]
     todo = ""
     if comparison.missing:
-        root = Path(comparison.cells[0].config.runs_root)
-        there = "" if root.is_dir() else ", which is not there yet"
+        root = comparison.cells[0].config.runs_root
+        there = "" if Path(root).is_dir() else ", which is not there yet"
         todo = f"{missing([comparison])} Runs are looked for in {root}{there}."
     return Sheet(
         heading=f"Table {experiment.table}. {experiment.title}",
