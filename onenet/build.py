@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from onenet import checkpoint, costs, losses
+from onenet.assignments import Observer
 from onenet.backbones import make_backbone
 from onenet.config import Config
 from onenet.data.augment import Augmentation, ImageSize
@@ -14,11 +15,13 @@ from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset
 from onenet.detectors import DETECTORS
 from onenet.errors import UserError
-from onenet.identity import EvalSpec
+from onenet.identity import EvalSpec, default_evaluation
 from onenet.losses import DetectionLoss, Loss
 from onenet.matchers import make_matcher
 from onenet.necks import make_neck
 from onenet.optim import Schedule, make_optimizer
+from onenet.runs import RunFolder
+from onenet.scoring import Scorer
 
 WIDE = 256  # channels
 
@@ -77,20 +80,39 @@ def loss(config: Config, model: nn.Module) -> Loss:
 
 
 def detection_loss(config: Config) -> DetectionLoss:
-    cost, loss, weights = config.cost, config.loss, config.cost_weights()
+    loss = config.loss
     return DetectionLoss(
-        costs.MatchingCost(
-            weights=costs.CostWeights(**vars(weights)),
-            cls_form=cost.cls_form,
-            alpha=cost.alpha,
-            gamma=cost.gamma,
-            l1_format=cost.l1_format,
-        ),
+        matching_cost(config),
         make_matcher(config.assigner.name, config.assigner.conflict),
         weights=losses.LossWeights(**vars(loss.weights)),
         alpha=loss.alpha,
         gamma=loss.gamma,
         l1_format=loss.l1_format,
+    )
+
+
+def matching_cost(config: Config) -> costs.MatchingCost:
+    cost = config.cost
+    return costs.MatchingCost(
+        weights=costs.CostWeights(**vars(config.cost_weights())),
+        cls_form=cost.cls_form,
+        alpha=cost.alpha,
+        gamma=cost.gamma,
+        l1_format=cost.l1_format,
+    )
+
+
+def observer(folder: RunFolder, config: Config, model: nn.Module, source: ImageSource) -> Observer:
+    """What looks at the model in training, with the eyes of the run's default evaluation."""
+    spec = default_evaluation(config)
+    return Observer(
+        folder,
+        loss(config, model),
+        matching_cost(config),
+        evaluation_set(config, source, spec),
+        peaks=spec.peaks,
+        scorer=lambda annotations: Scorer(annotations, spec.area_scale, config.eval.backend),
+        device=device(config.device),
     )
 
 

@@ -44,6 +44,7 @@ AT_LEAST = {
     "eval.size.short": 32,
     "eval.size.ratio": 1,
     "eval.batch": 1,
+    "eval.looks": 0,
     "neck.channels": 1,
     "head.box_unit": 1e-6,
     "head.box_bias": 0,

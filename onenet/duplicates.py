@@ -65,8 +65,13 @@ def per_object(found: Found, share_of_recall: float) -> float | None:
     least = threshold(found, share_of_recall)
     if least is None:
         return None
-    matched = (found.matched_scores >= least).sum()
-    return float((found.duplicate_scores >= least).sum() / matched)
+    duplicates, matched = counts(found, least)
+    return duplicates / matched
+
+
+def counts(found: Found, least: float) -> tuple[int, int]:
+    """How many duplicates and how many matched objects there are from the score `least` up."""
+    return int((found.duplicate_scores >= least).sum()), int((found.matched_scores >= least).sum())
 
 
 def _iou(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> np.ndarray:

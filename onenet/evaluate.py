@@ -1,18 +1,20 @@
 """One forward pass over a data set, scored with and without NMS."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
 
 from onenet.backbones import normalize
-from onenet.data.loading import DetectionDataset, evaluation_batches
+from onenet.data.loading import Batch, DetectionDataset, evaluation_batches
 from onenet.distributed import ALONE, World
 from onenet.fusion import for_inference
 from onenet.inference import nms_keep, top_k
 from onenet.scoring import MAX_DETECTIONS, Predictions
 from onenet.structures import unpadded_sizes
 
-NMS_IOUS = (0.5, 0.6, 0.7)
+NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @torch.inference_mode()
@@ -26,12 +28,14 @@ def predict(
     workers: int = 0,
     device: str = "cpu",
     world: World = ALONE,
+    see: Callable[[Batch, object], None] = lambda batch, output: None,
 ) -> tuple[Predictions, list[str]] | None:
     """The top 100 of every image in original pixels, and the files that could not be read.
 
     `infer_heads`: the answer is that of head number `infer_heads`. `peaks`: see `top_k`. An image
-    that cannot be read has no detections. With several processes each predicts its share of the
-    images, and the answer is the first one's; the others get None.
+    that cannot be read has no detections. `see` is called with each batch and the head's output.
+    With several processes each predicts its share of the images, and the answer is the first one's;
+    the others get None.
     """
     network = for_inference(model)
     number = {int(i): n for n, i in enumerate(dataset.source.annotations.image_ids)}
@@ -41,6 +45,7 @@ def predict(
     for loaded in evaluation_batches(dataset, batch, workers, **share):
         images = normalize(loaded.images.to(device))
         output = network(images, unpadded_sizes(loaded.targets, device), num_heads=infer_heads)[-1]
+        see(loaded, output)
         sizes_hw = [target.size_hw for target in loaded.targets]
         answers = top_k(output, sizes_hw, MAX_DETECTIONS, peaks)
         for detections, target, original_hw, stands_in in zip(

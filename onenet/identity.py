@@ -109,6 +109,11 @@ class EvalSpec:
         words = [f"h{self.infer_heads}", size, self.area, self.split]
         return "-".join([*words, "peaks"] if self.peaks else words)
 
+    @property
+    def area_scale(self) -> float:
+        """Times COCO's bounds of small, medium and large."""
+        return (self.short / 512) ** 2 if self.area == "relative" else 1.0
+
 
 def requested_evaluation(config: Config) -> EvalSpec:
     size = config.eval.size

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from torch import nn
 from onenet import build, checkpoint, pictures, results
 from onenet.allocator import keep_freed_memory
 from onenet.config import Config, from_dict
+from onenet.data.images import ImageSource
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
 from onenet.distributed import World, join, lost_connection
@@ -127,7 +128,7 @@ class Job:
                 progress = checkpoint.load_trained(folder, self.id, model, self.device)
             else:
                 with self.stop.deferred():
-                    progress = self._train(model)
+                    progress = self._train(model, validation)
             default = default_evaluation(self.config)
             for spec in dict.fromkeys([default, *self.request.evaluations]):
                 if not world.share(bool(folder.result(spec))):
@@ -151,7 +152,7 @@ class Job:
         if self.world.first:
             print(text, flush=True)
 
-    def _train(self, model: nn.Module) -> Progress:
+    def _train(self, model: nn.Module, validation: ImageSource) -> Progress:
         """Trains to the last step, from the checkpoint if there is one."""
         config, folder, world = self.config, self.folder, self.world
         optimizer = build.optimizer(config, model)
@@ -196,11 +197,26 @@ class Job:
             accumulate=config.accumulate,
             precision=precision,
             watch=watch,
+            look=self._looks(model, validation),
             stop=lambda: self.stop.reason is not None,
         )
         world.share_weights(model)
         progress.bad_images = sorted({*chain(*world.gather(progress.bad_images))})
         return progress
+
+    def _looks(self, model: nn.Module, validation: ImageSource) -> Callable[[int], None]:
+        """Has an Observer look `eval.looks` times, evenly spread, the last time at the end."""
+        config, times = self.config, self.config.eval.looks
+        due = {round(config.steps * (number + 1) / times) for number in range(times)}
+        if not due or not self.world.first:
+            return lambda step: None
+        observer = build.observer(self.folder, config, model, validation)
+
+        def look(step: int) -> None:
+            if step in due:
+                observer.look(model, step, last=step == config.steps)
+
+        return look
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -90,6 +90,19 @@ def rate_and_batch(config: Config, world: World, precision: str) -> str:
     )
 
 
+def add_line(folder: RunFolder, what: dict, metrics: dict) -> None:
+    """Appends to metrics.jsonl, unless an attempt that was killed right after has done it."""
+    numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
+    with open(folder.metrics_file, "a+") as file:
+        file.seek(0)
+        lines = file.read().splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):  # torn by a kill
+            file.truncate(sum(len(line.encode()) for line in lines[:-1]))
+            lines.pop()
+        if not any(what.items() <= json.loads(line).items() for line in lines):
+            file.write(json.dumps({**what, **numbers}) + "\n")
+
+
 def cut_back(folder: RunFolder, step: int) -> None:
     """Drops the lines of metrics.jsonl beyond the checkpoint: each step stands there once."""
     if not folder.metrics_file.is_file():

@@ -20,6 +20,7 @@ from onenet.data.images import ImageSource
 from onenet.distributed import World
 from onenet.evaluate import predict
 from onenet.identity import RECIPE, EvalSpec, run_id
+from onenet.record import add_line
 from onenet.request import Request
 from onenet.runs import RunFolder, write_atomically, write_json
 from onenet.scoring import Scorer
@@ -55,8 +56,7 @@ def evaluate(
     if predicted is None:
         return None
     predictions, bad = predicted
-    scale = (spec.short / 512) ** 2 if spec.area == "relative" else 1.0
-    scorer = Scorer(source.annotations, scale, config.eval.backend)
+    scorer = Scorer(source.annotations, spec.area_scale, config.eval.backend)
     metrics, notes = scorer.score(predictions)
     metrics["conflict_rate"] = 100 * progress.conflicts / max(1, progress.objects)
     metrics["params"] = sum(p.numel() for p in model.parameters())
@@ -69,7 +69,7 @@ def evaluate(
     arrays = io.BytesIO()
     np.savez_compressed(arrays, **per_image.pack(source.annotations, predictions))
     write_atomically(target / "per_image.npz", arrays.getvalue())
-    _add_line(folder, {"step": progress.step, "evaluation": spec.id}, metrics)
+    add_line(folder, {"step": progress.step, "evaluation": spec.id}, metrics)
     result = {
         "id": run_id(config),
         "recipe": RECIPE,
@@ -79,6 +79,7 @@ def evaluate(
         "config": asdict(config),
         "metrics": metrics,
         "metrics_notes": notes,
+        "curves": scorer.curves(predictions),
         "data_report": list(source.annotations.report),
         "bad_images": sorted({*progress.bad_images, *bad}),
         "timing": {
@@ -97,19 +98,6 @@ def evaluate(
     }
     write_json(target / "result.json", result)
     return result
-
-
-def _add_line(folder: RunFolder, what: dict, metrics: dict) -> None:
-    """Appends to metrics.jsonl, unless an attempt that was killed right after has done it."""
-    numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
-    with open(folder.metrics_file, "a+") as file:
-        file.seek(0)
-        lines = file.read().splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):  # torn by a kill
-            file.truncate(sum(len(line.encode()) for line in lines[:-1]))
-            lines.pop()
-        if not any(what.items() <= json.loads(line).items() for line in lines):
-            file.write(json.dumps({**what, **numbers}) + "\n")
 
 
 def summary(result: dict) -> str:

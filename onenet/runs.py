@@ -59,6 +59,14 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def assignments_file(self) -> Path:
+        return self.path / "assignments.npz"
+
+    @property
+    def predictions_file(self) -> Path:
+        return self.path / "predictions.npz"
+
+    @property
     def checkpoint_file(self) -> Path:
         return self.path / "checkpoints" / "last.pt"
 
@@ -130,7 +138,7 @@ class RunFolder:
 
     def clean(self) -> None:
         """Removes what a killed process left half-written. For who holds the lock."""
-        names = (".metrics.jsonl.*", ".result.json.*", ".status.json.*")
+        names = (".metrics.jsonl.*", ".result.json.*", ".status.json.*", ".*.npz.*")
         for pattern in (*names, "checkpoints/.*", "evaluations/*/.*", "pictures/.*"):
             for file in self.path.glob(pattern):
                 file.unlink(missing_ok=True)

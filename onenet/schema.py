@@ -142,6 +142,7 @@ class Eval:
     area: str = MISSING
     split: str = MISSING
     peaks: bool | None = MISSING
+    looks: int = MISSING
     batch: int = MISSING
     backend: str = MISSING
 

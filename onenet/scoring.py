@@ -26,6 +26,7 @@ EVALUATORS = {  # eval.backend -> its index of a data set, its evaluation
 AREA_BOUNDS = (32**2, 96**2)  # small | medium | large, square pixels at a shortest side of 512
 AREAS = ("all", "small", "medium", "large")
 MAX_DETECTIONS = 100
+SCORES = (0.01, 0.02, *(round(0.05 * step, 2) for step in range(1, 20)))  # of the curves
 
 
 @contextlib.contextmanager
@@ -128,10 +129,7 @@ class Scorer:
     def score(self, predictions: Predictions) -> tuple[dict[str, float | None], dict[str, str]]:
         """All numbers of the suite in 0..100, and for each that is None the reason."""
         loaded = self.load(predictions)
-        kept = {
-            iou: [row for row, keep in zip(loaded, mask.tolist(), strict=True) if keep]
-            for iou, mask in predictions.nms_keep.items()
-        }
+        kept = {iou: _where(loaded, predictions.nms_keep[iou]) for iou in (0.5, 0.6, 0.7)}
         metrics = self._numbers(self.evaluate(loaded), "")
         metrics |= self._numbers(self.evaluate(kept[0.5]), "_nms")
         for iou, name in ((0.6, "AP_nms_06"), (0.7, "AP_nms_07")):
@@ -144,6 +142,21 @@ class Scorer:
         metrics["duplicates_per_object_half_recall"] = duplicates.per_object(found, 0.5)
         metrics["score_threshold"] = duplicates.threshold(found, 0.9)  # of duplicates_per_object
         return metrics, {name: self._why_none(name) for name, v in metrics.items() if v is None}
+
+    def curves(self, predictions: Predictions) -> dict[str, list]:
+        """Of what the threshold of NMS, and that of the score, change.
+
+        `nms`: rows of IoU, AP, AP50 (0..100, None without objects) with NMS at each IoU of
+        `nms_keep`; `duplicates`: rows of score, duplicates, matched objects at a threshold on the
+        score, all classes together; `objects`: how many there are to find.
+        """
+        loaded, nms = self.load(predictions), []
+        for iou, mask in predictions.nms_keep.items():
+            numbers = self._numbers(self.evaluate(_where(loaded, mask), only_all=True), "")
+            nms.append([iou, numbers["AP"], numbers["AP50"]])
+        found = duplicates.find(predictions, self.annotations)
+        rows = [[t, *duplicates.counts(found, t)] for t in SCORES]
+        return {"nms": nms, "duplicates": rows, "objects": int((~self.annotations.crowd).sum())}
 
     def _numbers(
         self, evaluation: COCOeval | COCOeval_faster | None, suffix: str
@@ -172,6 +185,10 @@ class Scorer:
             return "no object was found"
         area = {"APs": "small ", "APm": "medium ", "APl": "large "}.get(metric.split("_")[0], "")
         return f"there are no {area}objects to find"
+
+
+def _where(rows: list[dict], mask: np.ndarray) -> list[dict]:
+    return [row for row, keep in zip(rows, mask.tolist(), strict=True) if keep]
 
 
 def _mean(values: np.ndarray) -> float | None:

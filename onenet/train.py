@@ -53,6 +53,7 @@ def train(
     precision: str = "float32",
     stop: Callable[[], bool] = lambda: False,
     watch: Stopwatch | None = None,
+    look: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Runs the steps progress.step + 1 .. schedule.steps, one batch each.
 
@@ -60,7 +61,8 @@ def train(
     norm, None for no clipping. `precision`: of the network, `float32` or `bf16`; matching and loss
     are float32. `log` gets a line every `log_every` steps and at the last. `save` is called after a
     step for which `save_due` is true, and at the end. `stop` is asked after every step: if it says
-    so, the step is saved and Preempted raised. `watch` times the parts of the steps. The device is
+    so, the step is saved and Preempted raised. `look` is called before each step with the number of
+    steps done, and when all are. `watch` times the parts of the steps. The device is
     waited for once a step.
     Raises FloatingPointError before the optimiser step if the loss or a gradient is not finite.
     """
@@ -68,6 +70,7 @@ def train(
     parameters = list(model.parameters())
     watch = watch or Stopwatch(device)
     while True:
+        look(progress.step)
         started = time.perf_counter()
         watch.start()
         share = list(islice(batches, accumulate))

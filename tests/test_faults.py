@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -117,6 +118,8 @@ def assert_whole(cell: Cell, resumes: int | None = None) -> None:
     """Done, every step once."""
     assert cell.folder.state() == "done"
     assert steps(cell.folder) == list(range(1, cell.config.steps + 1))
+    with np.load(cell.folder.assignments_file) as looks:
+        assert looks["steps"].tolist() == [cell.config.steps // 2, cell.config.steps]
     if resumes is not None:
         assert cell.folder.status()["resumes"] == resumes
 
