@@ -36,6 +36,9 @@ class Speed:
     classes: int
     fps: float | None  # None: the detector has no answer without NMS
     fps_nms: float  # with NMS
+    rounds: tuple[
+        float, ...
+    ]  # of measuring all networks in turn: each one's fps (with NMS if None)
     threads: int  # of the processor
     torch: str  # version
     measured: float  # seconds since 1970
@@ -76,8 +79,20 @@ def read(runs_root: Path) -> list[Speed]:
     speeds = []
     for row in read_json(runs_root / FILE).values():
         network = Network(**{name: row.pop(name) for name in Network.__dataclass_fields__})
+        row["rounds"] = tuple(row.get("rounds", ()))  # not known of what was measured once
         speeds.append(Speed(network, **row))
     return speeds
+
+
+def rounds_of(speeds: list[Speed], networks: list[Network]) -> list[tuple[float, ...]]:
+    """The frames a second of each network, round by round of one measuring, all on the device that
+    `of_networks` takes. Empty where they were not measured together."""
+    known, found = _by_device(speeds, networks), []
+    if known:
+        of_device = known[max(known, key=lambda device: _rank(known[device]))]
+        found = [of_device[network].rounds for network in networks if network in of_device]
+    together = len(found) == len(networks) and len({len(rounds) for rounds in found}) == 1
+    return found if together else [()] * len(networks)
 
 
 def of_networks(
@@ -85,18 +100,10 @@ def of_networks(
 ) -> tuple[list[float | None], str | None]:
     """The frames a second of each network without NMS, all on the same device, and which that is:
     the one on which most of them were measured, of several the last one used."""
-    known: dict[str, dict[Network, Speed]] = {}
-    for speed in speeds:
-        if speed.network in networks and speed.dtype == "float32" and speed.fps:
-            known.setdefault(speed.device, {})[speed.network] = speed
+    known = _by_device(speeds, networks)
     if not known:
         return [None] * len(networks), None
-
-    def rank(device: str) -> tuple[int, float]:
-        found = known[device]
-        return len(found), max(speed.measured for speed in found.values())
-
-    device = max(known, key=rank)
+    device = max(known, key=lambda device: _rank(known[device]))
     found = known[device]
     classes, threads = (
         ", ".join(map(str, sorted({getattr(speed, name) for speed in found.values()})))
@@ -104,6 +111,18 @@ def of_networks(
     )
     where = f"{device} (threads: {threads}; classes: {classes})"
     return [found[n].fps if n in found else None for n in networks], where
+
+
+def _by_device(speeds: list[Speed], networks: list[Network]) -> dict[str, dict[Network, Speed]]:
+    known: dict[str, dict[Network, Speed]] = {}
+    for speed in speeds:
+        if speed.network in networks and speed.dtype == "float32" and speed.fps:
+            known.setdefault(speed.device, {})[speed.network] = speed
+    return known
+
+
+def _rank(found: dict[Network, Speed]) -> tuple[int, float]:
+    return len(found), max(speed.measured for speed in found.values())
 
 
 def block(speeds: list[Speed]) -> Block:

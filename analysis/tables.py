@@ -11,13 +11,13 @@ nothing else; below a table stands the command for every run that it lacks.
 import argparse
 import csv
 import io
-import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis import formats
+from analysis.evidence import with_root
 from analysis.layout import COCO, missing, sheet
 from analysis.rows import Comparison, compare
 from onenet.errors import UserError
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as for run.py")
     given = parser.parse_args(arguments)
     try:
-        overrides = run_overrides(given.overrides, given.runs)
+        overrides = with_root(given.overrides, given.runs)
         comparisons = [compare(e, overrides) for e in experiments(given.table)]
         pages = {
             f"table{comparison.experiment.table}.{SUFFIXES[name]}": WRITERS[name](comparison)
@@ -69,23 +69,6 @@ def experiments(tables: list[int] | None) -> list[Experiment]:
             listed = ", ".join(map(str, sorted(known)))
             raise UserError(f"There is no experiment for table {table}. There is one for: {listed}")
     return [known[table] for table in dict.fromkeys(tables or sorted(known))]
-
-
-def run_overrides(overrides: list[str], runs: str | None) -> list[str]:
-    """run.py's words, with the runs root among them. Raises UserError."""
-    for word in overrides:
-        if word.lstrip("+").startswith("experiment="):
-            raise UserError(f"{word}: the table names the experiment. Write --table N.")
-    kept = [word for word in overrides if not word.startswith("plan=")]
-    if runs is None:
-        return kept
-    root = Path(runs).expanduser().absolute()
-    if root.exists() and not root.is_dir():
-        raise UserError(f"--runs {runs} is not a folder.")
-    text = str(root)
-    if not re.fullmatch(r"[\w./-]+", text):  # Hydra's grammar: quoted, it is taken as it is
-        text = "'" + text.replace("'", r"\'") + "'"
-    return [*(word for word in kept if not word.startswith("runs_root=")), f"runs_root={text}"]
 
 
 def write(pages: dict[str, str], out: str) -> Path:

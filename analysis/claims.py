@@ -1,0 +1,224 @@
+"""The paper's claims, each with what our runs say about it and how sure that is.
+
+    python analysis/claims.py                      the scorecard
+    python analysis/claims.py --format csv markdown --out DIR
+    python analysis/claims.py -- preset=paper data.root=DIR
+
+A claim is `reproduced` if the 95 % t-interval of each of its numbers, paired by seed, lies entirely
+on its side; `contradicted` if one lies entirely on the other; else `too noisy`; or `not run`. What
+the numbers and sides are: analysis/predicates.py. Words after `--` are run.py's.
+"""
+
+import argparse
+import csv
+import io
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import yaml
+
+from analysis import formats
+from analysis.evidence import RESULTS, Evidence, with_root
+from analysis.intervals import Interval, t_interval
+from analysis.predicates import PREDICATES, Part
+from analysis.tables import write
+from onenet.errors import UserError
+
+CLAIMS = Path(__file__).with_name("claims.csv")
+EXPLANATIONS = RESULTS / "explanations.yaml"  # of what is not reproduced, by hand
+HEADER = ("id", "quotation", "effect", "low", "high", "n", "verdict")
+VERDICTS = ("reproduced", "too noisy", "contradicted", "not run")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A line of claims.csv."""
+
+    id: str
+    quotation: str
+    predicate: str
+    paper: float | None  # the paper's own effect, AP or FPS
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim, what was found for each of its parts, and the verdict."""
+
+    claim: Claim
+    parts: list[tuple[Part, Interval | None]]
+    verdict: str
+    explanation: str = ""
+
+    @property
+    def decisive(self) -> tuple[Part, Interval | None]:
+        """The part that the verdict is from; of several the first."""
+        return next(
+            (part, interval)
+            for part, interval in self.parts
+            if self.verdict == judge_part(part, interval)
+        )
+
+
+def read_claims() -> list[Claim]:
+    with open(CLAIMS, newline="", encoding="utf-8") as file:
+        return [
+            Claim(id_, quotation, predicate, float(effect) if effect else None)
+            for id_, quotation, predicate, effect in list(csv.reader(file))[1:]
+        ]
+
+
+def judge(runs: Evidence) -> list[Judged]:
+    """All claims, in the paper's order. Raises UserError as `rows.compare`."""
+    explanations = yaml.safe_load(EXPLANATIONS.read_text()) if EXPLANATIONS.is_file() else {}
+    found = []
+    for claim in read_claims():
+        parts = PREDICATES[claim.id](runs)
+        judged = [(part, t_interval(part.values) if part.values else None) for part in parts]
+        of_parts = {judge_part(*pair) for pair in judged}
+        verdict = next(v for v in ("not run", "contradicted", "too noisy", "reproduced")
+                       if v in of_parts)  # fmt: skip
+        explained = explanations.get(claim.id, "") if verdict != "reproduced" else ""
+        found.append(Judged(claim, judged, verdict, " ".join(explained.split())))
+    return found
+
+
+def judge_part(part: Part, interval: Interval | None) -> str:
+    """One of VERDICTS."""
+    if interval is None:
+        return "not run"
+    low, high, bound = interval.low, interval.high, part.bound
+    inside, outside = {
+        ">": (low > bound, high <= bound),
+        ">=": (low >= bound, high < bound),
+        "<": (high < bound, low >= bound),
+        "<=": (high <= bound, low > bound),
+    }[part.side]
+    return "reproduced" if inside else "contradicted" if outside else "too noisy"
+
+
+def main(arguments: list[str]) -> int:
+    """0, or 2 if the input cannot work."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
+    parser.add_argument("--format", nargs="+", choices=WRITERS, default=["markdown"])
+    parser.add_argument("--out", metavar="DIR", help="write claims.* here instead of printing")
+    parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as for run.py")
+    given = parser.parse_args(arguments)
+    try:
+        judged = judge(Evidence(with_root(given.overrides, given.runs)))
+        pages = {
+            f"claims.{SUFFIXES[name]}": WRITERS[name](judged)
+            for name in dict.fromkeys(given.format)
+        }
+        if given.out is None:
+            print("\n".join(pages.values()), end="")
+        else:
+            print(f"Wrote {', '.join(pages)} to {write(pages, given.out)}. {summary(judged)}")
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def summary(judged: list[Judged]) -> str:
+    """How many claims have which verdict, in a sentence."""
+    counts = {verdict: sum(j.verdict == verdict for j in judged) for verdict in VERDICTS}
+    listed = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    return f"{len(judged)} claims: {listed}."
+
+
+def missing_commands(judged: list[Judged]) -> list[str]:
+    """What fills in the claims that were not run."""
+    commands = {}
+    for claim in judged:
+        for part, interval in claim.parts:
+            if interval is None:
+                rows = [row for row in part.rows if len(row.results) < len(row.cells)]
+                for row in rows:
+                    cell = row.cells[0]
+                    words = [w for w in cell.overrides if not w.startswith("seed=")]
+                    commands[" ".join(["python run.py -m", *words, "seed=0,1,2"])] = None
+                if not rows and part.what.startswith("FPS"):
+                    commands["python analysis/benchmark.py fps"] = None
+    return list(commands)
+
+
+def as_csv(judged: list[Judged]) -> str:
+    """A line a claim, with the numbers of the part that decides; unrounded."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(HEADER)
+    for claim in judged:
+        _, interval = claim.decisive
+        numbers = ["", "", "", 0]
+        if interval is not None:
+            bounds = [interval.mean, interval.low, interval.high]
+            numbers = ["" if math.isinf(v) else round(v, 6) for v in bounds] + [interval.n]
+        lines.writerow([claim.claim.id, claim.claim.quotation, *numbers, claim.verdict])
+    return text.getvalue()
+
+
+def sheet(judged: list[Judged]) -> formats.Sheet:
+    """The scorecard for people: every part of every claim."""
+    lines = []
+    for claim in judged:
+        for number, (part, interval) in enumerate(claim.parts):
+            first = number == 0
+            lines.append(
+                [
+                    claim.claim.id if first else "",
+                    claim.verdict if first else "",
+                    part.statement,
+                    *numbers(part, interval),
+                    "" if claim.claim.paper is None or not first else f"{claim.claim.paper:+.1f}",
+                ]
+            )
+    notes = [f"{j.claim.id}: “{j.claim.quotation}”" for j in judged]
+    notes += [f"{j.claim.id}, {j.verdict}: {j.explanation}" for j in judged if j.explanation]
+    commands = missing_commands(judged)
+    header = ["claim", "verdict", "says that", "ours", "95 % interval", "n", "paper"]
+    return formats.Sheet(
+        heading="The paper's claims",
+        question="Which hold here, and how sure is that?",
+        context=[
+            summary(judged),
+            "ours: mean over seeds of the number on the left of the sign, differences seed by "
+            "seed, with Student's interval; a claim holds if the intervals of all its lines lie on "
+            "the side that it names",
+        ],
+        blocks=[formats.Block(header, lines, left=3)],
+        notes=notes,
+        todo="Not run yet:" if commands else "",
+        commands=commands,
+    )
+
+
+def numbers(part: Part, interval: Interval | None) -> list[str]:
+    """Mean, interval, n in words."""
+    if interval is None:
+        return ["-", "-", "0"]
+    unit = "" if part.unit == "AP" else f" {part.unit}" if part.unit == "%" else ""
+    digits = 2 if part.unit.startswith("a ") else 1
+    bounds = f"{interval.low:+.{digits}f} … {interval.high:+.{digits}f}"
+    if math.isinf(interval.low):
+        bounds = "one seed has none"
+    return [f"{interval.mean:+.{digits}f}{unit}", bounds, str(interval.n)]
+
+
+WRITERS = {
+    "markdown": lambda judged: formats.markdown(sheet(judged)),
+    "latex": lambda judged: formats.latex(sheet(judged)),
+    "csv": as_csv,
+    "html": lambda judged: formats.html_page(sheet(judged)),
+}
+SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,128 @@
+"""Where tables, claims and figures get their runs from. No torch.
+
+The runs root is run.py's (`runs/`); in a fresh clone, where there is none, the committed records.
+"""
+
+import json
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from analysis.rows import Comparison, Row, compare
+from onenet.config import REPOSITORY
+from onenet.errors import UserError
+from onenet.expansion import Cell, read_experiment
+from onenet.runs import RunFolder
+
+RESULTS = REPOSITORY / "analysis" / "results"
+RECORDS = RESULTS / "records"
+
+
+def with_root(overrides: list[str], runs: str | None) -> list[str]:
+    """run.py's words, with the runs root among them. Raises UserError."""
+    for word in overrides:
+        if word.lstrip("+").startswith("experiment="):
+            raise UserError(f"{word}: the analysis names the experiment itself. Leave it out.")
+    kept = [word for word in overrides if not word.startswith("plan=")]
+    if runs is None:
+        said = any(word.startswith(("runs_root=", "debug=")) for word in kept)
+        if said or (REPOSITORY / "runs").exists() or not RECORDS.exists():
+            return kept
+        print(f"There is no runs/ here: these are the records of {RECORDS}", file=sys.stderr)
+        runs = str(RECORDS)
+    root = Path(runs).expanduser().absolute()
+    if root.exists() and not root.is_dir():
+        raise UserError(f"--runs {runs} is not a folder.")
+    text = str(root)
+    if not re.fullmatch(r"[\w./-]+", text):  # Hydra's grammar: quoted, it is taken as it is
+        text = "'" + text.replace("'", r"\'") + "'"
+    return [*(word for word in kept if not word.startswith("runs_root=")), f"runs_root={text}"]
+
+
+class Evidence:
+    """The finished runs of the experiments, under run.py's `overrides`."""
+
+    def __init__(self, overrides: list[str]):
+        self.overrides = tuple(overrides)
+        self.proxy = "preset=paper" not in overrides
+        self._compared: dict[tuple, Comparison] = {}
+
+    def comparison(self, experiment: str, *more: str) -> Comparison:
+        """Its rows, under `more` overrides, which give way to those of the command line."""
+        key = experiment, more
+        if key not in self._compared:
+            given = {word.partition("=")[0] for word in self.overrides}
+            words = [w for w in more if w.partition("=")[0] not in given]
+            self._compared[key] = compare(read_experiment(experiment), [*words, *self.overrides])
+        return self._compared[key]
+
+    def row(self, experiment: str, label: str, *more: str) -> Row:
+        """Raises UserError where the overrides have left no such row, or made several."""
+        rows = [row for row in self.comparison(experiment, *more).rows if row.label == label]
+        if len(rows) != 1:
+            raise UserError(
+                f"{experiment} has {len(rows)} rows '{label}' under {' '.join(self.overrides)}: "
+                "leave out what selects rows or lists values."
+            )
+        return rows[0]
+
+
+def by_seed(row: Row, metric: str) -> dict[int, float]:
+    """seed -> value, of the runs in which the metric is defined."""
+    values = row.values(metric)
+    return {cell.config.seed: values[cell.id] for cell in row.cells if cell.id in values}
+
+
+@cache
+def looks(folder: RunFolder) -> dict[str, np.ndarray]:
+    """The arrays of assignments.npz (onenet/assignments.py); empty if there is none."""
+    if not folder.assignments_file.is_file():
+        return {}
+    with np.load(folder.assignments_file) as arrays:
+        return dict(arrays)
+
+
+def look_lines(folder: RunFolder) -> list[dict]:
+    """The lines of metrics.jsonl that tell of a look at the first images, by step."""
+    return [line for line in metric_lines(folder) if line.get("evaluation") == "first64"]
+
+
+@cache
+def metric_lines(folder: RunFolder) -> list[dict]:
+    """All lines of metrics.jsonl; none if there is no such file."""
+    if not folder.metrics_file.is_file():
+        return []
+    return [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
+
+
+def share_by_seed(row: Row, of) -> dict[int, float]:
+    """seed -> the mean of `of`(arrays) [A] bool over the objects that have a sample in the run's
+    last look, 0..1."""
+    shares = {}
+    for cell in finished(row):
+        if arrays := looks(cell.folder):
+            chosen = arrays["slot"][-1] >= 0
+            shares[cell.config.seed] = float(of(arrays)[chosen].mean())
+    return shares
+
+
+def finished(row: Row) -> list[Cell]:
+    return [cell for cell in row.cells if cell.id in row.results]
+
+
+def nearest(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """[A] bool: is the sample at the grid point nearest to the object's centre?"""
+    return arrays["nearest"][-1]
+
+
+def inside(box: str):
+    """Is the sample inside the object's `gt_xyxy` or `part_xyxy`? A function for share_by_seed."""
+
+    def test(arrays: dict[str, np.ndarray]) -> np.ndarray:
+        place, edges = arrays["place_xy"][-1], arrays[box]
+        return ((place >= edges[:, :2]) & (place <= edges[:, 2:])).all(axis=1)
+
+    return test

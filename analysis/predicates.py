@@ -1,0 +1,296 @@
+"""The paper's claims as statements about runs: each one or more numbers a seed, and the side of a
+bound on which they must lie. The ids are those of claims.csv. No torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from analysis import fps
+from analysis.evidence import Evidence, by_seed, inside, nearest, share_by_seed
+from analysis.intervals import paired
+from analysis.rows import Row
+
+NOISE = 1.0  # AP: a gain up to this is none (the bound of the issue that asked for the claims)
+
+
+@dataclass(frozen=True)
+class Part:
+    """`values`, one a seed (or a round of measuring), must lie on the side `>`, `<`, `>=` or `<=`
+    of `bound`."""
+
+    what: str
+    values: list[float]
+    side: str
+    bound: float = 0.0
+    unit: str = "AP"
+    rows: tuple[Row, ...] = field(default=(), repr=False)
+
+    @property
+    def statement(self) -> str:
+        return f"{self.what} {self.side} {self.bound:g}"
+
+
+def gain(row: Row, side: str, bound: float = 0.0) -> Part:
+    what = f"NMS gain of {row.label}"
+    return Part(what, [*by_seed(row, "nms_gain").values()], side, bound, rows=(row,))
+
+
+def difference(
+    one: Row,
+    other: Row,
+    side: str,
+    bound: float = 0.0,
+    metrics: tuple[str, str] = ("AP", "AP"),
+    factor: float = 1.0,
+) -> Part:
+    """A metric of one row, less `factor` times one of another, seed by seed."""
+    first = by_seed(one, metrics[0])
+    second = {seed: factor * value for seed, value in by_seed(other, metrics[1]).items()}
+    times = f"{factor:g} × " if factor != 1 else ""
+    what = f"{metrics[0]} of {one.label} - {times}{metrics[1]} of {other.label}"
+    unit = "a found object" if metrics[0].startswith("duplicates") else "AP"
+    return Part(what, paired(first, second), side, bound, unit, (one, other))
+
+
+def share(row: Row, what: str, of: Callable, side: str, bound: float) -> Part:
+    """In percent of the objects."""
+    values = [100 * value for value in share_by_seed(row, of).values()]
+    return Part(f"positives of {row.label} {what}", values, side, bound, "%", (row,))
+
+
+def frames(one: Row, other: Row, side: str, bound: float = 0.0) -> Part:
+    """Frames a second of one row, less those of another, in percent of the other; by rounds of
+    measuring, in which the networks took turns."""
+    cells = [row.cells[0] for row in (one, other)]
+    networks = [fps.network_of(cell.config, cell.evaluation) for cell in cells]
+    speeds = fps.rounds_of(fps.read(Path(cells[0].config.runs_root)), networks)
+    values = [100 * (a / b - 1) for a, b in zip(*speeds, strict=True)]
+    return Part(f"FPS of {one.label} against {other.label}", values, side, bound, "%", (one, other))
+
+
+# --- Table 1 ---
+
+PREDEFINED, PREDEFINED_CLS = "predefined", "predefined + class"
+PREDICTED, PREDICTED_CLS = "predicted", "predicted + class"
+
+
+def _table1(runs: Evidence) -> dict[str, Row]:
+    labels = (PREDEFINED, PREDEFINED_CLS, PREDICTED, PREDICTED_CLS)
+    return {label: runs.row("table1", label) for label in labels}
+
+
+def _no_nms(
+    without: str, with_class: str, side: str, factor: float
+) -> Callable[[Evidence], list[Part]]:
+    def parts(runs: Evidence) -> list[Part]:
+        rows = _table1(runs)
+        gains = ("AP50_nms_gain", "AP50_nms_gain")
+        ratio = difference(rows[with_class], rows[without], side, 0.0, gains, factor)
+        return [gain(rows[with_class], "<=", NOISE), ratio]
+
+    return parts
+
+
+def _best_row(runs: Evidence) -> list[Part]:
+    best, *others = reversed(_table1(runs).values())
+    return [difference(best, other, ">") for other in others]
+
+
+def _worst_row(runs: Evidence) -> list[Part]:
+    rows = _table1(runs)
+    worst = rows.pop(PREDICTED)
+    return [difference(worst, other, "<") for other in rows.values()]
+
+
+def _beats_nms(runs: Evidence) -> list[Part]:
+    rows, metrics = _table1(runs), ("AP", "AP_nms")
+    others = (rows[PREDICTED], rows[PREDEFINED])
+    return [difference(rows[PREDICTED_CLS], other, ">", metrics=metrics) for other in others]
+
+
+def _duplicates(runs: Evidence) -> list[Part]:
+    rows, metrics = _table1(runs), ("duplicates_per_object",) * 2
+    pairs = ((PREDICTED_CLS, PREDICTED), (PREDEFINED_CLS, PREDEFINED))
+    return [difference(rows[a], rows[b], "<", metrics=metrics) for a, b in pairs]
+
+
+# --- Table 2 ---
+
+SINGLE, SINGLE_FAST = "lr 5e-5, train 1, infer 1", "lr 1e-4, train 1, infer 1"
+MULTI, MULTI_FAST = "lr 5e-5, train 3, infer 3", "lr 1e-4, train 3, infer 3"
+MULTI_ONE = "lr 1e-4, train 3, infer 1"
+
+
+def _table2(one: str, other: str, side: str, bound: float = 0.0, of=difference):
+    def parts(runs: Evidence) -> list[Part]:
+        return [of(runs.row("table2", one), runs.row("table2", other), side, bound)]
+
+    return parts
+
+
+def _single_speed(runs: Evidence) -> list[Part]:
+    rows = runs.row("table2", MULTI_ONE), runs.row("table2", SINGLE)
+    return [frames(*rows, ">=", -3.0), frames(*rows, "<=", 3.0)]
+
+
+# --- Tables 3 and 4 ---
+
+
+def _size(side: str, of: Callable) -> Callable[[Evidence], list[Part]]:
+    def parts(runs: Evidence) -> list[Part]:
+        return [of(runs.row("table3", "(512, 853)"), runs.row("table3", "(512, 640)"), side)]
+
+    return parts
+
+
+EPOCHS = ("36 epochs", "72 epochs", "144 epochs", "216 epochs")
+
+
+def _schedule_accuracy(runs: Evidence) -> list[Part]:
+    quarter, half, whole, _ = (runs.row("table4", label) for label in EPOCHS)
+    return [difference(half, quarter, ">"), difference(whole, half, ">")]
+
+
+def _schedule_saturates(runs: Evidence) -> list[Part]:
+    """Both steps are half a schedule long."""
+    _, half, whole, longer = (runs.row("table4", label) for label in EPOCHS)
+    late, early = (
+        {s: a[s] - b[s] for s in a.keys() & b.keys()}
+        for a, b in (
+            (by_seed(longer, "AP"), by_seed(whole, "AP")),
+            (by_seed(whole, "AP"), by_seed(half, "AP")),
+        )
+    )
+    what = "AP gained from 144 to 216 epochs - from 72 to 144"
+    return [Part(what, paired(late, early), "<", rows=(half, whole, longer))]
+
+
+# --- Tables 5 and 6 ---
+
+# From scratch a ResNet-18 has not learnt in the proxy's 2,400 steps what it can; the paper's starts
+# from ImageNet. And Gaussians must cover several cells before peaks have anything to pick.
+LONGER = ("schedule=2",)
+LARGER = ("backbone=tiny", "size.short=128", "schedule=0.5")
+
+
+def _backbones(runs: Evidence) -> list[tuple[str, str]]:
+    """Rows of CenterNet and OneNet with equal backbones."""
+    if runs.proxy:
+        return [
+            ("CenterNet, tiny", "OneNet, tiny"),
+            ("CenterNet, ResNet-18, (512, 853)", "OneNet, ResNet-18, (512, 853)"),
+        ]
+    sizes = ("(512, 512)", "(512, 853)")
+    return [
+        (f"CenterNet, {name}, {sizes[0]}", f"OneNet, {name}, {sizes[1]}")
+        for name in ("ResNet-18", "ResNet-50", "ResNet-101")
+    ]
+
+
+def _centernet_equal(runs: Evidence) -> list[Part]:
+    parts = []
+    for pair in _backbones(runs):
+        center, one = (runs.row("table5", label, *_longer(runs)) for label in pair)
+        parts += [difference(one, center, ">=", -3.0), difference(one, center, "<=", 3.0)]
+    return parts
+
+
+def _longer(runs: Evidence) -> tuple[str, ...]:
+    return LONGER if runs.proxy else ()
+
+
+def _centernet_needs_peaks(runs: Evidence) -> list[Part]:
+    """OneNet has none to lose: it picks none."""
+    if runs.proxy:
+        labels, more = ("CenterNet, tiny", "CenterNet, tiny, no peaks"), LARGER
+    else:
+        name = "CenterNet, ResNet-18, (512, 853)"
+        labels, more = (name, f"{name}, no peaks"), ()
+    peaks, none = (runs.row("table5", label, *more) for label in labels)
+    return [difference(none, peaks, "<")]
+
+
+def _backbone_scales(runs: Evidence) -> list[Part]:
+    names = [one for _, one in _backbones(runs)]
+    rows = [runs.row("table5", name, *_longer(runs)) for name in names]
+    return [difference(b, a, ">") for a, b in zip(rows, rows[1:], strict=False)]
+
+
+def _sparse(detector: str) -> Callable[[Evidence], list[Part]]:
+    def parts(runs: Evidence) -> list[Part]:
+        without = runs.row("table6", f"{detector}, location")
+        with_class = runs.row("table6", f"{detector}, location + class")
+        better = difference(with_class, without, ">")
+        return [gain(without, ">"), gain(with_class, "<=", NOISE), better]
+
+    return parts
+
+
+# --- positive samples, assigners ---
+
+KNOWS_PARTS = ("data.shapes.kind=parts",)
+
+
+def _positives_centre(runs: Evidence) -> list[Part]:
+    row = runs.row("table1", PREDEFINED)
+    return [share(row, "at the grid point nearest the centre", nearest, ">", 95.0)]
+
+
+def _positives_discriminative(runs: Evidence) -> list[Part]:
+    """Both costs with a class term against the one of which the paper says it ignores the part."""
+    test, parts = inside("part_xyxy"), []
+    without = runs.row("table1", PREDEFINED, *KNOWS_PARTS)
+    shares = share_by_seed(without, test)
+    for label in (PREDEFINED_CLS, PREDICTED_CLS):
+        row = runs.row("table1", label, *KNOWS_PARTS)
+        values = [100 * value for value in paired(share_by_seed(row, test), shares)]
+        what = f"positives inside the part, {label} - {PREDEFINED}"
+        parts.append(Part(what, values, ">", 0.0, "%", (row, without)))
+    return parts
+
+
+def _positives_inside(runs: Evidence) -> list[Part]:
+    rows = _table1(runs)
+    inside_box, what = inside("gt_xyxy"), "inside the box"
+    return [
+        share(rows[label], what, inside_box, ">", 95.0) for label in (PREDEFINED_CLS, PREDICTED_CLS)
+    ]
+
+
+def _hungarian_not_needed(runs: Evidence) -> list[Part]:
+    """No worse: seeds differ by more than any interval of three could say "equal" about."""
+    rows = (runs.row("assigners", label) for label in ("minimum cost", "Hungarian"))
+    return [difference(*rows, ">=", -NOISE)]
+
+
+PREDICATES: dict[str, Callable[[Evidence], list[Part]]] = {
+    "nms_gain_predicted": lambda runs: [gain(runs.row("table1", PREDICTED), ">")],
+    "nms_gain_predefined": lambda runs: [gain(runs.row("table1", PREDEFINED), ">")],
+    "no_nms_predicted": _no_nms(PREDICTED, PREDICTED_CLS, "<=", 1 / 5),
+    "no_nms_predefined": _no_nms(PREDEFINED, PREDEFINED_CLS, "<", 1 / 2),
+    "best_row": _best_row,
+    "worst_row": _worst_row,
+    "beats_nms": _beats_nms,
+    "duplicates": _duplicates,
+    "lr_hurts_single": _table2(SINGLE_FAST, SINGLE, "<"),
+    "multi_low_lr": _table2(MULTI, SINGLE, "<=", 0.3),
+    "multi_high_lr": _table2(MULTI_FAST, SINGLE, ">"),
+    "single_inference": _table2(MULTI_ONE, MULTI_FAST, ">=", -0.3),
+    "single_inference_gain": _table2(MULTI_ONE, SINGLE, ">"),
+    "single_inference_speed": _single_speed,
+    "multi_inference_slow": _table2(MULTI_FAST, MULTI_ONE, "<", of=frames),
+    "size_accuracy": _size(">", difference),
+    "size_speed": _size("<", frames),
+    "schedule_accuracy": _schedule_accuracy,
+    "schedule_saturates": _schedule_saturates,
+    "centernet_equal": _centernet_equal,
+    "centernet_needs_peaks": _centernet_needs_peaks,
+    "backbone_scales": _backbone_scales,
+    "sparse_ddetr": _sparse("Deformable DETR"),
+    "sparse_rcnn": _sparse("Sparse R-CNN"),
+    "positives_centre": _positives_centre,
+    "positives_discriminative": _positives_discriminative,
+    "positives_inside": _positives_inside,
+    "hungarian_not_needed": _hungarian_not_needed,
+}

@@ -1,0 +1,100 @@
+"""Keeps of finished runs what the analysis takes: no weights, no detections.
+
+    python analysis/records.py --runs DIR    all finished runs, into analysis/results/records
+    python analysis/records.py --runs DIR --out DIR --samples ID [ID ...]
+
+The folders keep their names and files, so that what is kept is a runs root itself. `--samples`: of
+these runs the pictures and the predictions, too (`analysis/replay.py`). Paths of the machine are
+cut down to their last part.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from analysis import fps
+from analysis.evidence import RECORDS
+from onenet.config import REPOSITORY
+from onenet.errors import UserError
+from onenet.runs import RunFolder, read_json, write_atomically, write_json
+
+KEPT = ("metrics.jsonl", "assignments.npz", "evaluations/*/per_image.npz")
+SAMPLES = ("predictions.npz", "pictures/image_*", "pictures/pictures.json")
+
+
+def main(arguments: list[str]) -> int:
+    """0, or 2 if the input cannot work."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", metavar="DIR", type=Path, default=REPOSITORY / "runs")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=RECORDS)
+    parser.add_argument("--samples", metavar="ID", nargs="+", default=[])
+    given = parser.parse_args(arguments)
+    root, out = given.runs.expanduser().absolute(), given.out.expanduser().absolute()
+    try:
+        if not root.is_dir():
+            raise UserError(f"--runs {given.runs} is not a folder.")
+        folders = [RunFolder(path) for path in sorted(root.glob("*-*/"))]
+        done = [folder for folder in folders if folder.state() == "done"]
+        unknown = set(given.samples) - {folder.result()["id"] for folder in done}
+        if unknown:
+            raise UserError(f"--samples: {root} has no finished run {', '.join(sorted(unknown))}.")
+        for folder in done:
+            keep(folder, RunFolder(out / folder.path.name), folder.result()["id"] in given.samples)
+        if (root / fps.FILE).is_file():
+            fps.write(out, fps.read(root))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 2**20
+    print(f"Kept {len(done)} of {len(folders)} runs in {out}, {size:.1f} MiB")
+    return 0
+
+
+def keep(folder: RunFolder, kept: RunFolder, samples: bool) -> None:
+    """Copies into `kept`; what it had before of these files gives way, the rest of it stays."""
+    for pattern in (*KEPT, *(SAMPLES if samples else ())):
+        for file in folder.path.glob(pattern):
+            target = kept.path / file.relative_to(folder.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    if kept.metrics_file.is_file():
+        lines = kept.metrics_file.read_text().splitlines()
+        write_atomically(kept.metrics_file, "".join(f"{_short(line)}\n" for line in lines))
+    results = [folder.result_file, *folder.path.glob("evaluations/*/result.json")]
+    for file in results:
+        result = read_json(file)
+        result["overrides"] = [_local(word) for word in result["overrides"]]
+        result["config"] = _cut(result["config"], Path(result["config"]["runs_root"]).parent)
+        write_json(kept.path / file.relative_to(folder.path), result)
+
+
+def _short(line: str) -> str:
+    """The numbers of a line with five digits, without the parts of a step's time."""
+    numbers = {k: v for k, v in json.loads(line).items() if k != "seconds"}
+    return json.dumps({k: float(f"{v:.5g}") if isinstance(v, float) else v
+                       for k, v in numbers.items()})  # fmt: skip
+
+
+def _local(word: str) -> str:
+    key, equals, value = word.partition("=")
+    return key + equals + (Path(value).name if value.startswith("/") else value)
+
+
+def _cut(node, above: Path):
+    """The configuration with relative paths: from the folder `above`, or the last part."""
+    if isinstance(node, dict):
+        return {key: _cut(value, above) for key, value in node.items()}
+    if isinstance(node, str) and node.startswith("/"):
+        path = Path(node)
+        return str(path.relative_to(above)) if path.is_relative_to(above) else path.name
+    return node
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
