@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import math
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import yaml
 
 from analysis import formats
-from analysis.evidence import RESULTS, Evidence, with_root
+from analysis.evidence import RESULTS, Evidence, say_where, with_root
 from analysis.intervals import Interval, t_interval
 from analysis.predicates import PREDICATES, Part
+from analysis.rows import Row
 from analysis.tables import write
 from onenet.errors import UserError
+from onenet.expansion import read_experiment
 
 CLAIMS = Path(__file__).with_name("claims.csv")
 EXPLANATIONS = RESULTS / "explanations.yaml"  # of what is not reproduced, by hand
@@ -111,7 +114,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as for run.py")
     given = parser.parse_args(arguments)
     try:
-        judged = judge(Evidence(with_root(given.overrides, given.runs)))
+        overrides = with_root(given.overrides, given.runs)
+        judged = judge(Evidence(overrides))
         pages = {
             f"claims.{SUFFIXES[name]}": WRITERS[name](judged)
             for name in dict.fromkeys(given.format)
@@ -120,6 +124,7 @@ def main(arguments: list[str]) -> int:
             print("\n".join(pages.values()), end="")
         else:
             print(f"Wrote {', '.join(pages)} to {write(pages, given.out)}. {summary(judged)}")
+        say_where(overrides)
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -139,14 +144,19 @@ def missing_commands(judged: list[Judged]) -> list[str]:
     for claim in judged:
         for part, interval in claim.parts:
             if interval is None:
-                rows = [row for row in part.rows if len(row.results) < len(row.cells)]
-                for row in rows:
-                    cell = row.cells[0]
-                    words = [w for w in cell.overrides if not w.startswith("seed=")]
-                    commands[" ".join(["python run.py -m", *words, "seed=0,1,2"])] = None
-                if not rows and part.what.startswith("FPS"):
+                lacking = [row for row in part.rows if len(row.results) < len(row.cells)]
+                commands |= dict.fromkeys(map(_experiment_of, lacking))
+                if part.what.startswith("FPS"):
                     commands["python analysis/benchmark.py fps"] = None
     return list(commands)
+
+
+def _experiment_of(row: Row) -> str:
+    """The command that runs the row with the others of its experiment."""
+    cell = row.cells[0]
+    (own,) = (r for r in read_experiment(cell.experiment).rows if r.label == cell.label)
+    more = [word for word in cell.overrides[len(own.overrides) :] if not word.startswith("seed=")]
+    return shlex.join(["python", "run.py", "-m", f"+experiment={cell.experiment}", *more])
 
 
 def as_csv(judged: list[Judged]) -> str:

@@ -25,13 +25,12 @@ def with_root(overrides: list[str], runs: str | None) -> list[str]:
     """run.py's words, with the runs root among them. Raises UserError."""
     for word in overrides:
         if word.lstrip("+").startswith("experiment="):
-            raise UserError(f"{word}: the analysis names the experiment itself. Leave it out.")
+            raise UserError(f"{word}: experiments are named here, not by words. Tables: --table N")
     kept = [word for word in overrides if not word.startswith("plan=")]
     if runs is None:
         said = any(word.startswith(("runs_root=", "debug=")) for word in kept)
         if said or (REPOSITORY / "runs").exists() or not RECORDS.exists():
             return kept
-        print(f"There is no runs/ here: these are the records of {RECORDS}", file=sys.stderr)
         runs = str(RECORDS)
     root = Path(runs).expanduser().absolute()
     if root.exists() and not root.is_dir():
@@ -40,6 +39,12 @@ def with_root(overrides: list[str], runs: str | None) -> list[str]:
     if not re.fullmatch(r"[\w./-]+", text):  # Hydra's grammar: quoted, it is taken as it is
         text = "'" + text.replace("'", r"\'") + "'"
     return [*(word for word in kept if not word.startswith("runs_root=")), f"runs_root={text}"]
+
+
+def say_where(overrides: list[str]) -> None:
+    """Tells whose runs were shown where the person has none yet."""
+    if f"runs_root={RECORDS}" in overrides and not (REPOSITORY / "runs").exists():
+        print(f"There is no runs/ here: shown are the records in {RECORDS}", file=sys.stderr)
 
 
 class Evidence:

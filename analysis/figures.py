@@ -23,7 +23,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from analysis.charts import CURVES, Chart, charts
-from analysis.evidence import RECORDS, RESULTS, Evidence, with_root
+from analysis.evidence import RECORDS, RESULTS, Evidence, say_where, with_root
 from analysis.samples import SAMPLES
 from onenet.errors import UserError
 
@@ -59,7 +59,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as for run.py")
     given = parser.parse_args(arguments)
     try:
-        runs = Evidence(with_root(given.overrides, given.runs))
+        overrides = with_root(given.overrides, given.runs)
+        runs = Evidence(overrides)
         folder = Path(given.out).expanduser().absolute() if given.out else default_folder(runs)
         drawn = draw(runs, folder, given.only or NAMES)
     except (UserError, OSError) as error:
@@ -68,6 +69,7 @@ def main(arguments: list[str]) -> int:
     for name in given.only or NAMES:
         if name not in {figure.name for figure in drawn}:
             print(f"{name}: no run has what it shows. {runs.comparison('table1').command}")
+    say_where(overrides)
     print(f"Wrote {len(drawn)} figures, as SVG and PNG, to {folder}")
     return 0
 

@@ -36,12 +36,10 @@ class Speed:
     classes: int
     fps: float | None  # None: the detector has no answer without NMS
     fps_nms: float  # with NMS
-    rounds: tuple[
-        float, ...
-    ]  # of measuring all networks in turn: each one's fps (with NMS if None)
     threads: int  # of the processor
     torch: str  # version
     measured: float  # seconds since 1970
+    rounds: tuple[float, ...] = ()  # fps of each round of measuring all networks in turn
 
     @property
     def key(self) -> str:
@@ -79,7 +77,7 @@ def read(runs_root: Path) -> list[Speed]:
     speeds = []
     for row in read_json(runs_root / FILE).values():
         network = Network(**{name: row.pop(name) for name in Network.__dataclass_fields__})
-        row["rounds"] = tuple(row.get("rounds", ()))  # not known of what was measured once
+        row["rounds"] = tuple(row.get("rounds", ()))
         speeds.append(Speed(network, **row))
     return speeds
 

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis import formats
-from analysis.evidence import with_root
+from analysis.evidence import say_where, with_root
 from analysis.layout import COCO, missing, sheet
 from analysis.rows import Comparison, compare
 from onenet.errors import UserError
@@ -55,6 +55,7 @@ def main(arguments: list[str]) -> int:
             print("\n".join(pages.values()), end="")
         else:
             print(f"Wrote {', '.join(pages)} to {write(pages, given.out)}. {missing(comparisons)}")
+        say_where(overrides)
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

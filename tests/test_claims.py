@@ -1,0 +1,260 @@
+"""The scorecard, from results written by hand into the folders that the experiments name.
+
+Run: pytest tests/test_claims.py
+"""
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import claims, fps, predicates
+from analysis.claims import Judged, judge_part
+from analysis.evidence import Evidence
+from analysis.intervals import Interval, t_interval
+from analysis.predicates import PREDICATES, Part
+from onenet.config import REPOSITORY
+from onenet.expansion import expand
+from tests.test_fps import speed
+from tests.test_tables import fill
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return tmp_path / "runs"
+
+
+def fill_rows(root, experiment: str, *overrides: str, **rows) -> None:
+    """`rows`: label -> metrics as functions of the seed."""
+    for cell in expand([f"+experiment={experiment}", *overrides, f"runs_root={root}"]):
+        if cell.label in rows:
+            made = rows[cell.label](cell.config.seed)
+            fill(cell, **{"AP": 50.0, "AP_nms": 50.0} | made)
+
+
+def verdicts(root, *words: str) -> dict[str, Judged]:
+    return {j.claim.id: j for j in claims.judge(Evidence([*words, f"runs_root={root}"]))}
+
+
+def test_every_claim_of_the_paper_has_a_predicate_and_no_other():
+    assert [claim.id for claim in claims.read_claims()] == list(PREDICATES)
+    assert len(PREDICATES) == 28
+
+
+@pytest.mark.parametrize(
+    ("side", "interval", "verdict"),
+    [
+        (">", (0.1, 2), "reproduced"),
+        (">", (0, 2), "too noisy"),
+        (">", (0, 0), "contradicted"),
+        (">", (-2, -0.1), "contradicted"),
+        ("<", (-2, -0.1), "reproduced"),
+        ("<", (0, 0), "contradicted"),
+        ("<", (-1, 1), "too noisy"),
+        (">=", (0, 0), "reproduced"),
+        (">=", (-2, 0), "too noisy"),
+        ("<=", (0, 0), "reproduced"),
+        ("<=", (0.1, 1), "contradicted"),
+        (">", (-np.inf, np.inf), "too noisy"),
+    ],
+)
+def test_the_whole_interval_must_lie_on_the_side(side, interval, verdict):
+    low, high = interval
+    assert judge_part(Part("x", [1.0], side), Interval(1.0, low, high, 3)) == verdict
+    moved = Part("x", [1.0], side, bound=7.0)
+    assert judge_part(moved, Interval(8.0, low + 7, high + 7, 3)) == verdict
+
+
+def test_nothing_is_run_in_an_empty_folder_and_the_commands_are_named(root, capsys):
+    assert {j.verdict for j in verdicts(root).values()} == {"not run"}
+    assert claims.main(["--runs", str(root)]) == 0
+    page = capsys.readouterr().out
+    assert "28 claims: 28 not run." in page
+    for words in ("table1", "table1 data.shapes.kind=parts", "table5 schedule=2"):
+        assert f"\npython run.py -m +experiment={words}\n" in page
+    assert "python analysis/benchmark.py fps" in page
+
+
+def test_differences_are_taken_seed_by_seed(root):
+    """Levels differ by 10 AP from seed to seed, their differences by 0.1."""
+    rows = {
+        "predicted": lambda s: {"AP": 20 + 10 * s, "AP_nms": 40 + 10 * s + 0.1 * s},
+        "predefined": lambda s: {"AP": 25 + 10 * s, "AP_nms": 35 + 10 * s},
+        "predefined + class": lambda s: {"AP": 30 + 10 * s, "AP_nms": 30.5 + 10 * s},
+        "predicted + class": lambda s: {"AP": 45 + 10 * s + 0.1 * s, "AP_nms": 45 + 10 * s},
+    }
+    fill_rows(root, "table1", **rows)
+    found = verdicts(root)
+    for claim in ("nms_gain_predicted", "best_row", "worst_row", "beats_nms"):
+        assert found[claim].verdict == "reproduced", claim
+    part, interval = found["nms_gain_predicted"].decisive
+    assert part.values == pytest.approx([20, 20.1, 20.2])
+    assert interval == t_interval(part.values)
+    best = [part.values for part, _ in found["best_row"].parts]
+    assert best == [pytest.approx([25, 25.1, 25.2]), pytest.approx([15, 15.1, 15.2]),
+                    pytest.approx([20, 20.1, 20.2])]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gain", "gain50", "verdict"),
+    [(0.5, 1.0, "reproduced"), (1.5, 1.0, "contradicted"), (0.5, 3.0, "contradicted")],
+)
+def test_without_need_for_nms_both_gains_must_be_small(root, gain, gain50, verdict):
+    fill_rows(
+        root, "table1",
+        **{
+            "predicted": lambda s: {"AP_nms": 60.0, "AP50_nms_gain": 10 + 0.1 * s},
+            "predicted + class": lambda s: {"AP_nms": 50 + gain, "AP50_nms_gain": gain50},
+        },
+    )  # fmt: skip
+    assert verdicts(root)["no_nms_predicted"].verdict == verdict
+
+
+def test_a_claim_of_several_parts_is_as_weak_as_its_weakest(root):
+    aps = {"36 epochs": 20.0, "72 epochs": 40.0, "144 epochs": 45.0, "216 epochs": 46.0}
+    rows = {label: lambda s, ap=ap: {"AP": ap + 0.1 * s} for label, ap in aps.items()}
+    fill_rows(root, "table4", **rows)
+    found = verdicts(root)
+    assert found["schedule_accuracy"].verdict == "reproduced"
+    (_, interval) = found["schedule_saturates"].decisive
+    assert interval.mean == pytest.approx(1 - 5)
+    assert found["schedule_saturates"].verdict == "reproduced"
+    fill_rows(root, "table4", **{"144 epochs": lambda s: {"AP": 41 + 5 * (s - 1)}})
+    assert verdicts(root)["schedule_accuracy"].verdict == "too noisy"
+    fill_rows(root, "table4", **{"144 epochs": lambda s: {"AP": 30.0 + 0.1 * s}})
+    noisy = verdicts(root)["schedule_accuracy"]
+    assert noisy.verdict == "contradicted"
+    assert noisy.decisive[0].what.startswith("AP of 144 epochs")
+
+
+def test_equal_backbones_are_within_three_points_both_ways(root):
+    for near, verdict in ((2.0, "reproduced"), (-4.0, "contradicted"), (4.0, "contradicted")):
+        rows = {
+            "CenterNet, tiny": lambda s: {"AP": 60.0 + 0.1 * s},
+            "OneNet, tiny": lambda s, near=near: {"AP": 60.0 + near},
+            "CenterNet, ResNet-18, (512, 853)": lambda s: {"AP": 70.0},
+            "OneNet, ResNet-18, (512, 853)": lambda s: {"AP": 70.0 + 0.1 * s},
+        }
+        fill_rows(root, "table5", "schedule=2", **rows)
+        assert verdicts(root)["centernet_equal"].verdict == verdict
+
+
+def test_speeds_are_compared_round_by_round(root):
+    cells = expand(["+experiment=table2", "seed=0", f"runs_root={root}"])
+    networks = {c.label: fps.network_of(c.config, c.evaluation) for c in cells}
+    single, one = (networks[label] for label in (predicates.SINGLE, predicates.MULTI_ONE))
+    three = networks[predicates.MULTI_FAST]
+    rounds = {single: (100.0, 50.0, 80.0), one: (101.0, 50.5, 80.4), three: (60.0, 31.0, 48.5)}
+    fps.write(root, [speed(n, frames=max(r), rounds=r) for n, r in rounds.items()])
+    found = verdicts(root)
+    assert found["single_inference_speed"].verdict == "reproduced"
+    assert found["single_inference_speed"].parts[0][0].values == pytest.approx([1.0, 1.0, 0.5])
+    assert found["multi_inference_slow"].verdict == "reproduced"
+    fps.write(root, [speed(three, frames=9.0, rounds=(9.0,))])  # alone: in no round with the others
+    assert verdicts(root)["multi_inference_slow"].verdict == "not run"
+
+
+def write_looks(cell, nearest: float, inside: float) -> None:
+    """100 objects in boxes from 0 to 10, whose samples are at these shares nearest and inside."""
+    place = np.where(np.arange(100)[:, None] < round(100 * inside), 5.0, 20.0).repeat(2, axis=1)
+    box = np.tile(np.array([0.0, 0, 10, 10]), (100, 1))
+    cell.folder.path.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        cell.folder.assignments_file, steps=[1], slot=np.zeros((1, 100), int), place_xy=place[None],
+        nearest=np.arange(100)[None] < round(100 * nearest), gt_xyxy=box, part_xyxy=box,
+    )  # fmt: skip
+
+
+def test_shares_of_positive_samples_come_from_the_last_look(root):
+    kinds = (), ("data.shapes.kind=parts",)
+    for kind in kinds:
+        for cell in expand(["+experiment=table1", *kind, f"runs_root={root}"]):
+            fill(cell, AP=50.0, AP_nms=50.0)
+            with_class = cell.config.cost.name == "loc_cls"
+            write_looks(cell, 0.5 if with_class else 0.99, 0.97 if with_class else 0.6)
+    found = verdicts(root)
+    assert found["positives_centre"].verdict == "reproduced"
+    assert found["positives_centre"].parts[0][0].values == pytest.approx([99.0] * 3)
+    assert found["positives_inside"].verdict == "reproduced"
+    assert found["positives_discriminative"].verdict == "reproduced"
+    assert found["positives_discriminative"].parts[0][0].values == pytest.approx([37.0] * 3)
+
+
+def test_the_csv_has_the_columns_that_checks_read(root, capsys, tmp_path):
+    fill_rows(root, "table1", predicted=lambda s: {"AP": 50.0, "AP_nms": 57 + s / 4})
+    assert claims.main(["--runs", str(root), "--format", "csv"]) == 0
+    lines = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert lines[0] == ["id", "quotation", "effect", "low", "high", "n", "verdict"]
+    assert len(lines) == 29
+    first = lines[1]
+    expected = t_interval([7.0, 7.25, 7.5])
+    assert (first[0], first[5], first[6]) == ("nms_gain_predicted", "3", "reproduced")
+    assert [float(v) for v in first[2:5]] == pytest.approx(
+        [expected.mean, expected.low, expected.high], abs=1e-5
+    )
+    assert lines[-1][2:] == ["", "", "", "0", "not run"]
+    formats = ["markdown", "latex", "csv", "html"]
+    arguments = ["--runs", str(root), "--out", str(tmp_path / "out"), "--format", *formats]
+    assert claims.main(arguments) == 0
+    assert "28 claims: 1 reproduced, 27 not run." in capsys.readouterr().out
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {
+        f"claims.{suffix}" for suffix in ("md", "tex", "csv", "html")
+    }
+
+
+def test_an_explanation_is_shown_for_what_is_not_reproduced_only(root, monkeypatch, tmp_path):
+    file = tmp_path / "explanations.yaml"
+    file.write_text("nms_gain_predicted: |\n  because\n  of this\nbest_row: of that\n")
+    monkeypatch.setattr(claims, "EXPLANATIONS", file)
+    fill_rows(root, "table1", predicted=lambda s: {"AP_nms": 60.0 + s / 9})
+    found = verdicts(root)
+    assert found["nms_gain_predicted"].explanation == ""
+    assert found["best_row"].explanation == "of that"
+    assert found["worst_row"].explanation == ""
+
+
+def test_all_explanations_are_of_claims():
+    if claims.EXPLANATIONS.is_file():
+        assert set(claims.yaml.safe_load(claims.EXPLANATIONS.read_text())) <= set(PREDICATES)
+
+
+def test_one_seed_has_no_interval(root):
+    fill_rows(root, "table1", "seed=0", predicted=lambda s: {"AP_nms": 60.0})
+    judged = verdicts(root, "seed=0")["nms_gain_predicted"]
+    assert judged.verdict == "too noisy"
+    lines = list(csv.reader(io.StringIO(claims.as_csv([judged]))))
+    assert lines[1][2:] == ["10.0", "", "", "1", "too noisy"]
+
+
+def test_rows_that_are_not_there_or_several_are_refused(root, capsys):
+    for word in ("cost=loc_cls", "schedule=1,2"):
+        assert claims.main(["--runs", str(root), "--", word]) == 2
+        assert "error: " in capsys.readouterr().err
+    assert claims.main(["--runs", str(root), "--", "+experiment=table1"]) == 2
+    assert "+experiment=table1" in capsys.readouterr().err
+
+
+def test_it_needs_no_torch_and_works_from_anywhere(tmp_path):
+    code = (
+        "import sys; sys.argv = ['claims.py', '--format', 'csv']\n"
+        f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "from analysis import claims, figures\n"
+        "assert claims.main(['--format', 'csv']) == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("id,quotation")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_knows_what_the_paper_says():
+    best = next(claim for claim in claims.read_claims() if claim.id == "best_row")
+    assert best.paper == 3.2
+    assert "are best" in best.quotation
