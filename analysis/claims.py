@@ -215,10 +215,14 @@ def numbers(part: Part, interval: Interval | None) -> list[str]:
         return ["-", "-", "0"]
     unit = "" if part.unit == "AP" else f" {part.unit}" if part.unit == "%" else ""
     digits = 2 if part.unit.startswith("a ") else 1
-    bounds = f"{interval.low:+.{digits}f} … {interval.high:+.{digits}f}"
+    mean, low, high = (
+        f"{round(v, digits) + 0.0:+.{digits}f}"
+        for v in (interval.mean, interval.low, interval.high)
+    )
+    bounds = f"{low} … {high}"
     if math.isinf(interval.low):
         bounds = "one seed has none"
-    return [f"{interval.mean:+.{digits}f}{unit}", bounds, str(interval.n)]
+    return [f"{mean}{unit}", bounds, str(interval.n)]
 
 
 WRITERS = {

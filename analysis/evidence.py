@@ -29,7 +29,7 @@ def with_root(overrides: list[str], runs: str | None) -> list[str]:
     kept = [word for word in overrides if not word.startswith("plan=")]
     if runs is None:
         said = any(word.startswith(("runs_root=", "debug=")) for word in kept)
-        if said or (REPOSITORY / "runs").exists() or not RECORDS.exists():
+        if said or default_root() != RECORDS:
             return kept
         runs = str(RECORDS)
     root = Path(runs).expanduser().absolute()
@@ -41,9 +41,15 @@ def with_root(overrides: list[str], runs: str | None) -> list[str]:
     return [*(word for word in kept if not word.startswith("runs_root=")), f"runs_root={text}"]
 
 
+def default_root() -> Path:
+    """run.py's `runs/`, or the committed records where the person has none yet."""
+    root = REPOSITORY / "runs"
+    return RECORDS if RECORDS.exists() and not root.exists() else root
+
+
 def say_where(overrides: list[str]) -> None:
     """Tells whose runs were shown where the person has none yet."""
-    if f"runs_root={RECORDS}" in overrides and not (REPOSITORY / "runs").exists():
+    if f"runs_root={RECORDS}" in overrides and default_root() == RECORDS:
         print(f"There is no runs/ here: shown are the records in {RECORDS}", file=sys.stderr)
 
 

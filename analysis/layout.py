@@ -30,7 +30,9 @@ def sheet(comparison: Comparison) -> Sheet:
         there = "" if Path(root).is_dir() else ", which is not there yet"
         todo = f"{missing([comparison])} Runs are looked for in {root}{there}."
     return Sheet(
-        heading=f"Table {experiment.table}. {experiment.title}",
+        heading=f"Table {experiment.table}. {experiment.title}"
+        if experiment.table
+        else experiment.title,
         question=experiment.question,
         context=_context(comparison, [v for k, v in settings[0].items() if k not in varying]),
         blocks=[
