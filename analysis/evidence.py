@@ -3,9 +3,11 @@
 The runs root is run.py's (`runs/`); in a fresh clone, where there is none, the committed records.
 """
 
+import difflib
 import json
 import re
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from onenet.runs import RunFolder
 
 RESULTS = REPOSITORY / "analysis" / "results"
 RECORDS = RESULTS / "records"
+LISTED = 5  # names in an error
 
 
 def with_root(overrides: list[str], runs: str | None) -> list[str]:
@@ -45,6 +48,23 @@ def default_root() -> Path:
     """run.py's `runs/`, or the committed records where the person has none yet."""
     root = REPOSITORY / "runs"
     return RECORDS if RECORDS.exists() and not root.exists() else root
+
+
+def named_runs(root: Path, words: Sequence[str]) -> list[RunFolder]:
+    """The runs that the words name: ids, names of folders in the root, or folders. Raises
+    UserError, with what is near."""
+    folders = [RunFolder(path) for path in sorted(root.glob("[!.]*")) if path.is_dir()]
+    names = {name: f for f in folders for name in (f.path.name.rpartition("-")[2], f.path.name)}
+    found = []
+    for word in words:
+        path = Path(word).expanduser().absolute()
+        if word not in names and not path.is_dir():
+            near = [name for name in names if word in name]
+            near = near or difflib.get_close_matches(word, names) or sorted(names) or ["--runs DIR"]
+            near = [f"-- {word}"] if "=" in word else near[:LISTED]
+            raise UserError(f"There is no run {word} in {root}. Did you mean: {', '.join(near)}?")
+        found.append(names.get(word) or RunFolder(path))
+    return list(dict.fromkeys(found))
 
 
 def say_where(overrides: list[str]) -> None:

@@ -13,7 +13,6 @@ A objects of a run; N objects of an image, M of them with a slot; P slots, U cla
 
 import argparse
 import csv
-import difflib
 import io
 import itertools
 import sys
@@ -27,9 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.evidence import default_root
+from analysis.evidence import default_root, named_runs
 from analysis.formats import Block, Sheet, markdown
-from analysis.sync import identity
 from analysis.tables import write
 from onenet import build
 from onenet.boxes import iou_and_giou
@@ -44,7 +42,6 @@ from onenet.structures import HeadOutput, Target
 Variants = Sequence[tuple[str, ...]]  # each: overrides
 MATCHING = ("cost", "assigner", "location")  # the only keys that a choice depends on
 AS_TRAINED = "as trained"
-LISTED = 5  # names in an error
 CONTEXT = [
     "changed: % of the objects, with another positive sample than the run's last look recorded",
     "nearest, inside box, inside part: % of the positives, at a grid point nearest to the object's "
@@ -117,21 +114,13 @@ def main(arguments: list[str]) -> int:
 
 def chosen(root: Path, words: Sequence[str]) -> list[RunFolder]:
     """The runs that the words name, or all of the root with predictions. Raises UserError."""
-    folders = [RunFolder(path) for path in sorted(root.glob("[!.]*")) if path.is_dir()]
+    if words:
+        return named_runs(root, words)
+    folders = [RunFolder(path) for path in sorted(root.glob("[!.]*"))]
     finished = [folder for folder in folders if folder.predictions_file.is_file()]
-    if not words and not finished:
+    if not finished:
         raise UserError(f"There is no predictions.npz in the runs of {root}. Choose: --runs DIR")
-    names = {word: folder for folder in folders for word in (identity(folder), folder.path.name)}
-    found = []
-    for word in words:
-        path = Path(word).expanduser().absolute()
-        if word not in names and not path.is_dir():
-            near = [name for name in names if word in name]
-            near = near or difflib.get_close_matches(word, names) or sorted(names) or ["--runs DIR"]
-            near = [f"-- {word}"] if "=" in word else near[:LISTED]
-            raise UserError(f"There is no run {word} in {root}. Did you mean: {', '.join(near)}?")
-        found.append(names.get(word) or RunFolder(path))
-    return list(dict.fromkeys(found)) or finished
+    return finished
 
 
 def variants(words: Sequence[str]) -> Variants:

@@ -29,7 +29,7 @@ from onenet.errors import UserError
 from onenet.identity import default_evaluation, run_id
 from onenet.preemption import EXIT_STATUS, Preempted, StopRequest, end_with_driver
 from onenet.record import TrainingRecord
-from onenet.request import Request
+from onenet.request import Request, all_rows
 from onenet.runs import Locked, RunFolder, owner, write_json
 from onenet.stopwatch import Stopwatch
 from onenet.tracking import mirrored
@@ -68,6 +68,7 @@ class Job:
         with self._lock():
             if self.world.first:
                 self.folder.clean()
+                self.folder.set_status(rows=all_rows(self.folder, self.request.rows))
             done = self.folder.state() == "done"
             try:
                 if not done and self.world.first:

@@ -55,7 +55,18 @@ class Planned:
 
     def request(self, threads: int) -> Request:
         evaluations = [cell.evaluation for cell in self.cells]
-        return Request(evaluations, list(self.cells[0].overrides), threads)
+        return Request(evaluations, list(self.cells[0].overrides), threads, self.rows())
+
+    def rows(self) -> dict[str, str]:
+        """The row that this training is in each experiment; the one with its default evaluation, if
+        it is several."""
+        default = default_evaluation(self.config)
+        cells = sorted(self.cells, key=lambda cell: cell.evaluation != default)
+        found = {}
+        for cell in cells:
+            if cell.experiment:
+                found.setdefault(cell.experiment, cell.label)
+        return found
 
     def state(self) -> str:
         state = self.folder.state()

@@ -1,9 +1,11 @@
 """What a sweep asks of a run, beside its frozen config. No torch."""
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, field
 
 from onenet.identity import EvalSpec
+from onenet.runs import Locked, RunFolder
 
 
 @dataclass
@@ -11,6 +13,7 @@ class Request:
     evaluations: list[EvalSpec] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     threads: int = 1
+    rows: dict[str, str] = field(default_factory=dict)  # experiment: the label of its row
 
     @staticmethod
     def parse(text: str) -> "Request":
@@ -20,3 +23,16 @@ class Request:
 
     def dump(self) -> str:
         return json.dumps(asdict(self))
+
+
+def all_rows(folder: RunFolder, rows: dict[str, str]) -> dict[str, str]:
+    """The rows of tables that the run is, with those it was known to be first."""
+    return folder.status().get("rows", {}) | rows
+
+
+def note_rows(folder: RunFolder, rows: dict[str, str]) -> None:
+    """Adds rows to what the folder of a run that is over says it is, if it can be written."""
+    if all_rows(folder, rows) == folder.status().get("rows", {}):
+        return
+    with contextlib.suppress(Locked, OSError), folder.lock():
+        folder.set_status(rows=all_rows(folder, rows))

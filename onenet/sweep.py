@@ -13,6 +13,7 @@ from onenet.config import REPOSITORY
 from onenet.errors import UserError
 from onenet.machine import Place, places
 from onenet.planned import Planned, check_data, count, freeze
+from onenet.request import note_rows
 
 POLL = 0.5  # seconds between looks at the runs
 SAY_EVERY = 30  # seconds between lines where the screen is not a terminal
@@ -24,15 +25,18 @@ def run_all(console: Console, planned: list[Planned]) -> bool:
 
     True if all is there at the end.
     """
-    todo = [run for run in planned if run.state() != "done"]
-    done = len(planned) - len(todo)
+    states = [(run, run.state()) for run in planned]
+    todo = [run for run, state in states if state != "done"]
+    done = [run for run, state in states if state == "done"]
+    for run in done:
+        note_rows(run.folder, run.rows())
     if todo:
         config = planned[0].config
         cluster = slurm.Cluster(config) if config.sweep.launcher == "slurm" else None
         check_data(console, todo)
         free = (slurm.places if cluster else places)(config, len(todo))
         console.out(
-            f"{count(planned)}, {done} already done, {len(todo)} to do: {_share(free)}",
+            f"{count(planned)}, {len(done)} already done, {len(todo)} to do: {_share(free)}",
             highlight=False,
         )
         _work(console, todo, free, cluster)

@@ -46,7 +46,7 @@ def alone_inside(folder: RunFolder) -> Iterator[Path]:
     home.mkdir(parents=True, exist_ok=True)
     with open(home / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the mirror of the run's last life may be finishing
-        _keep_inside(home)
+        keep_inside(home)
         import wandb
 
         try:
@@ -61,7 +61,7 @@ def _remove_scratch(home: Path) -> None:
         shutil.rmtree(home / scratch, ignore_errors=True)
 
 
-def _keep_inside(home: Path) -> None:
+def keep_inside(home: Path) -> None:
     """Has wandb write below `home` and nowhere else. The user's login stays where wandb looks."""
     _remove_scratch(home)  # of a mirror that was killed
     (home / "tmp").mkdir(parents=True)
@@ -104,19 +104,23 @@ def open_run(
 ) -> tuple["wandb.Run", str]:
     """The W&B run, and what went wrong if it is offline although there is a key.
 
+    Its group is the first table that the run is known to belong to, its job type the row there.
     `anew`: it takes the place of what W&B has under this id, and what goes wrong is raised as
     NotOpened.
     """
     import wandb
 
-    config = folder.config()
+    config, status = folder.config(), folder.status()
+    rows = status.get("rows", {})  # experiment: label
+    group, job_type = next(iter(rows.items()), (None, None))
+    logged = config | ({"rows": rows} if rows else {})  # one of several tables has a label in each
 
     def init(mode: str) -> wandb.Run:
         return wandb.init(
             mode=mode,
             project=config["tracker"]["project"],
             entity=config["tracker"]["entity"],
-            id=folder.status()["id"],
+            id=status["id"],
             # Recorded offline, too: "allow" has `wandb sync` append this life to others.
             resume=None if anew else "allow",
             name=folder.path.name,
@@ -125,8 +129,11 @@ def open_run(
                 config["cost"]["name"],
                 config["location"],
                 f"seed {config['seed']}",
+                *rows,
             ],
-            config=config,
+            group=group,
+            job_type=job_type,
+            config=logged,
             settings=_settings(patience),
         )
 

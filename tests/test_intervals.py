@@ -4,12 +4,18 @@ Run: pytest tests/test_intervals.py
 """
 
 import math
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from analysis.intervals import bootstrap, paired, t_interval, values_of
+from analysis import bootstrap as command
+from analysis.bootstrap import bootstrap, values_of
+from analysis.intervals import paired, t_interval
+from onenet.identity import EvalSpec
 from onenet.per_image import pack, recompute
+from onenet.runs import RunFolder, write_json
 from tests.conftest import make_annotations, make_predictions
 
 
@@ -83,3 +89,35 @@ def test_a_metric_with_itself_differs_by_nothing_and_alone_it_is_recompute():
 def test_other_images_cannot_be_paired():
     with pytest.raises(ValueError, match="not of the same images"):
         bootstrap(evaluation(1.0), evaluation(1.0, images=20), "AP", draws=2)
+
+
+def kept(root: Path, run_id: str, **evaluated) -> None:
+    """A finished run's folder with the per_image.npz of `evaluation`."""
+    folder, spec = RunFolder(root / f"some-words-{run_id}"), EvalSpec(1, 64, 1.5, "coco", "val")
+    write_json(folder.result_file, {"id": run_id, "evaluation": asdict(spec)})
+    folder.evaluation(spec).mkdir(parents=True)
+    np.savez(folder.evaluation(spec) / "per_image.npz", **evaluation(**evaluated))
+
+
+def test_the_command_compares_two_runs_or_judges_one(tmp_path, capsys):
+    kept(tmp_path, "aaaaaaaaaa", shift=1.0)
+    kept(tmp_path, "bbbbbbbbbb", shift=0.5)
+    kept(tmp_path, "cccccccccc", shift=0.5, images=20)
+    words = ["--runs", str(tmp_path), "--metric", "AP", "AP50_nms_gain", "--draws", "40"]
+    assert command.main(["aaaaaaaaaa", "some-words-bbbbbbbbbb", *words]) == 0
+    page = capsys.readouterr().out
+    expected = bootstrap(evaluation(1.0), evaluation(0.5), "AP", 40)
+    assert "30 images, redrawn 40 times" in page
+    assert f"{expected.low:+.1f} … {expected.high:+.1f}" in page
+    assert command.main(["aaaaaaaaaa", *words]) == 0
+    assert "difference" not in capsys.readouterr().out
+    for wrong, says in (
+        (["aaaaaaaaaa", "cccccccccc"], "not of the same images"),
+        (["aaaaaaaaa"], "Did you mean: aaaaaaaaaa"),
+        (["aaaaaaaaaa"] * 3, "one or two runs"),
+    ):
+        assert command.main([*wrong, *words]) == 2
+        assert says in capsys.readouterr().err
+    next(tmp_path.glob("*-bbbbbbbbbb/evaluations/*/per_image.npz")).unlink()
+    assert command.main(["bbbbbbbbbb", *words]) == 2
+    assert "per_image.npz is not there" in capsys.readouterr().err

@@ -120,12 +120,18 @@ def test_online_a_partly_mirrored_run_is_complete_and_goes_on_without_repeats(
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_RESUME", "allow")  # a user's: it must not count here
     folder = make_run(tmp_path / NAME)
+    rows = {"table2": "lr 5e-5, train 1, infer 1", "table1": "predicted + class"}
+    folder.set_status(rows=rows)
+    tags = ["proxy", "loc_cls", "predicted", "seed 3", "table2", "table1"]
     with serving(takes_artifacts=True) as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         with pytest.raises(OSError, match="lost"), mirrored(folder, CONFIG):  # noqa: PT012
             add_steps(folder, 1, 2)
             raise OSError("lost")
         assert (len(server.history), server.exit_code) == (2, 1)
+        assert (server.group, server.job_type) == ("table2", rows["table2"])
+        assert server.tags == tags
+        server.group, server.job_type, server.tags = "", "", []
         old = add_old_life(folder)
         add_steps(folder, 3, 4, 5, 6)
         done(folder)
@@ -136,7 +142,9 @@ def test_online_a_partly_mirrored_run_is_complete_and_goes_on_without_repeats(
         assert {name: server.summary.get(name) for name in METRICS} == METRICS
         assert (server.summary["status"], server.exit_code) == ("done", 0)
         assert server.config["seed"]["value"] == 3
-        assert (server.name, server.tags) == (NAME, ["proxy", "loc_cls", "predicted", "seed 3"])
+        assert (server.name, server.tags) == (NAME, tags)
+        assert (server.group, server.job_type) == ("table2", rows["table2"])
+        assert server.config["rows"]["value"] == rows
         assert {"e1/detections.json.gz", "e1/per_image.npz"} <= {*server.files}
         assert not old.exists()
         assert capsys.readouterr().out.splitlines() == [f"{NAME}: rebuilt (done)", "1 rebuilt"]

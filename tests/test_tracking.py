@@ -119,6 +119,7 @@ def test_a_run_without_a_key_is_mirrored_whole_and_nothing_lies_elsewhere(tmp_pa
     (run,) = offline_runs(run_folder(folder))
     assert (run.id, run.project, run.name) == ("0123456789", "onenet", folder.path.name)
     assert run.tags == ["proxy", "loc_cls", "predicted", "seed 3"]
+    assert (run.group, run.job_type, "rows" in run.config) == ("", "", False)  # of no table
     assert run.config["cost"]["weights"] == {
         "cls": 2.0, "l1": 5.0, "iou": 0.0, "giou": 2.0, "center": 10.0,
     }  # fmt: skip

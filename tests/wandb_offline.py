@@ -23,6 +23,8 @@ class OfflineRun:
     id: str = ""
     project: str = ""
     name: str = ""
+    group: str = ""
+    job_type: str = ""
     tags: list[str] = field(default_factory=list)
     config: dict = field(default_factory=dict)
     history: list[dict] = field(default_factory=list)
@@ -44,6 +46,7 @@ def read(file: Path) -> OfflineRun:
         if kind == "run":
             run.id, run.project = record.run.run_id, record.run.project
             run.name, run.tags = record.run.display_name, list(record.run.tags)
+            run.group, run.job_type = record.run.run_group, record.run.job_type
             run.config |= _values(record.run.config.update)
         elif kind == "config":
             run.config |= _values(record.config.update)

@@ -23,7 +23,8 @@ class Server:
         self.summary: dict = {}
         self.config: dict = {}
         self.files: list[str] = []
-        self.name, self.tags = "", []
+        self.name, self.group, self.job_type, self.tags = "", "", "", []
+        self.views: list[dict] = []  # reports and saved views
         self.exit_code: int | None = None
         self.ended = threading.Event()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -51,6 +52,8 @@ class Server:
             self.config = json.loads(given.get("config") or "{}") or self.config
             self.name = given.get("displayName") or self.name
             self.tags = given.get("tags") or self.tags
+            self.group = given.get("groupName") or self.group
+            self.job_type = given.get("jobType") or self.job_type
             name = given.get("name") or "run"
             project = {"id": "p", "name": given.get("project"), "entity": {"id": "e", "name": "l"}}
             data["upsertBucket"] = {
@@ -77,7 +80,33 @@ class Server:
             data["project"] = None
         if "createArtifact(" in query and not self.takes_artifacts:
             return {"errors": [{"message": "no artifacts here"}]}
-        return {"data": data | self.artifact(query, given)}
+        return {"data": data | self.artifact(query, given) | self.view(query, given)}
+
+    def view(self, query: str, given: dict) -> dict:
+        """The answer to what is asked while a report or a view is saved. There is one project."""
+        data = {}
+        if "models(entityName" in query and given["entity"] == "local":
+            node = {"id": "p", "name": "onenet", "entityName": "local", "createdAt": "2026-01-01"}
+            page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+            node |= {"isBenchmark": False, "user": None}
+            edge = {"cursor": "c", "node": {"__typename": "Project", **node}}
+            data["models"] = {"pageInfo": page, "edges": [edge]}
+        elif "models(entityName" in query:
+            data["models"] = None
+        if "ProjectInternalId" in query:
+            data["project"] = {"id": "p", "internalId": "7"}
+        if "upsertView(" in query:
+            self.views.append(given)
+            project = {"id": "p", "name": given["projectName"], "entityName": given["entityName"]}
+            data["upsertView"] = {
+                "view": {
+                    "id": "VGFibGVz", "type": given["type"], "name": given["name"],
+                    "displayName": given["displayName"], "description": given["description"],
+                    "project": project, "spec": given["spec"], "updatedAt": None,
+                },
+                "inserted": True,
+            }  # fmt: skip
+        return data
 
     def artifact(self, query: str, given: dict) -> dict:
         """The answer to what is asked while an artifact is sent."""
