@@ -24,13 +24,7 @@ from onenet.identity import EvalSpec
 from onenet.per_image import recompute
 from onenet.runs import RunFolder
 
-METRICS = {  # of recompute: prefix, position in its answer
-    "AP": ("raw", 0),
-    "AP50": ("raw", 1),
-    "AP_nms": ("nms", 0),
-    "AP50_nms": ("nms", 1),
-}
-GAINS = {"nms_gain": 0, "AP50_nms_gain": 1}
+METRICS = ("AP", "AP50", "AP_nms", "AP50_nms", "nms_gain", "AP50_nms_gain")
 
 
 def main(arguments: list[str]) -> int:
@@ -40,8 +34,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("runs_wanted", nargs="+", metavar="RUN", help="one or two")
     parser.add_argument("--runs", metavar="DIR", default=default_root(), help="runs root")
-    names = [*METRICS, *GAINS]
-    parser.add_argument("--metric", nargs="+", choices=names, default=["AP", "AP50", "nms_gain"])
+    parser.add_argument("--metric", nargs="+", choices=METRICS, default=["AP", "AP50", "nms_gain"])
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     given = parser.parse_args(arguments)
@@ -53,20 +46,19 @@ def main(arguments: list[str]) -> int:
         arrays = [per_image(folder) for folder in folders]
         one, other = arrays[0], arrays[1] if len(arrays) > 1 else None
         try:
-            found = {
-                metric: bootstrap(one, other, metric, given.draws, given.seed)
-                for metric in given.metric
-            }
+            found = bootstrap(one, other, given.draws, given.seed)
         except ValueError as error:
             raise UserError(f"{' and '.join(f.path.name for f in folders)}: {error}.") from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    values = dict(zip(METRICS, zip(*map(numbers, arrays), strict=True), strict=True))
     lines = []
-    for metric, interval in found.items():
-        values = [f"{values_of(a, metric, None):.1f}" for a in arrays]
+    for metric in given.metric:
+        interval = found[metric]
         difference = [f"{interval.mean:+.1f}"] if other is not None else []
-        lines.append([metric, *values, *difference, f"{interval.low:+.1f} … {interval.high:+.1f}"])
+        bounds = f"{interval.low:.1f} … {interval.high:.1f}"
+        lines.append([metric, *(f"{v:.1f}" for v in values[metric]), *difference, bounds])
     header = ["", *(f.path.name for f in folders)] + ["difference"] * (other is not None)
     context = [f"{interval.n} images, redrawn {given.draws} times; the seeds are as they are"]
     block = Block([*header, f"{100 * LEVEL:g} % interval"], lines)
@@ -86,45 +78,42 @@ def per_image(folder: RunFolder) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def values_of(arrays: dict[str, np.ndarray], metric: str, weights: np.ndarray | None) -> float:
-    """A metric of METRICS or GAINS, of weighted images, 0..100."""
-    if metric in METRICS:
-        prefix, position = METRICS[metric]
-        return recompute(arrays, prefix, weights)[position]
-    position = GAINS[metric]
-    with_nms, without = (recompute(arrays, prefix, weights)[position] for prefix in ("nms", "raw"))
-    return with_nms - without
+def numbers(arrays: dict[str, np.ndarray], weights: np.ndarray | None = None) -> np.ndarray:
+    """All METRICS of an evaluation whose images count so often: [6], 0..100."""
+    raw, nms = (np.array(recompute(arrays, prefix, weights)) for prefix in ("raw", "nms"))
+    return np.concatenate([raw, nms, nms - raw])
 
 
 def bootstrap(
     one: dict[str, np.ndarray],
     other: dict[str, np.ndarray] | None,
-    metric: str,
     draws: int = 1000,
     seed: int = 0,
     level: float = LEVEL,
-) -> Interval:
-    """Of the metric of `one`, less that of `other` if given, over redrawn images: per_image.npz of
+) -> dict[str, Interval]:
+    """Of each metric of `one`, less that of `other` if given, over redrawn images: per_image.npz of
     evaluations of the same images. The bounds are percentiles; n is the number of images.
 
-    It tells how far the images that happened to be in the validation set decide; other seeds would
-    differ by more. Raises ValueError if the images differ.
+    Raises ValueError if the images differ, or have no objects.
     """
     images = len(one["objects"])
     if other is not None and not np.array_equal(one["objects"], other["objects"]):
         raise ValueError("the two evaluations are not of the same images")
+    if not one["objects"].any():
+        raise ValueError("there are no objects to find")
     generator = np.random.default_rng(seed)
 
-    def difference(weights: np.ndarray | None) -> float:
-        value = values_of(one, metric, weights)
-        return value if other is None else value - values_of(other, metric, weights)
+    def difference(weights: np.ndarray | None) -> np.ndarray:
+        return numbers(one, weights) - (0 if other is None else numbers(other, weights))
 
-    drawn = [
-        difference(np.bincount(generator.integers(images, size=images), minlength=images))
-        for _ in range(draws)
-    ]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(difference(None), float(low), float(high), images)
+    drawn = []
+    while len(drawn) < draws:
+        weights = np.bincount(generator.integers(images, size=images), minlength=images)
+        if one["objects"][weights > 0].any():  # else a draw has no AP
+            drawn.append(difference(weights))
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    columns = zip(difference(None).tolist(), low.tolist(), high.tolist(), strict=True)
+    return {m: Interval(*three, images) for m, three in zip(METRICS, columns, strict=True)}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from analysis import bootstrap as command
-from analysis.bootstrap import bootstrap, values_of
+from analysis.bootstrap import bootstrap
 from analysis.intervals import paired, t_interval
 from onenet.identity import EvalSpec
 from onenet.per_image import pack, recompute
@@ -58,37 +58,42 @@ def evaluation(shift: float, images: int = 30) -> dict[str, np.ndarray]:
     return pack(annotations, make_predictions(image, found, scores, image % 3))
 
 
-@pytest.mark.parametrize("metric", ["AP", "AP50_nms", "nms_gain"])
-def test_the_bootstrap_is_what_redrawing_images_gives(metric):
+def test_the_bootstrap_is_what_redrawing_images_gives():
     one, other = evaluation(1.0), evaluation(0.5)
-    found = bootstrap(one, other, metric, draws=60, seed=3)
+    found = bootstrap(one, other, draws=60, seed=3)
     generator, drawn = np.random.default_rng(3), []
     for _ in range(60):
         images = generator.integers(30, size=30)
         weights = np.array([(images == image).sum() for image in range(30)])
-        values = [values_of(arrays, metric, weights) for arrays in (one, other)]
-        drawn.append(values[0] - values[1])
-    drawn.sort()
-    assert found.n == 30
-    assert found.mean == pytest.approx(
-        values_of(one, metric, None) - values_of(other, metric, None)
-    )
-    assert found.low == pytest.approx(np.quantile(drawn, 0.025))
-    assert found.high == pytest.approx(np.quantile(drawn, 0.975))
+        gains = []
+        for arrays in (one, other):
+            gains.append(
+                recompute(arrays, "nms", weights)[1] - recompute(arrays, "raw", weights)[1]
+            )
+        drawn.append(gains[0] - gains[1])
+    interval = found["AP50_nms_gain"]
+    assert interval.n == 30
+    assert interval.low == pytest.approx(np.quantile(drawn, 0.025))
+    assert interval.high == pytest.approx(np.quantile(drawn, 0.975))
+    assert found["AP"].mean == pytest.approx(recompute(one, "raw")[0] - recompute(other, "raw")[0])
+    assert found["AP_nms"].low < found["AP_nms"].mean < found["AP_nms"].high
 
 
-def test_a_metric_with_itself_differs_by_nothing_and_alone_it_is_recompute():
+def test_a_run_differs_from_itself_by_nothing_and_alone_it_is_recompute():
     one = evaluation(1.0)
-    same = bootstrap(one, one, "AP", draws=20)
-    assert (same.mean, same.low, same.high) == (0, 0, 0)
-    alone = bootstrap(one, None, "AP", draws=20)
-    assert alone.mean == recompute(one, "raw")[0]
+    for interval in bootstrap(one, one, draws=20).values():
+        assert (interval.mean, interval.low, interval.high) == (0, 0, 0)
+    alone = bootstrap(one, None, draws=20)["AP50"]
+    assert alone.mean == recompute(one, "raw")[1]
     assert alone.low < alone.mean < alone.high
 
 
-def test_other_images_cannot_be_paired():
+def test_what_cannot_be_paired_or_found_is_refused():
     with pytest.raises(ValueError, match="not of the same images"):
-        bootstrap(evaluation(1.0), evaluation(1.0, images=20), "AP", draws=2)
+        bootstrap(evaluation(1.0), evaluation(1.0, images=20), draws=2)
+    nothing = evaluation(1.0) | {"objects": np.zeros((30, 3), np.uint16)}
+    with pytest.raises(ValueError, match="no objects"):
+        bootstrap(nothing, None, draws=2)
 
 
 def kept(root: Path, run_id: str, **evaluated) -> None:
@@ -106,9 +111,9 @@ def test_the_command_compares_two_runs_or_judges_one(tmp_path, capsys):
     words = ["--runs", str(tmp_path), "--metric", "AP", "AP50_nms_gain", "--draws", "40"]
     assert command.main(["aaaaaaaaaa", "some-words-bbbbbbbbbb", *words]) == 0
     page = capsys.readouterr().out
-    expected = bootstrap(evaluation(1.0), evaluation(0.5), "AP", 40)
+    expected = bootstrap(evaluation(1.0), evaluation(0.5), 40)["AP"]
     assert "30 images, redrawn 40 times" in page
-    assert f"{expected.low:+.1f} … {expected.high:+.1f}" in page
+    assert f"{expected.low:.1f} … {expected.high:.1f}" in page
     assert command.main(["aaaaaaaaaa", *words]) == 0
     assert "difference" not in capsys.readouterr().out
     for wrong, says in (
