@@ -39,7 +39,7 @@ class Speed:
     threads: int  # of the processor
     torch: str  # version
     measured: float  # seconds since 1970
-    rounds: tuple[float, ...] = ()  # fps of each round of measuring all networks in turn
+    rounds: tuple[float, ...] = ()  # fps in each round of measuring it
 
     @property
     def key(self) -> str:
@@ -83,14 +83,14 @@ def read(runs_root: Path) -> list[Speed]:
 
 
 def rounds_of(speeds: list[Speed], networks: list[Network]) -> list[tuple[float, ...]]:
-    """The frames a second of each network, round by round of one measuring, all on the device that
-    `of_networks` takes. Empty where they were not measured together."""
+    """The frames a second of each network, round by round, all on the device that `of_networks`
+    takes. Empty if one was not measured there in as many rounds as the others."""
     known, found = _by_device(speeds, networks), []
     if known:
         of_device = known[max(known, key=lambda device: _rank(known[device]))]
         found = [of_device[network].rounds for network in networks if network in of_device]
-    together = len(found) == len(networks) and len({len(rounds) for rounds in found}) == 1
-    return found if together else [()] * len(networks)
+    alike = len(found) == len(networks) and len({len(rounds) for rounds in found}) == 1
+    return found if alike else [()] * len(networks)
 
 
 def of_networks(

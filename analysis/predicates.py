@@ -60,8 +60,8 @@ def share(row: Row, what: str, of: Callable, side: str, bound: float) -> Part:
 
 
 def frames(one: Row, other: Row, side: str, bound: float = 0.0) -> Part:
-    """Frames a second of one row, less those of another, in percent of the other; by rounds of
-    measuring, in which the networks took turns."""
+    """Frames a second of one row, less those of another, in percent of the other, by rounds of
+    measuring."""
     cells = [row.cells[0] for row in (one, other)]
     networks = [fps.network_of(cell.config, cell.evaluation) for cell in cells]
     speeds = fps.rounds_of(fps.read(Path(cells[0].config.runs_root)), networks)
