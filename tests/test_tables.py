@@ -392,16 +392,3 @@ def test_what_varies_from_row_to_row_is_a_column_of_words(root, capsys):
     assert found["OneNet, tiny"][:2] == ("no peaks picked", "assigner min_cost")
     assert grid(page)["CenterNet, tiny"][6] == "70.0 ± 0.0"
     assert grid(page)["CenterNet, tiny, no peaks"][6] == "60.0 ± 0.0"
-
-
-@pytest.mark.parametrize(
-    ("folder", "words"),
-    [
-        ("rigid", ["backbone=tiny,resnet18"]),
-        ("rigid128", ["backbone=tiny", "size.short=128", "schedule=0.5"]),
-    ],
-)
-def test_the_committed_table_5_is_what_the_committed_records_give(folder, words, capsys):
-    results = REPOSITORY / "analysis" / "results"
-    page = printed(capsys, results / "records", "--table", "5", "--", *words)
-    assert page == (results / folder / "table5.md").read_text()

@@ -1,10 +1,9 @@
-"""Writes the README's tables from the committed records, between its `<!-- NAME -->` marks.
+"""Makes what is committed of our own results anew from their records: the pages of all tables, the
+scorecard, the figures, and the README's tables between its `<!-- NAME -->` marks.
 
-python analysis/readme.py            fills them anew
-python analysis/readme.py --check    exit status 1 if they are not current
+    python analysis/publish.py
 """
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -13,10 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tabulate import tabulate
 
-from analysis import claims
-from analysis.evidence import RECORDS, Evidence, with_root
+from analysis import claims, figures, tables
+from analysis.evidence import RECORDS, RESULTS, Evidence, with_root
+from analysis.formats import markdown
+from analysis.layout import sheet
 from analysis.predicates import KNOWS_PARTS, LARGER, LONGER
-from analysis.rows import Row
+from analysis.rows import Comparison, Row
 from onenet.config import REPOSITORY
 
 README = REPOSITORY / "README.md"
@@ -36,21 +37,44 @@ TABLES: dict[
 }
 
 
+RUN_BACKBONES = ("backbone=tiny,resnet18",)
+PAGES: dict[str, list[tuple[str, tuple[str, ...]]]] = {  # a folder, the experiments in it
+    "rigid": [(name, RUN_BACKBONES if name == "table5" else ()) for name in TABLES],
+    "parts": [("table1", KNOWS_PARTS)],
+    "longer": [("table5", (*RUN_BACKBONES, *LONGER))],
+    "rigid128": [("table5", LARGER)],
+}
+
+
 def main(arguments: list[str]) -> int:
-    """0; 1 if `--check` finds a difference."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true")
-    given = parser.parse_args(arguments)
-    text = README.read_text()
-    new = filled(text, Evidence(with_root([], str(RECORDS))))
-    if given.check:
-        print("README.md is current." if new == text else "README.md is not: analysis/readme.py")
-        return int(new != text)
-    README.write_text(new)
-    print(f"Wrote the tables in {README}")
+    """0."""
+    runs = Evidence(with_root([], str(RECORDS)))
+    for file, text in pages(runs).items():
+        (RESULTS / file).parent.mkdir(parents=True, exist_ok=True)
+        (RESULTS / file).write_text(text, encoding="utf-8")
+    figures.draw(runs, RESULTS / "figures", figures.NAMES)
+    README.write_text(filled(README.read_text(), runs))
+    print(f"Wrote pages and figures in {RESULTS}, and the tables in {README}")
     return 0
+
+
+def pages(runs: Evidence) -> dict[str, str]:
+    """Files below analysis/results and their content, of the tables of which there are runs."""
+    judged = claims.judge(runs)
+    found = {"claims.md": markdown(claims.sheet(judged)), "claims.csv": claims.as_csv(judged)}
+    for folder, tables_in_it in PAGES.items():
+        for name, more in tables_in_it:
+            comparison = runs.comparison(name, *more)
+            if comparison.results:
+                found[f"{folder}/{name}.md"] = _page(comparison)
+                found[f"{folder}/{name}.csv"] = tables.tidy(comparison)
+    return found
+
+
+def _page(comparison: Comparison) -> str:
+    """Without the path of this machine."""
+    text = markdown(sheet(comparison))
+    return text.replace(f" runs_root={RECORDS}", "").replace(str(RECORDS), "runs")
 
 
 def filled(text: str, runs: Evidence) -> str:
@@ -66,10 +90,13 @@ def filled(text: str, runs: Evidence) -> str:
 
 def table(name: str, runs: Evidence) -> str:
     """AP without and with NMS, the paper's and ours; rows that nobody has run are left out."""
-    columns = [(words, runs.comparison(name, *more).rows) for words, more in TABLES[name]]
+    columns = [
+        (words, {row.label: row for row in runs.comparison(name, *more).rows})
+        for words, more in TABLES[name]
+    ]
     lines = []
-    for number, row in enumerate(columns[0][1]):
-        cells = [_ours(rows[number]) for _, rows in columns]
+    for label, row in columns[0][1].items():
+        cells = [_ours(rows[label]) if label in rows else "" for _, rows in columns]
         if any(cells):
             lines.append([row.label, _paper(row), *cells])
     header = ["", "paper (COCO)", *(words for words, _ in columns)]

@@ -1,0 +1,57 @@
+"""What is committed of our own results follows from their records, to the letter.
+
+Run: pytest tests/test_publish.py
+"""
+
+import json
+import re
+
+import pytest
+
+from analysis import publish
+from analysis.evidence import RECORDS, RESULTS, Evidence, with_root
+from onenet.runs import RunFolder
+
+CURRENT = "python analysis/publish.py makes it current"
+
+
+@pytest.fixture(scope="module")
+def runs() -> Evidence:
+    return Evidence(with_root([], str(RECORDS)))
+
+
+def test_every_page_is_what_the_records_give(runs):
+    pages = publish.pages(runs)
+    assert {"claims.md", "rigid/table1.md", "rigid/table5.csv"} <= set(pages)
+    for name, text in pages.items():
+        assert (RESULTS / name).read_text() == text, f"{name}: {CURRENT}"
+        assert str(RESULTS) not in text
+
+
+def test_the_tables_of_the_readme_are_what_the_records_give(runs):
+    text = publish.README.read_text()
+    assert len(re.findall(r"^<!-- \w+ -->\n(?!<!-- end)", text, re.MULTILINE)) >= 7
+    assert publish.filled(text, runs) == text, f"README.md: {CURRENT}"
+
+
+def test_a_mark_is_filled_and_the_rest_is_left_alone(runs):
+    text = "before\n<!-- table1 -->\nold\n<!-- end -->\nafter\n<!-- other words -->\n"
+    filled = publish.filled(text, runs)
+    assert filled.startswith("before\n<!-- table1 -->\n|")
+    assert filled.endswith("|\n<!-- end -->\nafter\n<!-- other words -->\n")
+    assert "old" not in filled
+    lines = filled.splitlines()[2:-3]
+    assert [line.split("|")[1].strip() for line in lines[2:]][0] == "predefined"
+    assert "21.5 → 31.0" in lines[2]
+
+
+def test_the_records_hold_what_a_rerun_needs_and_no_path_of_a_machine():
+    folders = [RunFolder(path) for path in sorted(RECORDS.glob("*-*/"))]
+    assert len(folders) >= 36
+    for folder in folders:
+        result = folder.result()
+        assert result["id"] == folder.path.name.rpartition("-")[2]
+        assert result["env"]["commit"]
+        assert not re.search(r'"/\w', json.dumps([result["overrides"], result["config"]]))
+    size = sum(file.stat().st_size for file in RESULTS.rglob("*") if file.is_file())
+    assert size < 30 * 2**20
