@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.evidence import Evidence, finished, look_lines, looks, metric_lines
-from analysis.predicates import KNOWS_PARTS
+from analysis.predicates import KNOWS_PARTS, knows_parts
 from analysis.rows import Row
 from onenet.expansion import Cell
 
@@ -47,8 +47,8 @@ class Chart:
 
 def nms_threshold(cell: Cell) -> Points:
     result = cell.folder.result(cell.evaluation)
-    without = result["metrics"]["AP"]
-    return {iou: ap - without for iou, ap, _ in result.get("curves", {}).get("nms", [])}
+    without, rows = result["metrics"]["AP"], result.get("curves", {}).get("nms", [])
+    return {iou: ap - without for iou, ap, _ in rows if None not in (ap, without)}
 
 
 def duplicates(cell: Cell) -> Points:
@@ -57,17 +57,23 @@ def duplicates(cell: Cell) -> Points:
 
 
 def nms_training(cell: Cell) -> Points:
-    return {line["step"]: line["nms_gain"] for line in look_lines(cell.folder)}
+    return _by_step(cell, "nms_gain")
 
 
 def ap_training(cell: Cell) -> Points:
-    return {line["step"]: line["AP"] for line in look_lines(cell.folder)}
+    return _by_step(cell, "AP")
+
+
+def _by_step(cell: Cell, metric: str) -> Points:
+    """Of the looks at which it is defined."""
+    lines = look_lines(cell.folder)
+    return {line["step"]: line[metric] for line in lines if metric in line}
 
 
 def changes(cell: Cell) -> Points:
     """Against the look before."""
     arrays = looks(cell.folder)
-    if not arrays:
+    if not arrays or not arrays["slot"].size:
         return {}
     moved = (arrays["slot"][1:] != arrays["slot"][:-1]).mean(axis=1)
     return dict(zip(arrays["steps"][1:].tolist(), (100 * moved).tolist(), strict=True))
@@ -139,8 +145,10 @@ def table1_by_data(runs: Evidence) -> dict[str, list[Row]]:
     rows = runs.comparison("table1").rows
     data = rows[0].cells[0].config.data
     tables = {data.shapes.kind if data.name == "shapes" else "validation images": rows}
-    if runs.proxy and "rigid" in tables:
-        tables["parts"] = runs.comparison("table1", *KNOWS_PARTS).rows
+    if "rigid" in tables:
+        parts = runs.comparison("table1", *KNOWS_PARTS)
+        if knows_parts(parts.rows[0]):
+            tables["parts"] = parts.rows
     return tables
 
 

@@ -26,8 +26,9 @@ from analysis import formats
 from analysis.evidence import RESULTS, Evidence, say_where, with_root
 from analysis.intervals import Interval, t_interval
 from analysis.predicates import PREDICATES, Part
-from analysis.rows import Row
+from analysis.rows import RECORDS, Row
 from analysis.tables import write
+from onenet.config import REPOSITORY
 from onenet.errors import UserError
 from onenet.expansion import read_experiment
 
@@ -76,7 +77,9 @@ def read_claims() -> list[Claim]:
 
 def judge(runs: Evidence) -> list[Judged]:
     """All claims, in the paper's order. Raises UserError as `rows.compare`."""
-    explanations = yaml.safe_load(EXPLANATIONS.read_text()) if EXPLANATIONS.is_file() else {}
+    explanations = {}
+    if EXPLANATIONS.is_file() and not runs.asked:  # they are about the proxy as it is
+        explanations = yaml.safe_load(EXPLANATIONS.read_text())
     found = []
     for claim in read_claims():
         parts = PREDICATES[claim.id](runs)
@@ -152,10 +155,16 @@ def missing_commands(judged: list[Judged]) -> list[str]:
 
 
 def _experiment_of(row: Row) -> str:
-    """The command that runs the row with the others of its experiment."""
+    """The command that runs the row with the others of its experiment; of several backbones with
+    those of its own."""
     cell = row.cells[0]
     (own,) = (r for r in read_experiment(cell.experiment).rows if r.label == cell.label)
     more = [word for word in cell.overrides[len(own.overrides) :] if not word.startswith("seed=")]
+    more += [word for word in own.overrides if word.startswith("backbone=")]
+    seeds = ",".join(str(c.config.seed) for c in row.cells)
+    more += [] if seeds == "0,1,2" else [f"seed={seeds}"]
+    root = Path(cell.config.runs_root)
+    more += [] if root in (RECORDS, REPOSITORY / "runs") else [f"runs_root={root}"]
     return shlex.join(["python", "run.py", "-m", f"+experiment={cell.experiment}", *more])
 
 

@@ -3,6 +3,7 @@
 The runs root is run.py's (`runs/`); in a fresh clone, where there is none, the committed records.
 """
 
+import contextlib
 import difflib
 import json
 import re
@@ -13,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.rows import Comparison, Row, compare
+from analysis.rows import RECORDS, Comparison, Row, compare
 from onenet.config import REPOSITORY
 from onenet.errors import UserError
 from onenet.expansion import Cell, read_experiment
 from onenet.runs import RunFolder
 
 RESULTS = REPOSITORY / "analysis" / "results"
-RECORDS = RESULTS / "records"
 LISTED = 5  # names in an error
 
 
@@ -79,6 +79,7 @@ class Evidence:
     def __init__(self, overrides: list[str]):
         self.overrides = tuple(overrides)
         self.proxy = "preset=paper" not in overrides
+        self.asked = [word for word in overrides if not word.startswith("runs_root=")]
         self._compared: dict[tuple, Comparison] = {}
 
     def comparison(self, experiment: str, *more: str) -> Comparison:
@@ -123,20 +124,25 @@ def look_lines(folder: RunFolder) -> list[dict]:
 
 @cache
 def metric_lines(folder: RunFolder) -> list[dict]:
-    """All lines of metrics.jsonl; none if there is no such file."""
+    """All whole lines of metrics.jsonl; none if there is no such file."""
     if not folder.metrics_file.is_file():
         return []
-    return [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
+    lines = []
+    for line in folder.metrics_file.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # torn by a kill
+            lines.append(json.loads(line))
+    return lines
 
 
 def share_by_seed(row: Row, of) -> dict[int, float]:
-    """seed -> the mean of `of`(arrays) [A] bool over the objects that have a sample in the run's
-    last look, 0..1."""
+    """seed -> the mean of `of`(arrays) [A], where it is not NaN, over the objects that have a
+    sample in the run's last look, 0..1."""
     shares = {}
     for cell in finished(row):
         if arrays := looks(cell.folder):
-            chosen = arrays["slot"][-1] >= 0
-            shares[cell.config.seed] = float(of(arrays)[chosen].mean())
+            values = of(arrays)[arrays["slot"][-1] >= 0].astype(float)
+            if np.isfinite(values).any():
+                shares[cell.config.seed] = float(np.nanmean(values))
     return shares
 
 
@@ -150,10 +156,12 @@ def nearest(arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def inside(box: str):
-    """Is the sample inside the object's `gt_xyxy` or `part_xyxy`? A function for share_by_seed."""
+    """Is the sample inside the object's `gt_xyxy` or `part_xyxy`? A function for share_by_seed; NaN
+    where that is not known."""
 
     def test(arrays: dict[str, np.ndarray]) -> np.ndarray:
         place, edges = arrays["place_xy"][-1], arrays[box]
-        return ((place >= edges[:, :2]) & (place <= edges[:, 2:])).all(axis=1)
+        within = ((place >= edges[:, :2]) & (place <= edges[:, 2:])).all(axis=1)
+        return np.where(np.isfinite(edges).all(axis=1), within, np.nan)
 
     return test

@@ -38,7 +38,7 @@ class Speed:
     fps_nms: float  # with NMS
     threads: int  # of the processor
     torch: str  # version
-    measured: float  # seconds since 1970
+    measured: float  # seconds since 1970, the same for what was measured together
     rounds: tuple[float, ...] = ()  # fps in each round of measuring it
 
     @property
@@ -84,13 +84,13 @@ def read(runs_root: Path) -> list[Speed]:
 
 def rounds_of(speeds: list[Speed], networks: list[Network]) -> list[tuple[float, ...]]:
     """The frames a second of each network, round by round, all on the device that `of_networks`
-    takes. Empty if one was not measured there in as many rounds as the others."""
+    takes. Empty if they were not measured together."""
     known, found = _by_device(speeds, networks), []
     if known:
         of_device = known[max(known, key=lambda device: _rank(known[device]))]
-        found = [of_device[network].rounds for network in networks if network in of_device]
-    alike = len(found) == len(networks) and len({len(rounds) for rounds in found}) == 1
-    return found if alike else [()] * len(networks)
+        found = [of_device[network] for network in networks if network in of_device]
+    together = len(found) == len(networks) and len({speed.measured for speed in found}) == 1
+    return [speed.rounds for speed in found] if together else [()] * len(networks)
 
 
 def of_networks(

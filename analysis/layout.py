@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from analysis.formats import Block, Sheet
-from analysis.rows import Comparison, Row, evaluator, why_missing
+from analysis.rows import Comparison, Row, elsewhere, evaluator, why_missing
 from onenet.config import Config
 from onenet.detectors import DETECTORS
 from onenet.expansion import Cell
@@ -164,7 +164,7 @@ def _legend(comparison: Comparison) -> list[str]:
 
 def _commands(comparison: Comparison) -> list[str]:
     """The whole table's command, then one for each missing run, as far as they fit."""
-    where = [word for word in comparison.overrides if word.startswith("runs_root=")]
+    where = [w for w in elsewhere(comparison.overrides) if w.startswith("runs_root=")]
     lines = [f"{comparison.command}  # all of them"]
     for cell in comparison.missing[:LISTED]:
         reason = why_missing(cell)[:150]

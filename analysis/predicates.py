@@ -3,7 +3,7 @@ bound on which they must lie. The ids are those of claims.csv. No torch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from analysis import fps
@@ -193,11 +193,16 @@ def _centernet_equal(runs: Evidence) -> list[Part]:
     for pair in _backbones(runs):
         center, one = (runs.row("table5", label, *_longer(runs)) for label in pair)
         parts += [difference(one, center, ">=", -3.0), difference(one, center, "<=", 3.0)]
-    return parts
+    return [_said(part, _longer(runs)) for part in parts]
 
 
 def _longer(runs: Evidence) -> tuple[str, ...]:
     return LONGER if runs.proxy else ()
+
+
+def _said(part: Part, more: tuple[str, ...]) -> Part:
+    """With the overrides under which it was looked at."""
+    return replace(part, what=f"{part.what} ({' '.join(more)})") if more else part
 
 
 def _centernet_needs_peaks(runs: Evidence) -> list[Part]:
@@ -208,13 +213,14 @@ def _centernet_needs_peaks(runs: Evidence) -> list[Part]:
         name = "CenterNet, ResNet-18, (512, 853)"
         labels, more = (name, f"{name}, no peaks"), ()
     peaks, none = (runs.row("table5", label, *more) for label in labels)
-    return [difference(none, peaks, "<")]
+    return [_said(difference(none, peaks, "<"), more)]
 
 
 def _backbone_scales(runs: Evidence) -> list[Part]:
     names = [one for _, one in _backbones(runs)]
     rows = [runs.row("table5", name, *_longer(runs)) for name in names]
-    return [difference(b, a, ">") for a, b in zip(rows, rows[1:], strict=False)]
+    parts = [difference(b, a, ">") for a, b in zip(rows, rows[1:], strict=False)]
+    return [_said(part, _longer(runs)) for part in parts]
 
 
 def _sparse(detector: str) -> Callable[[Evidence], list[Part]]:
@@ -232,6 +238,12 @@ def _sparse(detector: str) -> Callable[[Evidence], list[Part]]:
 KNOWS_PARTS = ("data.shapes.kind=parts",)
 
 
+def knows_parts(row: Row) -> bool:
+    """Is it of images in which a part shows the class?"""
+    data = row.cells[0].config.data
+    return data.name == "shapes" and data.shapes.kind == "parts"
+
+
 def _positives_centre(runs: Evidence) -> list[Part]:
     row = runs.row("table1", PREDEFINED)
     return [share(row, "at the grid point nearest the centre", nearest, ">", 95.0)]
@@ -241,7 +253,7 @@ def _positives_discriminative(runs: Evidence) -> list[Part]:
     """Both costs with a class term against the one of which the paper says it ignores the part."""
     test, parts = inside("part_xyxy"), []
     without = runs.row("table1", PREDEFINED, *KNOWS_PARTS)
-    shares = share_by_seed(without, test)
+    shares = share_by_seed(without, test) if knows_parts(without) else {}
     for label in (PREDEFINED_CLS, PREDICTED_CLS):
         row = runs.row("table1", label, *KNOWS_PARTS)
         values = [100 * value for value in paired(share_by_seed(row, test), shares)]
@@ -259,7 +271,7 @@ def _positives_inside(runs: Evidence) -> list[Part]:
 
 
 def _hungarian_not_needed(runs: Evidence) -> list[Part]:
-    """No worse: seeds differ by more than any interval of three could say "equal" about."""
+    """No worse by more than NOISE: three seeds differ by more than a test for "equal" can bear."""
     rows = (runs.row("assigners", label) for label in ("minimum cost", "Hungarian"))
     return [difference(*rows, ">=", -NOISE)]
 

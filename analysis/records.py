@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis import fps
-from analysis.evidence import RECORDS
+from analysis.evidence import RECORDS, metric_lines
 from onenet.config import REPOSITORY
 from onenet.errors import UserError
 from onenet.runs import RunFolder, read_json, write_atomically, write_json
@@ -64,8 +64,9 @@ def keep(folder: RunFolder, kept: RunFolder, samples: bool) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
     if kept.metrics_file.is_file():
-        lines = kept.metrics_file.read_text().splitlines()
-        write_atomically(kept.metrics_file, "".join(f"{_short(line)}\n" for line in lines))
+        lines = map(_short, metric_lines(folder))
+        write_atomically(kept.metrics_file, "".join(f"{line}\n" for line in lines))
+    write_json(kept.path / "status.json", {"state": "done", "id": folder.result()["id"]})
     results = [folder.result_file, *folder.path.glob("evaluations/*/result.json")]
     for file in results:
         result = read_json(file)
@@ -74,16 +75,17 @@ def keep(folder: RunFolder, kept: RunFolder, samples: bool) -> None:
         write_json(kept.path / file.relative_to(folder.path), result)
 
 
-def _short(line: str) -> str:
+def _short(line: dict) -> str:
     """The numbers of a line with five digits, without the parts of a step's time."""
-    numbers = {k: v for k, v in json.loads(line).items() if k != "seconds"}
+    numbers = {k: v for k, v in line.items() if k != "seconds"}
     return json.dumps({k: float(f"{v:.5g}") if isinstance(v, float) else v
                        for k, v in numbers.items()})  # fmt: skip
 
 
 def _local(word: str) -> str:
     key, equals, value = word.partition("=")
-    return key + equals + (Path(value).name if value.startswith("/") else value)
+    path = value.strip("'\"")
+    return key + equals + (Path(path).name if path.startswith(("/", "~")) else value)
 
 
 def _cut(node, above: Path):

@@ -37,6 +37,7 @@ from analysis.predicates import KNOWS_PARTS, LARGER, LONGER
 from analysis.rows import Comparison
 from analysis.samples import SAMPLES
 from onenet.errors import UserError
+from onenet.runs import write_atomically
 
 TEMPLATES = Path(__file__).with_name("page")
 QUESTION = "What makes a dense detector need NMS, and what removes the need?"
@@ -77,7 +78,8 @@ def main(arguments: list[str]) -> int:
         file = Path(out).expanduser().absolute() / "report.html"
         judged = claims.judge(runs)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(page(runs, judged, file.parent), encoding="utf-8")
+        again = shlex.join(["python", "analysis/report.py", *arguments])
+        write_atomically(file, page(runs, judged, file.parent, again))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -86,8 +88,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def page(runs: Evidence, judged: list[Judged], folder: Path) -> str:
-    """The HTML, whose links to runs are relative to `folder`."""
+def page(runs: Evidence, judged: list[Judged], folder: Path, again: str) -> str:
+    """The HTML, whose links to runs are relative to `folder`; `again` is the command for it."""
     templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
     curves = [asdict(chart) for chart in charts(runs)]
     names = ("answer", "scorecard", "tables", "curves", "figures")
@@ -99,14 +101,14 @@ def page(runs: Evidence, judged: list[Judged], folder: Path) -> str:
         js=Markup((TEMPLATES / "report.js").read_text()),
         answer=answer(judged),
         scale=_scale(runs.comparison("table1")),
-        rerun=f"{_command(runs.comparison('table1'))}\npython analysis/report.py",
+        rerun=f"{runs.comparison('table1').command}\n{again}",
         summary=claims.summary(judged),
         claims=[_claim(claim) for claim in judged],
         elsewhere=_elsewhere(runs),
         commands="\n".join(claims.missing_commands(judged)),
         pages=pages(runs, folder),
         charts=curves,
-        charts_json=Markup(json.dumps(curves).replace("<", "\\u003c")),
+        charts_json=Markup(json.dumps(curves, allow_nan=False).replace("<", "\\u003c")),
         figures=_figures(runs),
         footer=_footer(runs),
     )
@@ -153,7 +155,7 @@ def _elsewhere(runs: Evidence) -> list[dict]:
     if runs.proxy and data.name == "shapes" and data.shapes.kind == "rigid":
         parts = claims.judge(Evidence([*runs.overrides, *KNOWS_PARTS]))
         found.append(("on parts", {claim.claim.id: claim.verdict for claim in parts}))
-        if (file := BCCD.with_name("claims.csv")).is_file():
+        if (file := BCCD.with_name("claims.csv")).is_file() and _ours(runs):
             with open(file, newline="") as lines:
                 verdicts = {line["id"]: line["verdict"] for line in csv.DictReader(lines)}
             found.append(("on BCCD", verdicts))
@@ -210,12 +212,20 @@ def pages(runs: Evidence, folder: Path) -> list[Page]:
     for experiment in TABLES:
         found.append(_page(runs.comparison(experiment), folder))
         for name, more, note in ELSEWHERE:
-            comparison = runs.comparison(name, *more) if name == experiment and runs.proxy else None
-            if comparison is not None and comparison.results:
-                found.append(_page(comparison, folder, note, more))
-        if experiment == "table1" and runs.proxy and BCCD.is_file():
+            if name == experiment and runs.proxy:
+                comparison = runs.comparison(name, *more)
+                base = {cell.id for cell in runs.comparison(name).cells}
+                if comparison.results and not base >= {cell.id for cell in comparison.cells}:
+                    found.append(_page(comparison, folder, note, more))
+        if experiment == "table1" and _ours(runs):
             found.append(_stored(BCCD))
     return found
+
+
+def _ours(runs: Evidence) -> bool:
+    """Are these the committed records, as they are?"""
+    root = runs.comparison("table1").cells[0].config.runs_root
+    return root == str(RECORDS) and not runs.asked
 
 
 def _page(comparison: Comparison, folder: Path, note: str = "", more: tuple = ()) -> Page:
@@ -232,15 +242,7 @@ def _page(comparison: Comparison, folder: Path, note: str = "", more: tuple = ()
         for row in comparison.rows
     ]
     name = "-".join([comparison.experiment.name, *(w.rpartition("=")[2] for w in more)])
-    return Page(name.replace(".", "-"), sheet(comparison), _command(comparison), note, runs)
-
-
-def _command(comparison: Comparison) -> str:
-    """Runs the table wherever the person keeps runs."""
-    words = [word for word in comparison.overrides if not word.startswith("runs_root=")]
-    return shlex.join(
-        ["python", "run.py", "-m", f"+experiment={comparison.experiment.name}", *words]
-    )
+    return Page(name.replace(".", "-"), sheet(comparison), comparison.command, note, runs)
 
 
 def _stored(file: Path) -> Page:

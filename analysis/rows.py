@@ -11,11 +11,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from analysis import fps
+from onenet.config import REPOSITORY
 from onenet.errors import UserError
 from onenet.expansion import Cell, Experiment, expand
 from onenet.identity import identity
 
 PAPER = Path(__file__).with_name("paper_tables.csv")
+RECORDS = REPOSITORY / "analysis" / "results" / "records"  # what is committed of our own runs
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class Comparison:
 
     @property
     def command(self) -> str:
-        """Fills all cells."""
-        words = (f"+experiment={self.experiment.name}", *self.overrides)
+        """Fills all cells; never among the committed records."""
+        words = (f"+experiment={self.experiment.name}", *elsewhere(self.overrides))
         return shlex.join(["python", "run.py", "-m", *words])
 
     @property
@@ -95,6 +97,11 @@ class Comparison:
     @property
     def missing(self) -> list[Cell]:
         return [cell for row in self.rows for cell in row.cells if cell.id not in row.results]
+
+
+def elsewhere(overrides: Sequence[str]) -> list[str]:
+    """The words for a person's own runs: without the root of the committed records."""
+    return [word for word in overrides if word != f"runs_root={RECORDS}"]
 
 
 def compare(experiment: Experiment, overrides: Sequence[str] = ()) -> Comparison:

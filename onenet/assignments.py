@@ -61,16 +61,20 @@ class Observer:
         """Adds a line to metrics.jsonl and a look to assignments.npz; writes predictions.npz if it
         is the `last`. Leaves the random state as it was, since training draws from it."""
         with torch.random.fork_rng(devices=[]):
-            predictions, objects, chosen, kept = self._see(model)
+            seen = self._see(model)
+        if seen is None:
+            return
+        predictions, objects, chosen, kept = seen
         numbers, _ = self.scorer.score(predictions)
         add_line(self.folder, {"step": step, "evaluation": NAME}, numbers)
         _add(self.folder.assignments_file, step, _columns(objects), _columns(chosen))
         if last:
             _save(self.folder.predictions_file, _in_a_row(kept[:REPLAYED]))
 
-    def _see(self, model: nn.Module) -> tuple:
+    def _see(self, model: nn.Module) -> tuple | None:
         """The detections; and image by image what the objects are, what is chosen for them, and
-        what is predicted."""
+        what is predicted. None if an image cannot be read: looks are of the same images, or none.
+        """
         found: dict[int, tuple] = {}
         number = {int(i): n for n, i in enumerate(self.dataset.source.annotations.image_ids)}
 
@@ -89,6 +93,8 @@ class Observer:
         predicted = predict(
             model, self.dataset, batch=16, peaks=self.peaks, device=self.device, see=note
         )
+        if len(found) < len(number):
+            return None
         return predicted[0], *zip(*(found[at] for at in sorted(found)), strict=True)
 
 

@@ -14,6 +14,7 @@ from onenet import build
 from onenet.assignments import IMAGES, NAME, REPLAYED, TERMS
 from onenet.backbones import normalize
 from onenet.costs import center_cost, focal_cost, giou_cost, iou_cost, l1_cost
+from onenet.data.images import BadImage
 from onenet.data.loading import collate
 from onenet.data.sources import open_split
 from onenet.detectors import DETECTORS
@@ -152,6 +153,20 @@ def test_a_look_leaves_training_alone(tmp_path):
     watched.train(look=lambda step: observer.look(watched.model, step, False))
     assert [line["step"] for line in lines(RunFolder(tmp_path))] == list(range(7))
     assert_equal(plain.state(), watched.state())
+
+
+def test_images_that_cannot_be_read_are_no_reason_to_stop(tmp_path):
+    class Unreadable(Pictures):
+        def read(self, image: int) -> np.ndarray:
+            if image != 1:
+                raise BadImage(f"{image} is broken")
+            return super().read(image)
+
+    source = Unreadable(make_annotations([(64, 64)] * 3, [[(0, (4, 4, 20, 20))]] * 3))
+    words = ["neck.channels=8", "data.on_bad_image=skip"]
+    folder, _, _ = seen(tmp_path, *words, source=source)
+    assert not folder.assignments_file.exists()
+    assert not folder.metrics_file.exists()
 
 
 def test_looks_that_are_taken_again_give_way(tmp_path):

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import claims, fps, predicates
+from analysis import claims, fps, predicates, tables
 from analysis.claims import Judged, judge_part
 from analysis.evidence import Evidence
 from analysis.intervals import Interval, t_interval
 from analysis.predicates import PREDICATES, Part
+from analysis.rows import RECORDS
 from onenet.config import REPOSITORY
 from onenet.expansion import expand
 from tests.test_fps import speed
@@ -74,8 +75,14 @@ def test_nothing_is_run_in_an_empty_folder_and_the_commands_are_named(root, caps
     assert claims.main(["--runs", str(root)]) == 0
     page = capsys.readouterr().out
     assert "28 claims: 28 not run." in page
-    for words in ("table1", "table1 data.shapes.kind=parts", "table5 schedule=2"):
-        assert f"\npython run.py -m +experiment={words}\n" in page
+    for words in (
+        "table1",
+        "table1 data.shapes.kind=parts",
+        "table5 schedule=2 backbone=tiny",
+        "table5 schedule=2 backbone=resnet18",
+        "table5 size.short=128 schedule=0.5 backbone=tiny",
+    ):
+        assert f"\npython run.py -m +experiment={words} runs_root={root}\n" in page
     assert "python analysis/benchmark.py fps" in page
 
 
@@ -154,18 +161,19 @@ def test_speeds_are_compared_round_by_round(root):
     assert found["single_inference_speed"].verdict == "reproduced"
     assert found["single_inference_speed"].parts[0][0].values == pytest.approx([1.0, 1.0, 0.5])
     assert found["multi_inference_slow"].verdict == "reproduced"
-    fps.write(root, [speed(three, frames=9.0, rounds=(9.0,))])  # alone: in no round with the others
+    fps.write(root, [speed(three, frames=9.0, rounds=(9.0,) * 3, measured=7.0)])  # at another time
     assert verdicts(root)["multi_inference_slow"].verdict == "not run"
 
 
-def write_looks(cell, nearest: float, inside: float) -> None:
+def write_looks(cell, nearest: float, inside: float, known: bool = True) -> None:
     """100 objects in boxes from 0 to 10, whose samples are at these shares nearest and inside."""
     place = np.where(np.arange(100)[:, None] < round(100 * inside), 5.0, 20.0).repeat(2, axis=1)
     box = np.tile(np.array([0.0, 0, 10, 10]), (100, 1))
     cell.folder.path.mkdir(parents=True, exist_ok=True)
     np.savez(
         cell.folder.assignments_file, steps=[1], slot=np.zeros((1, 100), int), place_xy=place[None],
-        nearest=np.arange(100)[None] < round(100 * nearest), gt_xyxy=box, part_xyxy=box,
+        nearest=np.arange(100)[None] < round(100 * nearest), gt_xyxy=box,
+        part_xyxy=box if known else np.full_like(box, np.nan),
     )  # fmt: skip
 
 
@@ -220,6 +228,25 @@ def test_an_explanation_is_shown_for_what_is_not_reproduced_only(root, monkeypat
 def test_all_explanations_are_of_claims():
     if claims.EXPLANATIONS.is_file():
         assert set(claims.yaml.safe_load(claims.EXPLANATIONS.read_text())) <= set(PREDICATES)
+
+
+def test_data_without_parts_says_nothing_about_them(root):
+    for words in ((), ("data.shapes.kind=parts",)):
+        for cell in expand(["+experiment=table1", *words, f"runs_root={root}"]):
+            fill(cell, AP=50.0, AP_nms=50.0)
+            write_looks(cell, 1.0, 0.9, known=False)
+    assert verdicts(root)["positives_discriminative"].verdict == "not run"
+    assert verdicts(root)["positives_inside"].verdict == "contradicted"
+    rigid = verdicts(root, "data.shapes.kind=rigid")
+    assert rigid["positives_discriminative"].verdict == "not run"
+
+
+def test_the_records_are_never_named_as_a_place_to_train(monkeypatch, capsys):
+    assert claims.main(["--runs", str(RECORDS), "--", "seed=7,8,9"]) == 0
+    page = capsys.readouterr().out
+    assert "\npython run.py -m +experiment=table1 seed=7,8,9\n" in page
+    assert tables.main(["--runs", str(RECORDS), "--", "seed=7"]) == 0
+    assert f"runs_root={RECORDS}" not in page + capsys.readouterr().out
 
 
 def test_one_seed_has_no_interval(root):

@@ -135,7 +135,8 @@ def test_what_is_kept_gives_the_same_scorecard_without_paths_of_the_machine(root
     (sample.folder.predictions_file).write_bytes(b"x")
     assert records.main(["--runs", str(root), "--out", str(out), "--samples", sample.id]) == 0
     assert "Kept 12 of 12 runs" in capsys.readouterr().out
-    assert not list(out.glob("*/status.json"))
+    assert records.main(["--runs", str(out), "--out", str(tmp_path / "again")]) == 0
+    assert "Kept 12 of 12 runs" in capsys.readouterr().out
     assert [f.parent.name for f in out.glob("*/predictions.npz")] == [sample.folder.path.name]
     assert len(list(out.glob("*/pictures/image_1.png"))) == 1
     for file in out.rglob("*.json"):

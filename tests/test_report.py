@@ -49,8 +49,8 @@ def test_it_answers_first_with_number_certainty_and_command(made):
     words = text[start : text.index('id="scorecard"')]
     assert "Does the classification cost remove the need for NMS?" in words
     assert re.search(r"NMS adds \d+\.\d \(95 % interval .* to .*, 2 seeds\) AP", words)
-    assert "python run.py -m +experiment=table1\n" in words
-    assert "python analysis/report.py" in words
+    assert f"python run.py -m +experiment=table1 runs_root={made.parent}\n" in words
+    assert f"python analysis/report.py --runs {made.parent}" in words
     assert "seeds 0, 1, 2" in words
 
 

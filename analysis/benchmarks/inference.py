@@ -21,7 +21,7 @@ from onenet.fusion import for_inference
 from onenet.inference import nms_keep, top_k
 
 CLASSES = 80
-ROUNDS = 5  # of measuring a network, each for itself
+ROUNDS = 5  # in each of which all networks are measured
 ENOUGH = 0.8  # seconds for the frames of a round
 TABLES = ("table1", "table2", "table3", "table5")  # those with frames a second
 PAPER_SIZES = ((512, 640), (512, 853))
@@ -58,17 +58,20 @@ def fps(device: str = "cpu") -> list[Speed]:
 
     Call it alone on the machine. `device`: cpu or cuda.
     """
-    speeds = []
-    for network in networks():
-        size_hw = tuple(map(int, network.size.split("x")))
-        answers = [our_frames(network, size_hw, device, nms) for nms in (False, True)]
-        speeds.append(_speed(network, device, _frames_per_second(answers, device)))
+    answers = {
+        network: [our_frames(network, _sides(network), device, nms) for nms in (False, True)]
+        for network in networks()
+    }
     for name in TORCHVISION:
         for size_hw in PAPER_SIZES:
             network = Network(name, "resnet50", "fpn", 256, 1, 1, _size(size_hw))
-            answers = [torchvision_frames(name, size_hw, device)]
-            speeds.append(_speed(network, device, _frames_per_second(answers, device)))
-    return speeds
+            answers[network] = [torchvision_frames(name, size_hw, device)]
+    found: dict[Network, list[list[float]]] = {network: [] for network in answers}
+    for _ in range(ROUNDS):
+        for network, frames in answers.items():
+            found[network].append(_frames_per_second(frames, device))
+    now = time.time()
+    return [_speed(network, device, rounds, now) for network, rounds in found.items()]
 
 
 def networks() -> list[Network]:
@@ -143,8 +146,8 @@ def torchvision_frames(
     return detect
 
 
-def _frames_per_second(answers: list[Callable[[], object]], device: str) -> list[list[float]]:
-    """Round by round, each answer's."""
+def _frames_per_second(answers: list[Callable[[], object]], device: str) -> list[float]:
+    """Each answer's, in turns."""
 
     def finished(answer: Callable[[], object]) -> Callable[[], object]:
         def run():
@@ -155,12 +158,12 @@ def _frames_per_second(answers: list[Callable[[], object]], device: str) -> list
         return run
 
     frames = [finished(answer) for answer in answers]
-    once = sum(least_seconds(*frames, rounds=1, warmup=3))
+    once = sum(least_seconds(*frames, rounds=1, warmup=1))
     again = int(min(100, max(1, ENOUGH / once)))
-    return [[1 / s for s in least_seconds(*frames, rounds=again, warmup=0)] for _ in range(ROUNDS)]
+    return [1 / s for s in least_seconds(*frames, rounds=again, warmup=0)]
 
 
-def _speed(network: Network, device: str, rounds: list[list[float]]) -> Speed:
+def _speed(network: Network, device: str, rounds: list[list[float]], now: float) -> Speed:
     """`rounds`: of each the frames a second without and with NMS, or with it alone."""
     best = [max(of_all) for of_all in zip(*rounds, strict=True)]
     return Speed(
@@ -173,8 +176,13 @@ def _speed(network: Network, device: str, rounds: list[list[float]]) -> Speed:
         rounds=tuple(round_[0] for round_ in rounds),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
-        measured=time.time(),
+        measured=now,
     )
+
+
+def _sides(network: Network) -> tuple[int, int]:
+    height, width = map(int, network.size.split("x"))
+    return height, width
 
 
 def _size(size_hw: tuple[int, int]) -> str:
