@@ -646,7 +646,7 @@ def test_predictions_are_in_pixels_of_the_original_image_best_first():
     np.testing.assert_allclose(predictions.boxes_xyxy, expected, rtol=1e-6)
     scores = [1 / (1 + np.exp(-logit)) for logit in (4, 3, 2, 1, 0)]
     np.testing.assert_allclose(predictions.scores, scores * 2, rtol=1e-6)
-    assert set(predictions.nms_keep) == {0.5, 0.6, 0.7}
+    assert set(predictions.nms_keep) == {0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
     for kept in predictions.nms_keep.values():
         assert kept.tolist() == [True, False, False, False, False] * 2
 
