@@ -40,6 +40,7 @@ except ImportError as error:
 
 ANSWER_SECONDS = 10  # for W&B's first word
 SAVE_SECONDS = 60
+GOODBYE_SECONDS = 5  # for wandb to end its own process
 BARS = {  # of a run's summary
     "AP without and with NMS, default evaluation": ("AP", "AP_nms"),
     "What NMS gains in AP and AP50": ("nms_gain", "AP50_nms_gain"),
@@ -157,7 +158,8 @@ def apart() -> Iterator[None]:
         try:
             yield
         finally:
-            wandb.teardown()
+            with contextlib.suppress(TimeoutError), at_most(GOODBYE_SECONDS):
+                wandb.teardown()  # its process waits for a server that hangs; it ends with ours
             os.environ.clear()
             os.environ |= before
 
