@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 
+from onenet.assignments import NAME
 from onenet.config import REPOSITORY, to_dict
 from onenet.expansion import Cell, expand
 from onenet.request import Request
@@ -299,7 +300,10 @@ def test_an_evaluation_that_is_killed_at_its_end_stands_once_in_metrics_jsonl(tm
     (cell.folder.evaluation(cell.evaluation) / "result.json").unlink()
     assert cell.folder.state() == "partial"
     assert ran(*words)[0] == 0
-    assert cell.folder.metrics_file.read_text().count('"evaluation": ') == 1
+    lines = [json.loads(line) for line in cell.folder.metrics_file.read_text().splitlines()]
+    seen = [(line["step"], line["evaluation"]) for line in lines if "evaluation" in line]
+    steps = cell.config.steps
+    assert seen == [(steps // 2, NAME), (steps, NAME), (steps, cell.evaluation.id)]
 
 
 # --- asked to stop ---
