@@ -9,11 +9,9 @@ on its side; `contradicted` if one lies entirely on the other; else `too noisy`;
 the numbers and sides are: analysis/predicates.py. Words after `--` are run.py's.
 """
 
-import argparse
 import csv
 import io
 import math
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import yaml
 
 from analysis import formats
-from analysis.evidence import RESULTS, Evidence, say_where, with_root
+from analysis.evidence import RESULTS, Evidence, command_line, say_where, with_root
 from analysis.intervals import Interval, t_interval
+from analysis.layout import number
 from analysis.predicates import PREDICATES, Part
-from analysis.rows import RECORDS, Row
-from analysis.tables import write
+from analysis.rows import RECORDS, Row, command_of
+from analysis.tables import SUFFIXES, write
 from onenet.config import REPOSITORY
 from onenet.errors import UserError
 from onenet.expansion import read_experiment
@@ -108,13 +107,9 @@ def judge_part(part: Part, interval: Interval | None) -> str:
 
 def main(arguments: list[str]) -> int:
     """0, or 2 if the input cannot work."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
+    parser = command_line(__doc__)
     parser.add_argument("--format", nargs="+", choices=WRITERS, default=["markdown"])
     parser.add_argument("--out", metavar="DIR", help="write claims.* here instead of printing")
-    parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as for run.py")
     given = parser.parse_args(arguments)
     try:
         overrides = with_root(given.overrides, given.runs)
@@ -165,7 +160,7 @@ def _experiment_of(row: Row) -> str:
     more += [] if seeds == "0,1,2" else [f"seed={seeds}"]
     root = Path(cell.config.runs_root)
     more += [] if root in (RECORDS, REPOSITORY / "runs") else [f"runs_root={root}"]
-    return shlex.join(["python", "run.py", "-m", f"+experiment={cell.experiment}", *more])
+    return command_of(cell.experiment, more)
 
 
 def as_csv(judged: list[Judged]) -> str:
@@ -187,8 +182,8 @@ def sheet(judged: list[Judged]) -> formats.Sheet:
     """The scorecard for people: every part of every claim."""
     lines = []
     for claim in judged:
-        for number, (part, interval) in enumerate(claim.parts):
-            first = number == 0
+        for place, (part, interval) in enumerate(claim.parts):
+            first = place == 0
             lines.append(
                 [
                     claim.claim.id if first else "",
@@ -224,10 +219,8 @@ def numbers(part: Part, interval: Interval | None) -> list[str]:
         return ["-", "-", "0"]
     unit = "" if part.unit == "AP" else f" {part.unit}" if part.unit == "%" else ""
     digits = 2 if part.unit.startswith("a ") else 1
-    mean, low, high = (
-        f"{round(v, digits) + 0.0:+.{digits}f}"
-        for v in (interval.mean, interval.low, interval.high)
-    )
+    pattern = f"+.{digits}f"
+    mean, low, high = (number(v, pattern) for v in (interval.mean, interval.low, interval.high))
     bounds = f"{low} … {high}"
     if math.isinf(interval.low):
         bounds = "one seed has none"
@@ -240,7 +233,6 @@ WRITERS = {
     "csv": as_csv,
     "html": lambda judged: formats.html_page(sheet(judged)),
 }
-SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ analysis/tables.py does. W&B's group of a run is its table, its job type the row
 import argparse
 import contextlib
 import os
-import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from analysis.rows import command_of
 from analysis.tables import experiments
 from onenet.config import compose
 from onenet.errors import UserError
@@ -75,8 +75,7 @@ class Table:
 
     @property
     def command(self) -> str:
-        words = (f"+experiment={self.experiment.name}", *self.overrides)
-        return shlex.join(["python", "run.py", "-m", *words])
+        return command_of(self.experiment.name, self.overrides)
 
     @property
     def seed(self) -> int:

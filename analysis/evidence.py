@@ -3,8 +3,8 @@
 The runs root is run.py's (`runs/`); in a fresh clone, where there is none, the committed records.
 """
 
+import argparse
 import contextlib
-import difflib
 import json
 import re
 import sys
@@ -18,10 +18,9 @@ from analysis.rows import RECORDS, Comparison, Row, compare
 from onenet.config import REPOSITORY
 from onenet.errors import UserError
 from onenet.expansion import Cell, read_experiment
-from onenet.runs import RunFolder
+from onenet.runs import RunFolder, identity, named
 
 RESULTS = REPOSITORY / "analysis" / "results"
-LISTED = 5  # names in an error
 
 
 def with_root(overrides: list[str], runs: str | None) -> list[str]:
@@ -44,6 +43,16 @@ def with_root(overrides: list[str], runs: str | None) -> list[str]:
     return [*(word for word in kept if not word.startswith("runs_root=")), f"runs_root={text}"]
 
 
+def command_line(doc: str) -> argparse.ArgumentParser:
+    """What tables, claims, figures and report have in common: `--runs`, and run.py's words."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
+    parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as for run.py")
+    return parser
+
+
 def default_root() -> Path:
     """run.py's `runs/`, or the committed records where the person has none yet."""
     root = REPOSITORY / "runs"
@@ -52,18 +61,18 @@ def default_root() -> Path:
 
 def named_runs(root: Path, words: Sequence[str]) -> list[RunFolder]:
     """The runs that the words name: ids, names of folders in the root, or folders. Raises
-    UserError, with what is near."""
+    UserError."""
     folders = [RunFolder(path) for path in sorted(root.glob("[!.]*")) if path.is_dir()]
-    names = {name: f for f in folders for name in (f.path.name.rpartition("-")[2], f.path.name)}
+    known = {name for folder in folders for name in (identity(folder), folder.path.name)}
     found = []
     for word in words:
         path = Path(word).expanduser().absolute()
-        if word not in names and not path.is_dir():
-            near = [name for name in names if word in name]
-            near = near or difflib.get_close_matches(word, names) or sorted(names) or ["--runs DIR"]
-            near = [f"-- {word}"] if "=" in word else near[:LISTED]
-            raise UserError(f"There is no run {word} in {root}. Did you mean: {', '.join(near)}?")
-        found.append(names.get(word) or RunFolder(path))
+        if word not in known and path.is_dir():
+            found.append(RunFolder(path))
+        elif word not in known and "=" in word:
+            raise UserError(f"There is no run {word} in {root}. Did you mean: -- {word}?")
+        else:
+            found += named(root, folders, [word])
     return list(dict.fromkeys(found))
 
 
@@ -81,6 +90,15 @@ class Evidence:
         self.proxy = "preset=paper" not in overrides
         self.asked = [word for word in overrides if not word.startswith("runs_root=")]
         self._compared: dict[tuple, Comparison] = {}
+
+    @property
+    def root(self) -> Path:
+        return Path(self.comparison("table1").cells[0].config.runs_root)
+
+    @property
+    def home(self) -> Path:
+        """Where figures and report go: the root; for the committed records the folder above."""
+        return RESULTS if self.root == RECORDS else self.root
 
     def comparison(self, experiment: str, *more: str) -> Comparison:
         """Its rows, under `more` overrides, which give way to those of the command line."""

@@ -8,7 +8,6 @@ Words after `--` are run.py's. A figure shows the runs that are there; one witho
 and the command that makes them is printed.
 """
 
-import argparse
 import os
 import sys
 import tempfile
@@ -23,7 +22,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from analysis.charts import CURVES, Chart, charts
-from analysis.evidence import RECORDS, RESULTS, Evidence, say_where, with_root
+from analysis.evidence import Evidence, command_line, say_where, with_root
 from analysis.samples import SAMPLES
 from onenet.errors import UserError
 
@@ -50,18 +49,14 @@ class Drawn:
 
 def main(arguments: list[str]) -> int:
     """0, or 2 if the input cannot work."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
+    parser = command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--out", metavar="DIR", help="default: figures/ in the runs root")
-    parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as for run.py")
     given = parser.parse_args(arguments)
     try:
         overrides = with_root(given.overrides, given.runs)
         runs = Evidence(overrides)
-        folder = Path(given.out).expanduser().absolute() if given.out else default_folder(runs)
+        folder = Path(given.out or runs.home / "figures").expanduser().absolute()
         drawn = draw(runs, folder, given.only or NAMES)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,12 +67,6 @@ def main(arguments: list[str]) -> int:
     say_where(overrides)
     print(f"Wrote {len(drawn)} figures, as SVG and PNG, to {folder}")
     return 0
-
-
-def default_folder(runs: Evidence) -> Path:
-    """Beside the runs; those of the committed records stand beside these."""
-    root = Path(runs.comparison("table1").cells[0].config.runs_root)
-    return (RESULTS if root == RECORDS else root) / "figures"
 
 
 def draw(runs: Evidence, folder: Path, names: list[str]) -> list[Drawn]:

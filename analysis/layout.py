@@ -54,13 +54,13 @@ def _main_block(rows: list[Row], labels: list[str], varying: list[tuple[str, lis
         ("n", [_count(row) for row in rows]),
         ("AP paper", [_paper(row, "AP") for row in rows]),
         ("AP ours", [_ours(row, "AP") for row in rows]),
-        ("gap", [_number(row.gap("AP"), "+.1f") for row in rows]),
+        ("gap", [number(row.gap("AP"), "+.1f") for row in rows]),
     ]
     if nms:
         columns += [
             ("AP(+NMS) paper", [_with_gain(_paper, row) for row in rows]),
             ("AP(+NMS) ours", [_with_gain(_ours, row) for row in rows]),
-            ("gap", [_number(row.gap("AP_nms"), "+.1f") for row in rows]),
+            ("gap", [number(row.gap("AP_nms"), "+.1f") for row in rows]),
         ]
     else:
         columns.append(("NMS gain", [_ours(row, "nms_gain", "+.1f") for row in rows]))
@@ -85,7 +85,7 @@ def _coco_block(rows: list[Row], labels: list[str]) -> Block:
         lines.append([label, "paper", *(_paper(row, m) for m in COCO), _paper(row, "FPS", "g")])
         lines.append(["", f"ours, n = {_count(row)}", *(_ours(row, m) for m in COCO), _fps(row)])
         if row.results and row.paper.numbers:
-            lines.append(["", "gap", *(_number(row.gap(m), "+.1f") for m in COCO), ""])
+            lines.append(["", "gap", *(number(row.gap(m), "+.1f") for m in COCO), ""])
     return Block(["row", "", *COCO, "FPS"], lines, left=2)
 
 
@@ -185,7 +185,7 @@ def missing(comparisons: list[Comparison]) -> str:
 # --- one cell ---
 
 
-def _number(value: float | None, pattern: str = ".1f") -> str:
+def number(value: float | None, pattern: str = ".1f") -> str:
     """`-` for None; no minus before a zero."""
     if value is None:
         return "-"
@@ -194,14 +194,14 @@ def _number(value: float | None, pattern: str = ".1f") -> str:
 
 
 def _paper(row: Row, metric: str, pattern: str = ".1f") -> str:
-    return _number(row.paper.numbers.get(metric), pattern)
+    return number(row.paper.numbers.get(metric), pattern)
 
 
 def _ours(row: Row, metric: str, pattern: str = ".1f") -> str:
     ours = row.ours(metric)
-    text = _number(ours.mean, pattern)
+    text = number(ours.mean, pattern)
     if ours.std is not None:
-        text += f" ± {_number(ours.std, pattern.lstrip('+'))}"
+        text += f" ± {number(ours.std, pattern.lstrip('+'))}"
     return f"{text} (n = {ours.n})" if 0 < ours.n < len(row.results) else text
 
 

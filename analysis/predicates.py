@@ -122,9 +122,13 @@ MULTI, MULTI_FAST = "lr 5e-5, train 3, infer 3", "lr 1e-4, train 3, infer 3"
 MULTI_ONE = "lr 1e-4, train 3, infer 1"
 
 
-def _table2(one: str, other: str, side: str, bound: float = 0.0, of=difference):
+def _between(
+    table: str, one: str, other: str, side: str, bound: float = 0.0, of: Callable = difference
+) -> Callable[[Evidence], list[Part]]:
+    """A difference of two rows."""
+
     def parts(runs: Evidence) -> list[Part]:
-        return [of(runs.row("table2", one), runs.row("table2", other), side, bound)]
+        return [of(runs.row(table, one), runs.row(table, other), side, bound)]
 
     return parts
 
@@ -137,13 +141,7 @@ def _single_speed(runs: Evidence) -> list[Part]:
 # --- Tables 3 and 4 ---
 
 
-def _size(side: str, of: Callable) -> Callable[[Evidence], list[Part]]:
-    def parts(runs: Evidence) -> list[Part]:
-        return [of(runs.row("table3", "(512, 853)"), runs.row("table3", "(512, 640)"), side)]
-
-    return parts
-
-
+SIZES = ("(512, 853)", "(512, 640)")
 EPOCHS = ("36 epochs", "72 epochs", "144 epochs", "216 epochs")
 
 
@@ -270,12 +268,6 @@ def _positives_inside(runs: Evidence) -> list[Part]:
     ]
 
 
-def _hungarian_not_needed(runs: Evidence) -> list[Part]:
-    """No worse by more than NOISE: three seeds differ by more than a test for "equal" can bear."""
-    rows = (runs.row("assigners", label) for label in ("minimum cost", "Hungarian"))
-    return [difference(*rows, ">=", -NOISE)]
-
-
 PREDICATES: dict[str, Callable[[Evidence], list[Part]]] = {
     "nms_gain_predicted": lambda runs: [gain(runs.row("table1", PREDICTED), ">")],
     "nms_gain_predefined": lambda runs: [gain(runs.row("table1", PREDEFINED), ">")],
@@ -285,15 +277,15 @@ PREDICATES: dict[str, Callable[[Evidence], list[Part]]] = {
     "worst_row": _worst_row,
     "beats_nms": _beats_nms,
     "duplicates": _duplicates,
-    "lr_hurts_single": _table2(SINGLE_FAST, SINGLE, "<"),
-    "multi_low_lr": _table2(MULTI, SINGLE, "<=", 0.3),
-    "multi_high_lr": _table2(MULTI_FAST, SINGLE, ">"),
-    "single_inference": _table2(MULTI_ONE, MULTI_FAST, ">=", -0.3),
-    "single_inference_gain": _table2(MULTI_ONE, SINGLE, ">"),
+    "lr_hurts_single": _between("table2", SINGLE_FAST, SINGLE, "<"),
+    "multi_low_lr": _between("table2", MULTI, SINGLE, "<=", 0.3),
+    "multi_high_lr": _between("table2", MULTI_FAST, SINGLE, ">"),
+    "single_inference": _between("table2", MULTI_ONE, MULTI_FAST, ">=", -0.3),
+    "single_inference_gain": _between("table2", MULTI_ONE, SINGLE, ">"),
     "single_inference_speed": _single_speed,
-    "multi_inference_slow": _table2(MULTI_FAST, MULTI_ONE, "<", of=frames),
-    "size_accuracy": _size(">", difference),
-    "size_speed": _size("<", frames),
+    "multi_inference_slow": _between("table2", MULTI_FAST, MULTI_ONE, "<", of=frames),
+    "size_accuracy": _between("table3", *SIZES, ">"),
+    "size_speed": _between("table3", *SIZES, "<", of=frames),
     "schedule_accuracy": _schedule_accuracy,
     "schedule_saturates": _schedule_saturates,
     "centernet_equal": _centernet_equal,
@@ -304,5 +296,6 @@ PREDICATES: dict[str, Callable[[Evidence], list[Part]]] = {
     "positives_centre": _positives_centre,
     "positives_discriminative": _positives_discriminative,
     "positives_inside": _positives_inside,
-    "hungarian_not_needed": _hungarian_not_needed,
+    # No worse by more than NOISE: three seeds differ by more than a test for "equal" can bear.
+    "hungarian_not_needed": _between("assigners", "minimum cost", "Hungarian", ">=", -NOISE),
 }

@@ -15,15 +15,14 @@ from tabulate import tabulate
 from analysis import claims, figures, tables
 from analysis.evidence import RECORDS, RESULTS, Evidence, with_root
 from analysis.formats import markdown
-from analysis.layout import sheet
+from analysis.layout import number, sheet
 from analysis.predicates import KNOWS_PARTS, LARGER, LONGER
 from analysis.rows import Comparison, Row
 from onenet.config import REPOSITORY
 
 README = REPOSITORY / "README.md"
-TABLES: dict[
-    str, list[tuple[str, tuple[str, ...]]]
-] = {  # of each, its columns and what they are of
+Words = tuple[str, ...]  # run.py's
+TABLES: dict[str, list[tuple[str, Words]]] = {  # of each, its columns and what they are of
     "table1": [
         ("`rigid`: the outline is the class", ()),
         ("`parts`: a small glyph is", KNOWS_PARTS),
@@ -35,10 +34,8 @@ TABLES: dict[
     "table6": [("ours", ())],
     "assigners": [("ours", ())],
 }
-
-
 RUN_BACKBONES = ("backbone=tiny,resnet18",)
-PAGES: dict[str, list[tuple[str, tuple[str, ...]]]] = {  # a folder, the experiments in it
+PAGES: dict[str, list[tuple[str, Words]]] = {  # a folder, the experiments in it
     "rigid": [(name, RUN_BACKBONES if name == "table5" else ()) for name in TABLES],
     "parts": [("table1", KNOWS_PARTS)],
     "longer": [("table5", (*RUN_BACKBONES, *LONGER))],
@@ -118,8 +115,8 @@ def _ours(row: Row) -> str:
         ours = row.ours(metric)
         if ours.mean is None:
             return ""
-        parts.append(f"{ours.mean:.1f}" + (f" ± {ours.std:.1f}" if ours.std is not None else ""))
-    return f"{' → '.join(parts)} ({row.ours('nms_gain').mean:+.1f})"
+        parts.append(number(ours.mean) + (f" ± {number(ours.std)}" if ours.std is not None else ""))
+    return f"{' → '.join(parts)} ({number(row.ours('nms_gain').mean, '+.1f')})"
 
 
 def scorecard(runs: Evidence) -> str:

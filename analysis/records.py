@@ -22,7 +22,7 @@ from onenet.config import REPOSITORY
 from onenet.errors import UserError
 from onenet.runs import RunFolder, read_json, write_atomically, write_json
 
-KEPT = ("metrics.jsonl", "assignments.npz", "evaluations/*/per_image.npz")
+KEPT = ("assignments.npz", "evaluations/*/per_image.npz")
 SAMPLES = ("predictions.npz", "pictures/image_*", "pictures/pictures.json")
 
 
@@ -63,7 +63,7 @@ def keep(folder: RunFolder, kept: RunFolder, samples: bool) -> None:
             target = kept.path / file.relative_to(folder.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-    if kept.metrics_file.is_file():
+    if folder.metrics_file.is_file():
         lines = map(_short, metric_lines(folder))
         write_atomically(kept.metrics_file, "".join(f"{line}\n" for line in lines))
     write_json(kept.path / "status.json", {"state": "done", "id": folder.result()["id"]})

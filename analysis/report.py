@@ -7,7 +7,6 @@
 Words after `--` are run.py's. In a fresh clone it shows the committed records.
 """
 
-import argparse
 import base64
 import csv
 import json
@@ -28,11 +27,11 @@ from markupsafe import Markup
 from analysis import claims
 from analysis.charts import charts
 from analysis.claims import Judged
-from analysis.evidence import RECORDS, RESULTS, Evidence, say_where, with_root
+from analysis.evidence import RECORDS, RESULTS, Evidence, command_line, say_where, with_root
 from analysis.figures import draw
 from analysis.formats import Block, Sheet
 from analysis.intervals import Interval
-from analysis.layout import sheet
+from analysis.layout import number, sheet
 from analysis.predicates import KNOWS_PARTS, LARGER, LONGER
 from analysis.rows import Comparison
 from analysis.samples import SAMPLES
@@ -63,19 +62,13 @@ class Page:
 
 def main(arguments: list[str]) -> int:
     """0, or 2 if the input cannot work."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
+    parser = command_line(__doc__)
     parser.add_argument("--out", metavar="DIR", help="default: the runs root")
-    parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as for run.py")
     given = parser.parse_args(arguments)
     try:
         overrides = with_root(given.overrides, given.runs)
         runs = Evidence(overrides)
-        root = Path(runs.comparison("table1").cells[0].config.runs_root)
-        out = given.out or (RESULTS if root == RECORDS else root)
-        file = Path(out).expanduser().absolute() / "report.html"
+        file = Path(given.out or runs.home).expanduser().absolute() / "report.html"
         judged = claims.judge(runs)
         file.parent.mkdir(parents=True, exist_ok=True)
         again = shlex.join(["python", "analysis/report.py", *arguments])
@@ -134,9 +127,7 @@ def answer(judged: list[Judged]) -> list[str]:
 
 
 def _number(interval: Interval) -> str:
-    mean, low, high = (
-        f"{round(v, 1) + 0.0:.1f}" for v in (interval.mean, interval.low, interval.high)
-    )
+    mean, low, high = (number(v) for v in (interval.mean, interval.low, interval.high))
     if math.isinf(interval.low):
         return f"{mean} (one seed)"
     return f"{mean} (95 % interval {low} to {high}, {interval.n} seeds)"
@@ -224,8 +215,7 @@ def pages(runs: Evidence, folder: Path) -> list[Page]:
 
 def _ours(runs: Evidence) -> bool:
     """Are these the committed records, as they are?"""
-    root = runs.comparison("table1").cells[0].config.runs_root
-    return root == str(RECORDS) and not runs.asked
+    return runs.root == RECORDS and not runs.asked
 
 
 def _page(comparison: Comparison, folder: Path, note: str = "", more: tuple = ()) -> Page:

@@ -83,8 +83,7 @@ class Comparison:
     @property
     def command(self) -> str:
         """Fills all cells; never among the committed records."""
-        words = (f"+experiment={self.experiment.name}", *elsewhere(self.overrides))
-        return shlex.join(["python", "run.py", "-m", *words])
+        return command_of(self.experiment.name, elsewhere(self.overrides))
 
     @property
     def cells(self) -> list[Cell]:
@@ -97,6 +96,11 @@ class Comparison:
     @property
     def missing(self) -> list[Cell]:
         return [cell for row in self.rows for cell in row.cells if cell.id not in row.results]
+
+
+def command_of(experiment: str, overrides: Sequence[str]) -> str:
+    """What a person types to run it."""
+    return shlex.join(["python", "run.py", "-m", f"+experiment={experiment}", *overrides])
 
 
 def elsewhere(overrides: Sequence[str]) -> list[str]:

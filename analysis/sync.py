@@ -9,7 +9,6 @@ WANDB_MODE=offline, an offline run lies in each folder afterwards, for `wandb sy
 """
 
 import argparse
-import difflib
 import os
 import shlex
 import sys
@@ -21,11 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from onenet.config import REPOSITORY
 from onenet.errors import UserError
-from onenet.runs import RunFolder
+from onenet.runs import RunFolder, named
 from onenet.tracking import BUSY, UNANSWERED, rebuilt
 
 WAIT_SECONDS = 300
-LISTED = 5  # names in an error
 OUTCOMES = ("skipped", "failed", "not tried")  # beside "rebuilt"
 
 
@@ -66,19 +64,7 @@ def chosen(root: Path, words: Sequence[str]) -> list[RunFolder]:
     folders = [RunFolder(file.parent) for file in sorted(configs)]
     if not folders:
         raise UserError(f"There is no run in {root}.")
-    names = {word: folder for folder in folders for word in (identity(folder), folder.path.name)}
-    for word in words:
-        if word not in names:
-            near = [name for name in names if word in name]
-            near = near or difflib.get_close_matches(word, names) or sorted(names)
-            listed = ", ".join(near[:LISTED])
-            raise UserError(f"There is no run {word} in {root}. Did you mean: {listed}?")
-    return list(dict.fromkeys(names[word] for word in words)) or folders
-
-
-def identity(folder: RunFolder) -> str:
-    """The run's id: what W&B knows it by."""
-    return folder.status().get("id") or folder.path.name.rsplit("-", 1)[-1]
+    return named(root, folders, words) or folders
 
 
 def sync(folders: Sequence[RunFolder], seconds: float) -> int:

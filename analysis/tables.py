@@ -8,7 +8,6 @@ Words after `--` are run.py's. A row is made of the ids that its experiment reso
 nothing else; below a table stands the command for every run that it lacks.
 """
 
-import argparse
 import csv
 import io
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis import formats
-from analysis.evidence import say_where, with_root
+from analysis.evidence import command_line, say_where, with_root
 from analysis.layout import COCO, missing, sheet
 from analysis.rows import Comparison, compare
 from onenet.errors import UserError
@@ -34,14 +33,10 @@ TIDY = (
 
 def main(arguments: list[str]) -> int:
     """0, or 2 if the input cannot work."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
+    parser = command_line(__doc__)
     parser.add_argument("--table", nargs="+", type=int, metavar="N", help="default: all")
     parser.add_argument("--format", nargs="+", choices=WRITERS, default=["markdown"])
     parser.add_argument("--out", metavar="DIR", help="write tableN.* here instead of printing")
-    parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as for run.py")
     given = parser.parse_args(arguments)
     try:
         overrides = with_root(given.overrides, given.runs)

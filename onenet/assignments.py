@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from onenet.costs import CostWeights, MatchingCost, Pairs
 from onenet.data.annotations import Annotations
 from onenet.data.loading import Batch, DetectionDataset
+from onenet.errors import UserError
 from onenet.evaluate import predict
 from onenet.losses import Loss
 from onenet.record import add_line
@@ -90,9 +91,14 @@ class Observer:
                         _predictions(output, image, target),
                     )
 
-        predicted = predict(
-            model, self.dataset, batch=16, peaks=self.peaks, device=self.device, see=note
-        )
+        try:
+            predicted = predict(
+                model, self.dataset, batch=16, peaks=self.peaks, device=self.device, see=note
+            )
+        except UserError:  # of a bad image, or because all of them are
+            if self.dataset.on_bad_image == "error":
+                raise
+            return None
         if len(found) < len(number):
             return None
         return predicted[0], *zip(*(found[at] for at in sorted(found)), strict=True)

@@ -75,10 +75,6 @@ def _collect(found: dict[int, tuple]) -> Predictions:
     """`found`: for each image its boxes, scores, labels, and what each NMS leaves."""
     images = sorted(found)
     counts = [len(found[image][1]) for image in images]
-    if not images:
-        empty = np.zeros(0, dtype=np.int64)
-        nothing = dict.fromkeys(NMS_IOUS, np.zeros(0, dtype=bool))
-        return Predictions(empty, np.zeros((0, 4)), np.zeros(0), empty, nothing)
     boxes, scores, labels, kept = zip(*(found[image] for image in images), strict=True)
     kept = np.concatenate(kept, axis=1)
     return Predictions(

@@ -5,12 +5,13 @@ system releases when the process ends, however it ends.
 """
 
 import contextlib
+import difflib
 import fcntl
 import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from onenet.errors import UserError
 from onenet.identity import EvalSpec
 
 LOCK_TRIES = 5  # a tenth of a second apart
+LISTED = 5  # names in an error
 STATES = ("done", "partial", "running", "failed", "missing")
 
 
@@ -191,6 +193,24 @@ def _try_lock(file, kind: int) -> bool:
         return True
     except OSError:
         return False
+
+
+def identity(folder: RunFolder) -> str:
+    """The run's id: what W&B knows it by."""
+    return folder.status().get("id") or folder.path.name.rsplit("-", 1)[-1]
+
+
+def named(root: Path, folders: Sequence[RunFolder], words: Sequence[str]) -> list[RunFolder]:
+    """Those of the root's folders that the words name, by id or by name. Raises UserError, with
+    what is near."""
+    names = {word: folder for folder in folders for word in (identity(folder), folder.path.name)}
+    for word in words:
+        if word not in names:
+            near = [name for name in names if word in name]
+            near = near or difflib.get_close_matches(word, names) or sorted(names) or ["--runs DIR"]
+            listed = ", ".join(near[:LISTED])
+            raise UserError(f"There is no run {word} in {root}. Did you mean: {listed}?")
+    return list(dict.fromkeys(names[word] for word in words))
 
 
 class Locked(Exception):

@@ -155,10 +155,11 @@ def test_a_look_leaves_training_alone(tmp_path):
     assert_equal(plain.state(), watched.state())
 
 
-def test_images_that_cannot_be_read_are_no_reason_to_stop(tmp_path):
+@pytest.mark.parametrize("readable", [1, None])
+def test_images_that_cannot_be_read_are_no_reason_to_stop(tmp_path, readable):
     class Unreadable(Pictures):
         def read(self, image: int) -> np.ndarray:
-            if image != 1:
+            if image != readable:
                 raise BadImage(f"{image} is broken")
             return super().read(image)
 

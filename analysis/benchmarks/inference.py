@@ -66,10 +66,11 @@ def fps(device: str = "cpu") -> list[Speed]:
         for size_hw in PAPER_SIZES:
             network = Network(name, "resnet50", "fpn", 256, 1, 1, _size(size_hw))
             answers[network] = [torchvision_frames(name, size_hw, device)]
+    clocks = {network: _clock(frames, device) for network, frames in answers.items()}
     found: dict[Network, list[list[float]]] = {network: [] for network in answers}
     for _ in range(ROUNDS):
-        for network, frames in answers.items():
-            found[network].append(_frames_per_second(frames, device))
+        for network, frames_per_second in clocks.items():
+            found[network].append(frames_per_second())
     now = time.time()
     return [_speed(network, device, rounds, now) for network, rounds in found.items()]
 
@@ -146,8 +147,8 @@ def torchvision_frames(
     return detect
 
 
-def _frames_per_second(answers: list[Callable[[], object]], device: str) -> list[float]:
-    """Each answer's, in turns."""
+def _clock(answers: list[Callable[[], object]], device: str) -> Callable[[], list[float]]:
+    """A function that measures the frames a second of each answer, in turns, for one round."""
 
     def finished(answer: Callable[[], object]) -> Callable[[], object]:
         def run():
@@ -158,9 +159,9 @@ def _frames_per_second(answers: list[Callable[[], object]], device: str) -> list
         return run
 
     frames = [finished(answer) for answer in answers]
-    once = sum(least_seconds(*frames, rounds=1, warmup=1))
+    once = sum(least_seconds(*frames, rounds=1, warmup=3))
     again = int(min(100, max(1, ENOUGH / once)))
-    return [1 / s for s in least_seconds(*frames, rounds=again, warmup=0)]
+    return lambda: [1 / s for s in least_seconds(*frames, rounds=again, warmup=0)]
 
 
 def _speed(network: Network, device: str, rounds: list[list[float]], now: float) -> Speed:
