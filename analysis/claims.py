@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import yaml
 
 from analysis import formats
-from analysis.evidence import RESULTS, Evidence, command_line, say_where, with_root
+from analysis.evidence import RESULTS, Evidence, command_line, finished, say_where, with_root
 from analysis.intervals import Interval, t_interval
 from analysis.layout import number
 from analysis.predicates import PREDICATES, Part
@@ -29,7 +29,7 @@ from analysis.rows import RECORDS, Row, command_of
 from analysis.tables import SUFFIXES, write
 from onenet.config import REPOSITORY
 from onenet.errors import UserError
-from onenet.expansion import read_experiment
+from onenet.expansion import NoRow, read_experiment
 
 CLAIMS = Path(__file__).with_name("claims.csv")
 EXPLANATIONS = RESULTS / "explanations.yaml"  # of what is not reproduced, by hand
@@ -75,20 +75,45 @@ def read_claims() -> list[Claim]:
 
 
 def judge(runs: Evidence) -> list[Judged]:
-    """All claims, in the paper's order. Raises UserError as `rows.compare`."""
+    """All claims, in the paper's order; those whose rows the overrides leave out are not run.
+    Raises UserError as `rows.compare`."""
     explanations = {}
     if EXPLANATIONS.is_file() and not runs.asked:  # they are about the proxy as it is
         explanations = yaml.safe_load(EXPLANATIONS.read_text())
     found = []
     for claim in read_claims():
-        parts = PREDICATES[claim.id](runs)
+        why = ""
+        try:
+            parts = PREDICATES[claim.id](runs)
+        except NoRow as error:
+            parts, why = [Part(claim.predicate, [], "")], str(error)
         judged = [(part, t_interval(part.values) if part.values else None) for part in parts]
         of_parts = {judge_part(*pair) for pair in judged}
         verdict = next(v for v in ("not run", "contradicted", "too noisy", "reproduced")
                        if v in of_parts)  # fmt: skip
-        explained = explanations.get(claim.id, "") if verdict != "reproduced" else ""
-        found.append(Judged(claim, judged, verdict, " ".join(explained.split())))
+        if verdict == "not run":
+            why = why or _without_looks(parts)
+        if verdict != "reproduced":
+            why = why or " ".join(explanations.get(claim.id, "").split())
+        found.append(Judged(claim, judged, verdict, why))
     return found
+
+
+def _without_looks(parts: list[Part]) -> str:
+    """What finished runs lack for a claim about positive samples; empty if that is not it."""
+    rows = [row for part in parts if part.unit == "%" and not part.values for row in part.rows]
+    lacking = {
+        cell.folder.path
+        for row in rows
+        for cell in finished(row)
+        if not cell.folder.assignments_file.is_file()
+    }
+    if not lacking:
+        return ""
+    return (
+        f"{len(lacking)} of its runs looked at no positive samples (assignments.npz). Move "
+        f"{min(lacking)} and the like away and run them again with eval.looks above 0."
+    )
 
 
 def judge_part(part: Part, interval: Interval | None) -> str:

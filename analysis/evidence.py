@@ -17,7 +17,7 @@ import numpy as np
 from analysis.rows import RECORDS, Comparison, Row, compare
 from onenet.config import REPOSITORY
 from onenet.errors import UserError
-from onenet.expansion import Cell, read_experiment
+from onenet.expansion import Cell, NoRow, read_experiment
 from onenet.runs import RunFolder, identity, named
 
 RESULTS = REPOSITORY / "analysis" / "results"
@@ -110,14 +110,26 @@ class Evidence:
         return self._compared[key]
 
     def row(self, experiment: str, label: str, *more: str) -> Row:
-        """Raises UserError where the overrides have left no such row, or made several."""
-        rows = [row for row in self.comparison(experiment, *more).rows if row.label == label]
-        if len(rows) != 1:
+        """Raises NoRow where the overrides have left no such row or made it the same as another,
+        UserError where they have made several of it."""
+        everything = self.comparison(experiment, *more).rows
+        rows = [row for row in everything if row.cells[0].label == label]
+        asked = " ".join(self.asked)
+        if not rows:
+            raise NoRow(f"{experiment} has no row '{label}' under {asked}.")
+        if len(rows) > 1:
             raise UserError(
-                f"{experiment} has {len(rows)} rows '{label}' under {' '.join(self.overrides)}: "
-                "leave out what selects rows or lists values."
+                f"{experiment} has {len(rows)} rows '{label}' under {asked}: list no values."
             )
+        same = [row for row in everything if _runs(row) == _runs(rows[0])]
+        if len(same) > 1:
+            labels = " and ".join(f"'{row.label}'" for row in same)
+            raise NoRow(f"{experiment}: {labels} are the same runs under {asked}.")
         return rows[0]
+
+
+def _runs(row: Row) -> list[tuple]:
+    return [(cell.id, cell.evaluation) for cell in row.cells]
 
 
 def by_seed(row: Row, metric: str) -> dict[int, float]:

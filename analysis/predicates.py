@@ -17,7 +17,7 @@ NOISE = 1.0  # AP: a gain up to this is none (the bound of the issue that asked 
 @dataclass(frozen=True)
 class Part:
     """`values`, one a seed (or a round of measuring), must lie on the side `>`, `<`, `>=` or `<=`
-    of `bound`."""
+    of `bound`. The side is empty where there are no rows of which to say it."""
 
     what: str
     values: list[float]
@@ -28,7 +28,7 @@ class Part:
 
     @property
     def statement(self) -> str:
-        return f"{self.what} {self.side} {self.bound:g}"
+        return f"{self.what} {self.side} {self.bound:g}" if self.side else self.what
 
 
 def gain(row: Row, side: str, bound: float = 0.0) -> Part:

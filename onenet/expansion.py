@@ -22,6 +22,10 @@ from onenet.runs import RunFolder
 EXPERIMENTS = REPOSITORY / "experiments"
 
 
+class NoRow(UserError):
+    """No row of an experiment is left by what the person asked for."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of a table: its label and the overrides that make it."""
@@ -127,7 +131,7 @@ def _experiment_cells(experiment: Experiment, axes: dict[str, list[str]]) -> lis
     ]
     if not chosen:
         asked = " ".join(f"{k}={','.join(axes[k])}" for k in sorted(of_rows & axes.keys()))
-        raise UserError(f"No row of experiment {experiment.name} has {asked}.")
+        raise NoRow(f"No row of experiment {experiment.name} has {asked}.")
     common = {**parse_axes(experiment.sweep), **{k: v for k, v in axes.items() if k not in of_rows}}
     return [
         _cell((*row.overrides, *combination), combination, row.label, experiment.name)

@@ -257,10 +257,35 @@ def test_one_seed_has_no_interval(root):
     assert lines[1][2:] == ["10.0", "", "", "1", "too noisy"]
 
 
-def test_rows_that_are_not_there_or_several_are_refused(root, capsys):
-    for word in ("cost=loc_cls", "schedule=1,2"):
-        assert claims.main(["--runs", str(root), "--", word]) == 2
-        assert "error: " in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("word", "claim", "why"),
+    [
+        ("cost=loc_cls", "nms_gain_predicted", "table1 has no row 'predicted' under cost=loc_cls"),
+        ("size.ratio=1.34", "size_accuracy", "table3 has no row '(512, 640)'"),
+        ("steps=1200", "schedule_saturates", "'144 epochs' and '216 epochs' are the same runs"),
+        ("detector=onenet", "sparse_rcnn", "No row of experiment table6 has detector=onenet"),
+    ],
+)
+def test_claims_about_rows_that_are_left_out_are_not_run(root, word, claim, why):
+    judged = verdicts(root, word)[claim]
+    assert judged.verdict == "not run"
+    assert why in judged.explanation
+    assert why in claims.WRITERS["markdown"]([judged])
+    assert claims.numbers(*judged.decisive) == ["-", "-", "0"]
+
+
+def test_runs_that_looked_at_no_samples_are_named(root):
+    for cell in expand(["+experiment=table1", f"runs_root={root}"]):
+        fill(cell, AP=50.0, AP_nms=50.0)
+    why = verdicts(root)["positives_centre"].explanation
+    assert why.startswith("3 of its runs looked at no positive samples")
+    assert "eval.looks" in why
+    assert verdicts(root)["nms_gain_predicted"].explanation == ""
+
+
+def test_several_rows_are_refused(root, capsys):
+    assert claims.main(["--runs", str(root), "--", "schedule=1,2"]) == 2
+    assert "error: " in capsys.readouterr().err
     assert claims.main(["--runs", str(root), "--", "+experiment=table1"]) == 2
     assert "+experiment=table1" in capsys.readouterr().err
 
