@@ -21,6 +21,7 @@ from onenet.expansion import Cell, NoRow, read_experiment
 from onenet.runs import RunFolder, identity, named
 
 RESULTS = REPOSITORY / "analysis" / "results"
+BCCD = RESULTS / "bccd"  # Table 1 and claims.csv on real images, without the runs
 
 
 def with_root(overrides: list[str], runs: str | None) -> list[str]:

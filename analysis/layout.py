@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from analysis.formats import Block, Sheet
-from analysis.rows import Comparison, Row, elsewhere, evaluator, why_missing
+from analysis.rows import Comparison, Row, Stat, elsewhere, evaluator, why_missing
 from onenet.config import Config
 from onenet.detectors import DETECTORS
 from onenet.expansion import Cell
@@ -193,15 +193,19 @@ def number(value: float | None, pattern: str = ".1f") -> str:
     return text if float(text) else format(0.0, pattern)
 
 
+def with_std(ours: Stat, pattern: str = ".1f") -> str:
+    """`mean ± std`; without the second where there is none."""
+    text = number(ours.mean, pattern)
+    return text if ours.std is None else f"{text} ± {number(ours.std, pattern.lstrip('+'))}"
+
+
 def _paper(row: Row, metric: str, pattern: str = ".1f") -> str:
     return number(row.paper.numbers.get(metric), pattern)
 
 
 def _ours(row: Row, metric: str, pattern: str = ".1f") -> str:
     ours = row.ours(metric)
-    text = number(ours.mean, pattern)
-    if ours.std is not None:
-        text += f" ± {number(ours.std, pattern.lstrip('+'))}"
+    text = with_std(ours, pattern)
     return f"{text} (n = {ours.n})" if 0 < ours.n < len(row.results) else text
 
 

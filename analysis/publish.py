@@ -6,6 +6,7 @@ scorecard, the figures, and the README's tables between its `<!-- NAME -->` mark
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -13,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tabulate import tabulate
 
 from analysis import claims, figures, tables
-from analysis.evidence import RECORDS, RESULTS, Evidence, with_root
+from analysis.evidence import BCCD, RECORDS, RESULTS, Evidence, with_root
 from analysis.formats import markdown
-from analysis.layout import number, sheet
+from analysis.layout import number, sheet, with_std
 from analysis.predicates import KNOWS_PARTS, LARGER, LONGER
-from analysis.rows import Comparison, Row
+from analysis.rows import Comparison, Row, Stat
 from onenet.config import REPOSITORY
 
 README = REPOSITORY / "README.md"
@@ -33,6 +34,10 @@ TABLES: dict[str, list[tuple[str, Words]]] = {  # of each, its columns and what 
     "table5": [("64 pixels", ()), ("twice as long", LONGER), ("128 pixels, half as long", LARGER)],
     "table6": [("ours", ())],
     "assigners": [("ours", ())],
+}
+BESIDE = {  # AP, where there is one column only: metric and pattern
+    "gain in AP50": ("AP50_nms_gain", "+.1f"),
+    "redundant boxes an object": ("duplicates_per_object", ".2f"),
 }
 RUN_BACKBONES = ("backbone=tiny,resnet18",)
 PAGES: dict[str, list[tuple[str, Words]]] = {  # a folder, the experiments in it
@@ -79,7 +84,8 @@ def filled(text: str, runs: Evidence) -> str:
 
     def block(mark: re.Match) -> str:
         name = mark[1]
-        made = scorecard(runs) if name == "claims" else table(name, runs)
+        special = {"claims": scorecard, "bccd": lambda _: stored(BCCD / "table1.csv")}
+        made = special[name](runs) if name in special else table(name, runs)
         return f"<!-- {name} -->\n{made}\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
@@ -93,12 +99,25 @@ def table(name: str, runs: Evidence) -> str:
     ]
     lines = []
     for label, row in columns[0][1].items():
-        cells = [_ours(rows[label]) if label in rows else "" for _, rows in columns]
+        cells = [_ours(rows[label].ours) if label in rows else "" for _, rows in columns]
         if any(cells):
             lines.append([row.label, _paper(row), *cells])
     header = ["", "paper (COCO)", *(words for words, _ in columns)]
     if not any(paper for _, paper, *_ in lines):
         header, lines = header[:1] + header[2:], [[row, *cells] for row, _, *cells in lines]
+    return _pipe(header, lines)
+
+
+def stored(file: Path) -> str:
+    """The same of a table of which only the numbers are kept."""
+    lines = [
+        [label, _ours(ours.__getitem__), *(with_std(ours[m], p) for m, p in BESIDE.values())]
+        for label, ours in tables.read_tidy(file).items()
+    ]
+    return _pipe(["", "ours", *BESIDE], lines)
+
+
+def _pipe(header: list[str], lines: list[list[str]]) -> str:
     return tabulate(lines, header, "pipe", colalign=["left"] * len(header), disable_numparse=True)
 
 
@@ -108,15 +127,13 @@ def _paper(row: Row) -> str:
     return " → ".join(both)
 
 
-def _ours(row: Row) -> str:
-    """Means ± standard deviations over seeds."""
-    parts = []
-    for metric in ("AP", "AP_nms"):
-        ours = row.ours(metric)
-        if ours.mean is None:
-            return ""
-        parts.append(number(ours.mean) + (f" ± {number(ours.std)}" if ours.std is not None else ""))
-    return f"{' → '.join(parts)} ({number(row.ours('nms_gain').mean, '+.1f')})"
+def _ours(of: Callable[[str], Stat]) -> str:
+    """Means ± standard deviations over seeds of AP without and with NMS; empty if there are none.
+    `of`: metric -> ours."""
+    if of("AP").mean is None:
+        return ""
+    gain = number(of("nms_gain").mean, "+.1f")
+    return f"{with_std(of('AP'))} → {with_std(of('AP_nms'))} ({gain})"
 
 
 def scorecard(runs: Evidence) -> str:
@@ -127,7 +144,7 @@ def scorecard(runs: Evidence) -> str:
         ours, bounds, n = claims.numbers(part, interval)
         lines.append([claim.claim.id, claim.verdict, part.statement, ours, bounds, n])
     header = ["claim", "verdict", "says that", "ours", "95 % interval", "n"]
-    rows = tabulate(lines, header, "pipe", colalign=["left"] * 6, disable_numparse=True)
+    rows = _pipe(header, lines)
     summary = f"**{claims.summary(judged)}**"
     return f"{summary}\n\n<details><summary>All of them</summary>\n\n{rows}\n\n</details>"
 

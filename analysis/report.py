@@ -16,7 +16,6 @@ import shlex
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,14 +26,15 @@ from markupsafe import Markup
 from analysis import claims
 from analysis.charts import charts
 from analysis.claims import Judged
-from analysis.evidence import RECORDS, RESULTS, Evidence, command_line, say_where, with_root
+from analysis.evidence import BCCD, RECORDS, Evidence, command_line, say_where, with_root
 from analysis.figures import draw
 from analysis.formats import Block, Sheet
 from analysis.intervals import Interval
-from analysis.layout import number, sheet
+from analysis.layout import number, sheet, with_std
 from analysis.predicates import KNOWS_PARTS, LARGER, LONGER
 from analysis.rows import Comparison
 from analysis.samples import SAMPLES
+from analysis.tables import read_tidy
 from onenet.errors import UserError
 from onenet.runs import write_atomically
 
@@ -46,7 +46,6 @@ ELSEWHERE = [  # further settings on the proxy, shown where there are runs
     ("table5", LONGER, "trained twice as long"),
     ("table5", LARGER, "larger images"),
 ]
-BCCD = RESULTS / "bccd" / "table1.csv"  # its runs are found by the annotation files, not kept here
 
 
 @dataclass(frozen=True)
@@ -146,8 +145,8 @@ def _elsewhere(runs: Evidence) -> list[dict]:
     if runs.proxy and data.name == "shapes" and data.shapes.kind == "rigid":
         parts = claims.judge(Evidence([*runs.overrides, *KNOWS_PARTS]))
         found.append(("on parts", {claim.claim.id: claim.verdict for claim in parts}))
-        if (file := BCCD.with_name("claims.csv")).is_file() and _ours(runs):
-            with open(file, newline="") as lines:
+        if _ours(runs):
+            with open(BCCD / "claims.csv", newline="") as lines:
                 verdicts = {line["id"]: line["verdict"] for line in csv.DictReader(lines)}
             found.append(("on BCCD", verdicts))
     known = [(name, {k: v for k, v in of.items() if v != "not run"}) for name, of in found]
@@ -209,7 +208,7 @@ def pages(runs: Evidence, folder: Path) -> list[Page]:
                 if comparison.results and not base >= {cell.id for cell in comparison.cells}:
                     found.append(_page(comparison, folder, note, more))
         if experiment == "table1" and _ours(runs):
-            found.append(_stored(BCCD))
+            found.append(_stored(BCCD / "table1.csv"))
     return found
 
 
@@ -237,21 +236,15 @@ def _page(comparison: Comparison, folder: Path, note: str = "", more: tuple = ()
 
 def _stored(file: Path) -> Page:
     """Table 1 on real images, from its CSV, which names its runs."""
-    with open(file, newline="") as lines:
-        of_rows = groupby(csv.DictReader(lines), key=lambda line: line["row"])
-        rows = {label: {line["metric"]: line for line in group} for label, group in of_rows}
+    rows = read_tidy(file)
     metrics = {
         "AP": "AP", "AP(+NMS)": "AP_nms", "gain": "nms_gain", "AP50 gain": "AP50_nms_gain",
         "dup/obj": "duplicates_per_object",
     }  # fmt: skip
 
-    def cell(line: dict) -> str:
-        std = f" ± {float(line['ours_std']):.2f}" if line["ours_std"] else ""
-        return f"{float(line['ours_mean']):.2f}{std}" if line["ours_mean"] else "-"
-
     lines = [
-        [label, line["AP"]["n"], *(cell(line[name]) for name in metrics.values())]
-        for label, line in rows.items()
+        [label, str(ours["AP"].n), *(with_std(ours[name], ".2f") for name in metrics.values())]
+        for label, ours in rows.items()
     ]
     context = (file.with_suffix(".md").read_text().split("\n\n")[2]).splitlines()
     shown = Sheet(

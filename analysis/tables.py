@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from analysis import formats
 from analysis.evidence import command_line, say_where, with_root
 from analysis.layout import COCO, missing, sheet
-from analysis.rows import Comparison, compare
+from analysis.rows import Comparison, Stat, compare
 from onenet.errors import UserError
 from onenet.expansion import Experiment, experiment_names, read_experiment
 
@@ -92,6 +92,18 @@ def tidy(comparison: Comparison) -> str:
             rounded = ["" if v is None else round(v, 6) for v in values]
             lines.writerow([*start, metric, *rounded, " ".join(row.values(metric))])
     return text.getvalue()
+
+
+def read_tidy(file: Path) -> dict[str, dict[str, Stat]]:
+    """row -> metric -> ours, of what `tidy` wrote."""
+    found: dict[str, dict[str, Stat]] = {}
+    with open(file, newline="") as lines:
+        for line in csv.DictReader(lines):
+            mean, std = (
+                float(line[key]) if line[key] else None for key in ("ours_mean", "ours_std")
+            )
+            found.setdefault(line["row"], {})[line["metric"]] = Stat(mean, std, int(line["n"] or 0))
+    return found
 
 
 WRITERS = {
