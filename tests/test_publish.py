@@ -5,12 +5,15 @@ Run: pytest tests/test_publish.py
 
 import json
 import re
+from statistics import stdev
 
 import pytest
 
 from analysis import publish
 from analysis.evidence import RECORDS, RESULTS, Evidence, with_root
+from onenet.expansion import expand
 from onenet.runs import RunFolder
+from tests.test_cli import run_py
 
 CURRENT = "python analysis/publish.py makes it current"
 
@@ -55,3 +58,18 @@ def test_the_records_hold_what_a_rerun_needs_and_no_path_of_a_machine():
         assert not re.search(r'"/\w', json.dumps([result["overrides"], result["config"]]))
     size = sum(file.stat().st_size for file in RESULTS.rglob("*") if file.is_file())
     assert size < 30 * 2**20
+
+
+@pytest.mark.slow
+def test_a_record_run_again_from_its_own_words_is_the_same_run(tmp_path):
+    """Where the processor rounds otherwise, as near as another seed."""
+    cells = [cell for cell in expand(["+experiment=table4"]) if cell.label == "36 epochs"]
+    records = [RunFolder(RECORDS / cell.folder.path.name).result() for cell in cells]
+    first = records[0]
+    words = [*first["overrides"], f"sweep.threads={first['env']['threads']}"]
+    done = run_py("-m", *words, f"runs_root={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    again = RunFolder(tmp_path / cells[0].folder.path.name).result()
+    assert again["id"] == first["id"]
+    values = [record["metrics"]["AP"] for record in records]
+    assert abs(again["metrics"]["AP"] - values[0]) <= 3 * stdev(values)
