@@ -178,11 +178,12 @@ def _experiment_of(row: Row) -> str:
     """The command that runs the row with the others of its experiment; of several backbones with
     those of its own."""
     cell = row.cells[0]
-    (own,) = (r for r in read_experiment(cell.experiment).rows if r.label == cell.label)
+    experiment = read_experiment(cell.experiment)
+    (own,) = (r for r in experiment.rows if r.label == cell.label)
     more = [word for word in cell.overrides[len(own.overrides) :] if not word.startswith("seed=")]
     more += [word for word in own.overrides if word.startswith("backbone=")]
-    seeds = ",".join(str(c.config.seed) for c in row.cells)
-    more += [] if seeds == "0,1,2" else [f"seed={seeds}"]
+    seeds = f"seed={','.join(str(c.config.seed) for c in row.cells)}"
+    more += [] if seeds in experiment.sweep else [seeds]
     root = Path(cell.config.runs_root)
     more += [] if root in (RECORDS, REPOSITORY / "runs") else [f"runs_root={root}"]
     return command_of(cell.experiment, more)

@@ -2,16 +2,19 @@
 
     python analysis/records.py --runs DIR    all finished runs, into analysis/results/records
     python analysis/records.py --runs DIR --out DIR --samples ID [ID ...]
+    python analysis/records.py --runs DIR --results-only
 
 The folders keep their names and files, so that what is kept is a runs root itself. `--samples`: of
-these runs the pictures and the predictions, too (`analysis/replay.py`). Paths of the machine are
-cut down to their last part.
+these runs the pictures and the predictions, too (`analysis/replay.py`). `--results-only`: 6 kB a
+run, enough for tables and for claims about AP; without curves, looks and what the bootstrap takes.
+Paths of the machine are cut down to their last part.
 """
 
 import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -22,7 +25,7 @@ from onenet.config import REPOSITORY
 from onenet.errors import UserError
 from onenet.runs import RunFolder, read_json, write_atomically, write_json
 
-KEPT = ("assignments.npz", "evaluations/*/per_image.npz")
+DETAILS = ("assignments.npz", "evaluations/*/per_image.npz")
 SAMPLES = ("predictions.npz", "pictures/image_*", "pictures/pictures.json")
 
 
@@ -34,6 +37,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--runs", metavar="DIR", type=Path, default=REPOSITORY / "runs")
     parser.add_argument("--out", metavar="DIR", type=Path, default=RECORDS)
     parser.add_argument("--samples", metavar="ID", nargs="+", default=[])
+    parser.add_argument("--results-only", action="store_true")
     given = parser.parse_args(arguments)
     root, out = given.runs.expanduser().absolute(), given.out.expanduser().absolute()
     try:
@@ -45,7 +49,12 @@ def main(arguments: list[str]) -> int:
         if unknown:
             raise UserError(f"--samples: {root} has no finished run {', '.join(sorted(unknown))}.")
         for folder in done:
-            keep(folder, RunFolder(out / folder.path.name), folder.result()["id"] in given.samples)
+            kept = RunFolder(out / folder.path.name)
+            keep(folder, kept)
+            if not given.results_only:
+                keep_details(folder, kept)
+            if folder.result()["id"] in given.samples:
+                _copy(folder, kept, SAMPLES)
         if (root / fps.FILE).is_file():
             fps.write(out, fps.read(root))
     except (UserError, OSError) as error:
@@ -56,16 +65,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def keep(folder: RunFolder, kept: RunFolder, samples: bool) -> None:
-    """Copies into `kept`; what it had before of these files gives way, the rest of it stays."""
-    for pattern in (*KEPT, *(SAMPLES if samples else ())):
-        for file in folder.path.glob(pattern):
-            target = kept.path / file.relative_to(folder.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-    if folder.metrics_file.is_file():
-        lines = map(_short, metric_lines(folder))
-        write_atomically(kept.metrics_file, "".join(f"{line}\n" for line in lines))
+def keep(folder: RunFolder, kept: RunFolder) -> None:
+    """The results, into `kept`; what it had before of them gives way, the rest of it stays."""
     write_json(kept.path / "status.json", {"state": "done", "id": folder.result()["id"]})
     results = [folder.result_file, *folder.path.glob("evaluations/*/result.json")]
     for file in results:
@@ -73,6 +74,22 @@ def keep(folder: RunFolder, kept: RunFolder, samples: bool) -> None:
         result["overrides"] = [_local(word) for word in result["overrides"]]
         result["config"] = _cut(result["config"], Path(result["config"]["runs_root"]).parent)
         write_json(kept.path / file.relative_to(folder.path), result)
+
+
+def keep_details(folder: RunFolder, kept: RunFolder) -> None:
+    """Curves, looks, and what was found in each image."""
+    _copy(folder, kept, DETAILS)
+    if folder.metrics_file.is_file():
+        lines = map(_short, metric_lines(folder))
+        write_atomically(kept.metrics_file, "".join(f"{line}\n" for line in lines))
+
+
+def _copy(folder: RunFolder, kept: RunFolder, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        for file in folder.path.glob(pattern):
+            target = kept.path / file.relative_to(folder.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
 
 
 def _short(line: dict) -> str:

@@ -43,6 +43,8 @@ QUESTION = "What makes a dense detector need NMS, and what removes the need?"
 TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "assigners")
 ELSEWHERE = [  # further settings on the proxy, shown where there are runs
     ("table1", KNOWS_PARTS, "where the class shows in a part of the object"),
+    ("table1", LONGER, "trained twice as long"),
+    ("table2", LONGER, "trained twice as long"),
     ("table5", LONGER, "trained twice as long"),
     ("table5", LARGER, "larger images"),
 ]
@@ -143,8 +145,9 @@ def _elsewhere(runs: Evidence) -> list[dict]:
     found = []
     data = runs.comparison("table1").cells[0].config.data
     if runs.proxy and data.name == "shapes" and data.shapes.kind == "rigid":
-        parts = claims.judge(Evidence([*runs.overrides, *KNOWS_PARTS]))
-        found.append(("on parts", {claim.claim.id: claim.verdict for claim in parts}))
+        for name, more in (("on parts", KNOWS_PARTS), ("twice as long", LONGER)):
+            judged = claims.judge(Evidence([*runs.overrides, *more]))
+            found.append((name, {claim.claim.id: claim.verdict for claim in judged}))
         if _ours(runs):
             with open(BCCD / "claims.csv", newline="") as lines:
                 verdicts = {line["id"]: line["verdict"] for line in csv.DictReader(lines)}

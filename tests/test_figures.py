@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis import claims, figures, records
+from analysis import claims, figures, records, tables
 from analysis.charts import changes, charts, conflicts, duplicates, nms_threshold
 from analysis.evidence import Evidence
 from onenet.expansion import Cell, expand
@@ -155,6 +155,21 @@ def test_what_is_kept_gives_the_same_scorecard_without_paths_of_the_machine(root
         pages.append(capsys.readouterr().out)
     assert pages[0] == pages[1]
     assert pages[0].count("reproduced") >= 2
+
+
+def test_results_alone_give_the_same_tables(root, tmp_path, capsys):
+    for cell in table1(root):
+        run(cell)
+    out = tmp_path / "kept"
+    assert records.main(["--runs", str(root), "--out", str(out), "--results-only"]) == 0
+    kinds = {file.name for file in out.rglob("*") if file.is_file()}
+    assert kinds == {"result.json", "status.json"}
+    pages = []
+    for folder in (root, out):
+        capsys.readouterr()
+        assert tables.main(["--runs", str(folder), "--table", "1", "--format", "csv"]) == 0
+        pages.append(capsys.readouterr().out)
+    assert pages[0] == pages[1]
 
 
 def test_unfinished_runs_and_wrong_names_are_not_kept(root, tmp_path, capsys):

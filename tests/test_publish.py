@@ -57,7 +57,7 @@ def test_the_records_hold_what_a_rerun_needs_and_no_path_of_a_machine():
         assert result["env"]["commit"]
         assert not re.search(r'"/\w', json.dumps([result["overrides"], result["config"]]))
     size = sum(file.stat().st_size for file in RESULTS.rglob("*") if file.is_file())
-    assert size < 30 * 2**20
+    assert size < 30e6
 
 
 @pytest.mark.slow
