@@ -92,6 +92,7 @@ def test_rows_are_added_to_a_folder_in_the_order_in_which_they_were_asked_for(tm
     assert (folder.path / "status.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_real_run_logs_what_the_panels_show_and_learns_of_a_second_table(
     tmp_path, monkeypatch, spec
 ):

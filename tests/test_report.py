@@ -95,6 +95,7 @@ def test_numbers_of_one_seed_have_no_interval(tmp_path):
     assert "inf" not in re.sub(r"base64,[^\"]*|infer", "", text)
 
 
+@pytest.mark.slow
 def test_the_committed_records_make_it_without_torch(tmp_path):
     code = (
         "import sys\n"

@@ -32,6 +32,7 @@ def test_the_mean_of_each_part_over_the_steps_since_it_was_asked(monkeypatch):
     assert watch.mean() == {**dict.fromkeys(STEP_PARTS, 0), "step": 5}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_kept():
     """After some rounds, tensors of 12 to 48 MiB find their pages there."""
