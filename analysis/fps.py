@@ -21,7 +21,7 @@ class Network:
     backbone: str
     neck: str
     channels: int  # of the neck
-    heads: int  # in training; several make the first one wider, too
+    heads: int  # in training
     infer_heads: int
     size: str  # of the image: shortest side × longest, as "512x853"
 

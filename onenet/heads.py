@@ -56,8 +56,7 @@ class CascadeHead(nn.Module):
         points_xy = grid_points(*feature.shape[-2:], self.stride, device=feature.device)
         outputs, previous = [], feature
         for conv in self.features[:num_heads]:
-            stacked = torch.cat([feature, previous], dim=1) if len(self.features) > 1 else feature
-            previous = F.relu(conv(stacked), inplace=True)
+            previous = F.relu(_stage(conv, feature, previous), inplace=True)
             with torch.autocast(feature.device.type, enabled=False):
                 answer = previous.float()  # bfloat16 would round boxes to 2 pixels above 256
                 class_logits = _slots_last(self.class_conv(answer))  # [B, P, K]
@@ -67,6 +66,17 @@ class CascadeHead(nn.Module):
                 output = HeadOutput(class_logits, output.boxes_xyxy, points_xy)
             outputs.append(output)
         return outputs
+
+
+def _stage(conv: nn.Conv2d, feature: Tensor, previous: Tensor) -> Tensor:
+    """The convolution of a head, of [F0, Fj-1]. Of [F0, F0] a sum of its weights gives the same by
+    half the work, so that the first of several heads takes no longer than an only one."""
+    if conv.in_channels == feature.shape[1]:
+        return conv(feature)
+    if previous is feature:
+        once = conv.weight.unflatten(1, (2, -1)).sum(dim=1)
+        return F.conv2d(feature, once, conv.bias, padding=conv.padding)
+    return conv(torch.cat([feature, previous], dim=1))
 
 
 def _slots_last(maps: Tensor) -> Tensor:
