@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from analysis.evidence import default_root, named_runs
+from analysis.evidence import arrays_of, default_root, named_runs
 from analysis.formats import Block, Sheet, markdown
 from analysis.intervals import LEVEL, Interval
 from onenet.errors import UserError
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
         difference = [f"{interval.mean:+.1f}"] if other is not None else []
         bounds = f"{interval.low:.1f} … {interval.high:.1f}"
         lines.append([metric, *(f"{v:.1f}" for v in values[metric]), *difference, bounds])
-    header = ["", *(f.path.name for f in folders)] + ["difference"] * (other is not None)
+    header = ["", *(f.path.name for f in folders)] + ["first - second"] * (other is not None)
     context = [f"{interval.n} images, redrawn {given.draws} times; the seeds are as they are"]
     block = Block([*header, f"{100 * LEVEL:g} % interval"], lines)
     print(markdown(Sheet("Paired bootstrap over images", "", context, [block], [])), end="")
@@ -74,8 +74,7 @@ def per_image(folder: RunFolder) -> dict[str, np.ndarray]:
     file = folder.evaluation(EvalSpec(**result["evaluation"])) / "per_image.npz"
     if not file.is_file():
         raise UserError(f"{file} is not there: copy it from where the run was made.")
-    with np.load(file) as arrays:
-        return dict(arrays)
+    return arrays_of(file)
 
 
 def numbers(arrays: dict[str, np.ndarray], weights: np.ndarray | None = None) -> np.ndarray:

@@ -32,7 +32,7 @@ from onenet.errors import UserError
 from onenet.expansion import NoRow, read_experiment
 
 CLAIMS = Path(__file__).with_name("claims.csv")
-EXPLANATIONS = RESULTS / "explanations.yaml"  # of what is not reproduced, by hand
+EXPLANATIONS = RESULTS / "explanations.yaml"  # of verdicts on the committed records, by hand
 HEADER = ("id", "quotation", "effect", "low", "high", "n", "verdict")
 VERDICTS = ("reproduced", "too noisy", "contradicted", "not run")
 
@@ -44,7 +44,6 @@ class Claim:
     id: str
     quotation: str
     predicate: str
-    paper: float | None  # the paper's own effect, AP or FPS
 
 
 @dataclass(frozen=True)
@@ -68,18 +67,13 @@ class Judged:
 
 def read_claims() -> list[Claim]:
     with open(CLAIMS, newline="", encoding="utf-8") as file:
-        return [
-            Claim(id_, quotation, predicate, float(effect) if effect else None)
-            for id_, quotation, predicate, effect in list(csv.reader(file))[1:]
-        ]
+        return [Claim(*line[:3]) for line in list(csv.reader(file))[1:]]
 
 
 def judge(runs: Evidence) -> list[Judged]:
     """All claims, in the paper's order; those whose rows the overrides leave out are not run.
     Raises UserError as `rows.compare`."""
-    explanations = {}
-    if EXPLANATIONS.is_file() and not runs.asked:  # they are about the proxy as it is
-        explanations = yaml.safe_load(EXPLANATIONS.read_text())
+    explanations = yaml.safe_load(EXPLANATIONS.read_text()) if runs.committed else {}
     found = []
     for claim in read_claims():
         why = ""
@@ -93,8 +87,7 @@ def judge(runs: Evidence) -> list[Judged]:
                        if v in of_parts)  # fmt: skip
         if verdict == "not run":
             why = why or _without_looks(parts)
-        if verdict != "reproduced":
-            why = why or " ".join(explanations.get(claim.id, "").split())
+        why = why or " ".join(explanations.get(claim.id, {}).get(verdict, "").split())
         found.append(Judged(claim, judged, verdict, why))
     return found
 
@@ -216,7 +209,7 @@ def sheet(judged: list[Judged]) -> formats.Sheet:
                     claim.verdict if first else "",
                     part.statement,
                     *numbers(part, interval),
-                    "" if claim.claim.paper is None or not first else f"{claim.claim.paper:+.1f}",
+                    printed(part),
                 ]
             )
     notes = [f"{j.claim.id}: “{j.claim.quotation}”" for j in judged]
@@ -251,6 +244,12 @@ def numbers(part: Part, interval: Interval | None) -> list[str]:
     if math.isinf(interval.low):
         bounds = "one seed has none"
     return [f"{mean}{unit}", bounds, str(interval.n)]
+
+
+def printed(part: Part) -> str:
+    """The paper's own value in words; empty if it prints none."""
+    unit = " %" if part.unit == "%" else ""
+    return "" if part.paper is None else number(part.paper, "+.1f") + unit
 
 
 WRITERS = {

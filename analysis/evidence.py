@@ -8,19 +8,22 @@ import contextlib
 import json
 import re
 import sys
+import zlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from analysis.rows import RECORDS, Comparison, Row, compare
-from onenet.config import REPOSITORY
+from onenet.config import REPOSITORY, Config
 from onenet.errors import UserError
 from onenet.expansion import Cell, NoRow, read_experiment
 from onenet.runs import RunFolder, identity, named
 
 RESULTS = REPOSITORY / "analysis" / "results"
+OWN = REPOSITORY / "runs"
 BCCD = RESULTS / "bccd"  # Table 1 and claims.csv on real images, without the runs
 
 
@@ -56,8 +59,8 @@ def command_line(doc: str) -> argparse.ArgumentParser:
 
 def default_root() -> Path:
     """run.py's `runs/`, or the committed records where the person has none yet."""
-    root = REPOSITORY / "runs"
-    return RECORDS if RECORDS.exists() and not root.exists() else root
+    none = not any(OWN.glob("*/status.json"))
+    return RECORDS if RECORDS.exists() and none else OWN
 
 
 def named_runs(root: Path, words: Sequence[str]) -> list[RunFolder]:
@@ -78,9 +81,14 @@ def named_runs(root: Path, words: Sequence[str]) -> list[RunFolder]:
 
 
 def say_where(overrides: list[str]) -> None:
-    """Tells whose runs were shown where the person has none yet."""
+    """Tells whose runs were shown where the person named none."""
     if f"runs_root={RECORDS}" in overrides and default_root() == RECORDS:
-        print(f"There is no runs/ here: shown are the records in {RECORDS}", file=sys.stderr)
+        print(
+            f"There are no runs in runs/ yet: shown are the records in {RECORDS}", file=sys.stderr
+        )
+    elif not any(word.startswith(("runs_root=", "debug=")) for word in overrides):
+        records = f"--runs {RECORDS.relative_to(REPOSITORY)}"
+        print(f"Shown are the runs in runs/; the committed records: {records}", file=sys.stderr)
 
 
 class Evidence:
@@ -88,27 +96,55 @@ class Evidence:
 
     def __init__(self, overrides: list[str]):
         self.overrides = tuple(overrides)
-        self.proxy = "preset=paper" not in overrides
         self.asked = [word for word in overrides if not word.startswith("runs_root=")]
         self._compared: dict[tuple, Comparison] = {}
 
     @property
-    def root(self) -> Path:
-        return Path(self.comparison("table1").cells[0].config.runs_root)
+    def _config(self) -> Config:
+        return self.comparison("table1").cells[0].config
 
     @property
-    def home(self) -> Path:
-        """Where figures and report go: the root; for the committed records the folder above."""
-        return RESULTS if self.root == RECORDS else self.root
+    def proxy(self) -> bool:
+        return self._config.preset == "proxy"
+
+    @property
+    def data(self) -> str:
+        return self._config.data.name
+
+    @property
+    def root(self) -> Path:
+        return Path(self._config.runs_root)
+
+    @property
+    def committed(self) -> bool:
+        """Are these the committed records, as they are?"""
+        return self.root == RECORDS and not self.asked
+
+    def folder(self, out: str | None) -> Path:
+        """Where figures and report go: what the person names, or the root; the committed records
+        have theirs in the folder above, which only holds those of all records.
+
+        Raises UserError.
+        """
+        if out is None and self.root == RECORDS and self.asked:
+            raise UserError(
+                f"{RESULTS} is for all records, not for {' '.join(self.asked)}: add --out DIR."
+            )
+        home = RESULTS if self.root == RECORDS else self.root
+        return Path(out).expanduser().absolute() if out else home
 
     def comparison(self, experiment: str, *more: str) -> Comparison:
         """Its rows, under `more` overrides, which give way to those of the command line."""
         key = experiment, more
         if key not in self._compared:
-            given = {word.partition("=")[0] for word in self.overrides}
-            words = [w for w in more if w.partition("=")[0] not in given]
-            self._compared[key] = compare(read_experiment(experiment), [*words, *self.overrides])
+            words = [*self.given_way(more), *self.overrides]
+            self._compared[key] = compare(read_experiment(experiment), words)
         return self._compared[key]
+
+    def given_way(self, more: Sequence[str]) -> tuple[str, ...]:
+        """Those of the words whose keys the command line leaves alone."""
+        given = {word.partition("=")[0] for word in self.overrides}
+        return tuple(word for word in more if word.partition("=")[0] not in given)
 
     def row(self, experiment: str, label: str, *more: str) -> Row:
         """Raises NoRow where the overrides have left no such row or made it the same as another,
@@ -141,11 +177,19 @@ def by_seed(row: Row, metric: str) -> dict[int, float]:
 
 @cache
 def looks(folder: RunFolder) -> dict[str, np.ndarray]:
-    """The arrays of assignments.npz (onenet/assignments.py); empty if there is none."""
-    if not folder.assignments_file.is_file():
-        return {}
-    with np.load(folder.assignments_file) as arrays:
-        return dict(arrays)
+    """The arrays of assignments.npz (onenet/assignments.py); empty if there is none. Raises
+    UserError."""
+    file = folder.assignments_file
+    return arrays_of(file) if file.is_file() else {}
+
+
+def arrays_of(file: Path) -> dict[str, np.ndarray]:
+    """Raises UserError if it cannot be read."""
+    try:
+        with np.load(file) as arrays:
+            return dict(arrays)
+    except (OSError, EOFError, ValueError, BadZipFile, zlib.error) as error:
+        raise UserError(f"{file} is damaged ({error}): move it away.") from error
 
 
 def look_lines(folder: RunFolder) -> list[dict]:
@@ -159,9 +203,10 @@ def metric_lines(folder: RunFolder) -> list[dict]:
     if not folder.metrics_file.is_file():
         return []
     lines = []
-    for line in folder.metrics_file.read_text().splitlines():
+    for text in folder.metrics_file.read_text(errors="replace").splitlines():
         with contextlib.suppress(ValueError):  # torn by a kill
-            lines.append(json.loads(line))
+            line = json.loads(text)
+            lines += [line] if isinstance(line, dict) else []
     return lines
 
 

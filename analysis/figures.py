@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
     try:
         overrides = with_root(given.overrides, given.runs)
         runs = Evidence(overrides)
-        folder = Path(given.out or runs.home / "figures").expanduser().absolute()
+        folder = runs.folder(given.out) / ("" if given.out else "figures")
         drawn = draw(runs, folder, given.only or NAMES)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from analysis.formats import Block
 from onenet.config import Config
+from onenet.errors import UserError
 from onenet.identity import EvalSpec
 from onenet.runs import read_json, write_json
 
@@ -73,12 +74,17 @@ def write(runs_root: Path, speeds: list[Speed]) -> Path:
 
 
 def read(runs_root: Path) -> list[Speed]:
-    """Empty where nothing was measured."""
-    speeds = []
-    for row in read_json(runs_root / FILE).values():
-        network = Network(**{name: row.pop(name) for name in Network.__dataclass_fields__})
-        row["rounds"] = tuple(row.get("rounds", ()))
-        speeds.append(Speed(network, **row))
+    """Empty where nothing was measured. Raises UserError."""
+    speeds, file = [], runs_root / FILE
+    try:
+        for row in read_json(file).values():
+            network = Network(**{name: row.pop(name) for name in Network.__dataclass_fields__})
+            row["rounds"] = tuple(row.get("rounds", ()))
+            speeds.append(Speed(network, **row))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} is damaged: move it away; python analysis/benchmark.py fps measures anew."
+        ) from error
     return speeds
 
 

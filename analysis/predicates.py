@@ -10,6 +10,7 @@ from analysis import fps
 from analysis.evidence import Evidence, by_seed, inside, nearest, share_by_seed
 from analysis.intervals import paired
 from analysis.rows import Row
+from onenet.expansion import NoRow
 
 NOISE = 1.0  # AP: a gain up to this is none (the bound of the issue that asked for the claims)
 
@@ -25,6 +26,7 @@ class Part:
     bound: float = 0.0
     unit: str = "AP"
     rows: tuple[Row, ...] = field(default=(), repr=False)
+    paper: float | None = None  # the paper's own value, where it prints what that takes
 
     @property
     def statement(self) -> str:
@@ -32,8 +34,8 @@ class Part:
 
 
 def gain(row: Row, side: str, bound: float = 0.0) -> Part:
-    what = f"NMS gain of {row.label}"
-    return Part(what, [*by_seed(row, "nms_gain").values()], side, bound, rows=(row,))
+    values, paper = [*by_seed(row, "nms_gain").values()], row.paper.numbers.get("nms_gain")
+    return Part(f"NMS gain of {row.label}", values, side, bound, rows=(row,), paper=paper)
 
 
 def difference(
@@ -50,7 +52,9 @@ def difference(
     times = f"{factor:g} × " if factor != 1 else ""
     what = f"{metrics[0]} of {one.label} - {times}{metrics[1]} of {other.label}"
     unit = "a found object" if metrics[0].startswith("duplicates") else "AP"
-    return Part(what, paired(first, second), side, bound, unit, (one, other))
+    printed = [one.paper.numbers.get(metrics[0]), other.paper.numbers.get(metrics[1])]
+    paper = None if None in printed else printed[0] - factor * printed[1]
+    return Part(what, paired(first, second), side, bound, unit, (one, other), paper)
 
 
 def share(row: Row, what: str, of: Callable, side: str, bound: float) -> Part:
@@ -66,7 +70,10 @@ def frames(one: Row, other: Row, side: str, bound: float = 0.0) -> Part:
     networks = [fps.network_of(cell.config, cell.evaluation) for cell in cells]
     speeds = fps.rounds_of(fps.read(Path(cells[0].config.runs_root)), networks)
     values = [100 * (a / b - 1) for a, b in zip(*speeds, strict=True)]
-    return Part(f"FPS of {one.label} against {other.label}", values, side, bound, "%", (one, other))
+    printed = [row.paper.numbers.get("FPS") for row in (one, other)]
+    paper = None if None in printed else 100 * (printed[0] / printed[1] - 1)
+    what = f"FPS of {one.label} against {other.label}"
+    return Part(what, values, side, bound, "%", (one, other), paper)
 
 
 # --- Table 1 ---
@@ -161,7 +168,9 @@ def _schedule_saturates(runs: Evidence) -> list[Part]:
         )
     )
     what = "AP gained from 144 to 216 epochs - from 72 to 144"
-    return [Part(what, paired(late, early), "<", rows=(half, whole, longer))]
+    before, at, after = (row.paper.numbers["AP"] for row in (half, whole, longer))
+    paper = (after - at) - (at - before)
+    return [Part(what, paired(late, early), "<", rows=(half, whole, longer), paper=paper)]
 
 
 # --- Tables 5 and 6 ---
@@ -191,15 +200,16 @@ def _centernet_equal(runs: Evidence) -> list[Part]:
     for pair in _backbones(runs):
         center, one = (runs.row("table5", label, *_longer(runs)) for label in pair)
         parts += [difference(one, center, ">=", -3.0), difference(one, center, "<=", 3.0)]
-    return [_said(part, _longer(runs)) for part in parts]
+    return [_said(part, runs, _longer(runs)) for part in parts]
 
 
 def _longer(runs: Evidence) -> tuple[str, ...]:
     return LONGER if runs.proxy else ()
 
 
-def _said(part: Part, more: tuple[str, ...]) -> Part:
-    """With the overrides under which it was looked at."""
+def _said(part: Part, runs: Evidence, more: tuple[str, ...]) -> Part:
+    """With the overrides under which it was looked at, beside the person's."""
+    more = runs.given_way(more)
     return replace(part, what=f"{part.what} ({' '.join(more)})") if more else part
 
 
@@ -211,14 +221,14 @@ def _centernet_needs_peaks(runs: Evidence) -> list[Part]:
         name = "CenterNet, ResNet-18, (512, 853)"
         labels, more = (name, f"{name}, no peaks"), ()
     peaks, none = (runs.row("table5", label, *more) for label in labels)
-    return [_said(difference(none, peaks, "<"), more)]
+    return [_said(difference(none, peaks, "<"), runs, more)]
 
 
 def _backbone_scales(runs: Evidence) -> list[Part]:
     names = [one for _, one in _backbones(runs)]
     rows = [runs.row("table5", name, *_longer(runs)) for name in names]
     parts = [difference(b, a, ">") for a, b in zip(rows, rows[1:], strict=False)]
-    return [_said(part, _longer(runs)) for part in parts]
+    return [_said(part, runs, _longer(runs)) for part in parts]
 
 
 def _sparse(detector: str) -> Callable[[Evidence], list[Part]]:
@@ -249,6 +259,8 @@ def _positives_centre(runs: Evidence) -> list[Part]:
 
 def _positives_discriminative(runs: Evidence) -> list[Part]:
     """Both costs with a class term against the one of which the paper says it ignores the part."""
+    if runs.data != "shapes":
+        raise NoRow(f"Only the built-in images know the part, not data={runs.data}.")
     test, parts = inside("part_xyxy"), []
     without = runs.row("table1", PREDEFINED, *KNOWS_PARTS)
     shares = share_by_seed(without, test) if knows_parts(without) else {}

@@ -4,6 +4,7 @@ scorecard, the figures, and the README's tables between its `<!-- NAME -->` mark
     python analysis/publish.py
 """
 
+import argparse
 import re
 import sys
 from collections.abc import Callable
@@ -50,6 +51,8 @@ PAGES: dict[str, list[tuple[str, Words]]] = {  # a folder, the experiments in it
 
 def main(arguments: list[str]) -> int:
     """0."""
+    about = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=about).parse_args(arguments)
     runs = Evidence(with_root([], str(RECORDS)))
     for file, text in pages(runs).items():
         (RESULTS / file).parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,9 @@ def main(arguments: list[str]) -> int:
         if not root.is_dir():
             raise UserError(f"--runs {given.runs} is not a folder.")
         folders = [RunFolder(path) for path in sorted(root.glob("*-*/"))]
-        done = [folder for folder in folders if folder.state() == "done"]
+        if out == root:
+            raise UserError(f"--out {given.out} is where the runs are: name another folder.")
+        done = [folder for folder in folders if folder.state() == "done" and folder.result()]
         unknown = set(given.samples) - {folder.result()["id"] for folder in done}
         if unknown:
             raise UserError(f"--samples: {root} has no finished run {', '.join(sorted(unknown))}.")
@@ -71,6 +73,8 @@ def keep(folder: RunFolder, kept: RunFolder) -> None:
     results = [folder.result_file, *folder.path.glob("evaluations/*/result.json")]
     for file in results:
         result = read_json(file)
+        if not result:
+            raise UserError(f"{file} is damaged: run it again, or move it away.")
         result["overrides"] = [_local(word) for word in result["overrides"]]
         result["config"] = _cut(result["config"], Path(result["config"]["runs_root"]).parent)
         write_json(kept.path / file.relative_to(folder.path), result)

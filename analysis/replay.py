@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.evidence import default_root, named_runs
+from analysis.evidence import arrays_of, default_root, named_runs
 from analysis.formats import Block, Sheet, markdown
 from analysis.tables import write
 from onenet import build
@@ -36,7 +36,7 @@ from onenet.detectors import DETECTORS
 from onenet.errors import UserError
 from onenet.expansion import parse_axes
 from onenet.identity import flat
-from onenet.runs import RunFolder, read_json
+from onenet.runs import RunFolder
 from onenet.structures import HeadOutput, Target
 
 Variants = Sequence[tuple[str, ...]]  # each: overrides
@@ -152,9 +152,9 @@ def replay_all(folders: Sequence[RunFolder], variants: Variants, skip: bool) -> 
 def replay(folder: Path, variants: Variants) -> list[Replayed]:
     """What the run's own matching chooses, then what each variant's would. Raises UserError."""
     run, name, rows = RunFolder(folder), folder.name, []
-    values = run.config() if run.config_file.is_file() else read_json(run.result_file).get("config")
-    if values is None:
-        raise UserError(f"{folder} has neither config.yaml nor a result.json: name a run's folder.")
+    values = run.config() if run.config_file.is_file() else run.result().get("config")
+    if "detector" not in (values or {}):
+        raise UserError(f"{folder} has no whole config.yaml or result.json: name a run's folder.")
     if "cost" not in DETECTORS[values["detector"]].reads:
         raise UserError(f"{name}: {values['detector']} is not trained by matching. Leave it out.")
     try:
@@ -188,8 +188,7 @@ def saved_images(folder: RunFolder) -> list[Image]:
                 f"there is no {file.name}. A training leaves it, with eval.looks above 0, at its "
                 "end.\nTrain the run anew in another root: runs_root=DIR"
             )
-        with np.load(file) as content:
-            arrays.append({key: torch.from_numpy(content[key]) for key in content.files})
+        arrays.append({key: torch.from_numpy(values) for key, values in arrays_of(file).items()})
     objects, kept = arrays
     slots, classes = kept["slots"], kept["classes"]
     sizes = {"labels": classes, "logits": slots * classes, "boxes_xyxy": slots, "points_xy": slots}

@@ -26,7 +26,7 @@ from markupsafe import Markup
 from analysis import claims
 from analysis.charts import charts
 from analysis.claims import Judged
-from analysis.evidence import BCCD, RECORDS, Evidence, command_line, say_where, with_root
+from analysis.evidence import BCCD, Evidence, command_line, say_where, with_root
 from analysis.figures import draw
 from analysis.formats import Block, Sheet
 from analysis.intervals import Interval
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     try:
         overrides = with_root(given.overrides, given.runs)
         runs = Evidence(overrides)
-        file = Path(given.out or runs.home).expanduser().absolute() / "report.html"
+        file = runs.folder(given.out) / "report.html"
         judged = claims.judge(runs)
         file.parent.mkdir(parents=True, exist_ok=True)
         again = shlex.join(["python", "analysis/report.py", *arguments])
@@ -148,7 +148,7 @@ def _elsewhere(runs: Evidence) -> list[dict]:
         for name, more in (("on parts", KNOWS_PARTS), ("twice as long", LONGER)):
             judged = claims.judge(Evidence([*runs.overrides, *more]))
             found.append((name, {claim.claim.id: claim.verdict for claim in judged}))
-        if _ours(runs):
+        if runs.committed:
             with open(BCCD / "claims.csv", newline="") as lines:
                 verdicts = {line["id"]: line["verdict"] for line in csv.DictReader(lines)}
             found.append(("on BCCD", verdicts))
@@ -178,7 +178,7 @@ def _claim(judged: Judged) -> dict:
         "width": interval.high - interval.low if known and not math.isinf(interval.low) else "",
         "bar": _bar(part.bound, interval) if known and not math.isinf(interval.low) else "",
         "n": n,
-        "paper": "" if judged.claim.paper is None else f"{judged.claim.paper:+.1f}",
+        "paper": claims.printed(part),
     }
 
 
@@ -210,14 +210,9 @@ def pages(runs: Evidence, folder: Path) -> list[Page]:
                 base = {cell.id for cell in runs.comparison(name).cells}
                 if comparison.results and not base >= {cell.id for cell in comparison.cells}:
                     found.append(_page(comparison, folder, note, more))
-        if experiment == "table1" and _ours(runs):
+        if experiment == "table1" and runs.committed:
             found.append(_stored(BCCD / "table1.csv"))
     return found
-
-
-def _ours(runs: Evidence) -> bool:
-    """Are these the committed records, as they are?"""
-    return runs.root == RECORDS and not runs.asked
 
 
 def _page(comparison: Comparison, folder: Path, note: str = "", more: tuple = ()) -> Page:

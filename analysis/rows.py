@@ -178,7 +178,8 @@ def _value(metrics: dict, metric: str) -> float | None:
     if metric == "train_hours":
         seconds = metrics.get("train_seconds")
         return None if seconds is None else seconds / 3600
-    return metrics.get(metric)
+    value = metrics.get(metric)
+    return None if value is None or value != value else value  # NaN is none
 
 
 def _require_comparable(comparison: Comparison) -> None:

@@ -218,10 +218,12 @@ class Locked(Exception):
 
 
 def read_json(path: Path) -> dict:
+    """Empty if there is no such file, or no object in it."""
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
+    return values if isinstance(values, dict) else {}
 
 
 def owner() -> dict:

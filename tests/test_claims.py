@@ -214,20 +214,26 @@ def test_the_csv_has_the_columns_that_checks_read(root, capsys, tmp_path):
     }
 
 
-def test_an_explanation_is_shown_for_what_is_not_reproduced_only(root, monkeypatch, tmp_path):
+def test_an_explanation_is_of_one_verdict_on_the_committed_records(root, monkeypatch, tmp_path):
     file = tmp_path / "explanations.yaml"
-    file.write_text("nms_gain_predicted: |\n  because\n  of this\nbest_row: of that\n")
+    file.write_text(
+        "nms_gain_predicted:\n  reproduced: |\n    because\n    of this\n"
+        "worst_row:\n  too noisy: of that\n"
+    )
     monkeypatch.setattr(claims, "EXPLANATIONS", file)
+    found = verdicts(RECORDS)
+    assert " ".join(found["nms_gain_predicted"].explanation.split()) == "because of this"
+    assert found["worst_row"].explanation == ""
     fill_rows(root, "table1", predicted=lambda s: {"AP_nms": 60.0 + s / 9})
     found = verdicts(root)
+    assert found["nms_gain_predicted"].verdict == "reproduced"
     assert found["nms_gain_predicted"].explanation == ""
-    assert found["best_row"].explanation == "of that"
-    assert found["worst_row"].explanation == ""
 
 
-def test_all_explanations_are_of_claims():
-    if claims.EXPLANATIONS.is_file():
-        assert set(claims.yaml.safe_load(claims.EXPLANATIONS.read_text())) <= set(PREDICATES)
+def test_all_explanations_are_of_claims_and_verdicts():
+    explanations = claims.yaml.safe_load(claims.EXPLANATIONS.read_text())
+    assert set(explanations) <= set(PREDICATES)
+    assert all(set(verdicts) <= set(claims.VERDICTS) for verdicts in explanations.values())
 
 
 def test_data_without_parts_says_nothing_about_them(root):
@@ -306,7 +312,30 @@ def test_it_needs_no_torch_and_works_from_anywhere(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_claim_knows_what_the_paper_says():
-    best = next(claim for claim in claims.read_claims() if claim.id == "best_row")
-    assert best.paper == 3.2
-    assert "are best" in best.quotation
+def test_beside_each_number_stands_the_papers_own(root):
+    found = {claim: judged.parts for claim, judged in verdicts(root).items()}
+    papers = {claim: [part.paper for part, _ in parts] for claim, parts in found.items()}
+    assert papers["best_row"] == pytest.approx([33.6, 3.2, 14.2])
+    assert papers["no_nms_predefined"] == [pytest.approx(-0.1), None]
+    assert papers["multi_inference_slow"] == pytest.approx([100 * (12 / 67 - 1)])
+    assert papers["schedule_saturates"] == pytest.approx([-0.8])
+    assert papers["positives_inside"] == [None, None]
+    assert claims.printed(found["multi_inference_slow"][0][0]).endswith(" %")
+
+
+def test_settings_are_told_as_they_were(root):
+    usual = verdicts(root)["backbone_scales"].parts[0][0]
+    assert usual.statement.endswith("(schedule=2) > 0")
+    asked = verdicts(root, "schedule=1")["backbone_scales"].parts[0][0]
+    assert "schedule" not in asked.statement
+
+
+def test_other_data_is_never_asked_for_parts(tmp_path, root):
+    files = [f"data.{split}.annotations={split}.json" for split in ("train", "val")]
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.json").write_text("{}")
+    words = ["data=coco", f"data.root={tmp_path}", *files]
+    judged = verdicts(root, *words)["positives_discriminative"]
+    assert judged.verdict == "not run"
+    assert "data=coco" in judged.explanation
+    assert not any("kind=parts" in command for command in claims.missing_commands([judged]))

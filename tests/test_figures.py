@@ -12,7 +12,7 @@ from PIL import Image
 
 from analysis import claims, figures, records, tables
 from analysis.charts import changes, charts, conflicts, duplicates, nms_threshold
-from analysis.evidence import Evidence
+from analysis.evidence import RECORDS, Evidence
 from onenet.expansion import Cell, expand
 from onenet.runs import read_json, write_json
 from tests.test_tables import fill
@@ -155,6 +155,50 @@ def test_what_is_kept_gives_the_same_scorecard_without_paths_of_the_machine(root
         pages.append(capsys.readouterr().out)
     assert pages[0] == pages[1]
     assert pages[0].count("reproduced") >= 2
+
+
+DAMAGED = [  # a file of a run, its content, and what reads it
+    ("assignments.npz", b"PK\x03\x04 torn", claims),
+    ("assignments.npz", b"", figures),
+    ("metrics.jsonl", b"\xff\xfe\n3\n", figures),
+    ("result.json", b"[1]", claims),
+    ("result.json", b"{", records),
+    ("status.json", b"[]", records),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "reader"), DAMAGED)
+def test_a_damaged_file_is_named_or_left_out(root, tmp_path, capsys, name, content, reader):
+    cells = table1(root)
+    for cell in cells:
+        run(cell)
+    file = cells[0].folder.path / name
+    file.write_bytes(content)
+    out = [] if reader is claims else ["--out", str(tmp_path / "out")]
+    if reader.main(["--runs", str(root), *out]):
+        assert str(file) in capsys.readouterr().err
+        assert name.endswith(".npz")
+
+
+def test_damaged_frames_a_second_are_named(root, capsys):
+    for content in ('{"a": {}}', '{"a": 1}'):
+        root.mkdir(exist_ok=True)
+        (root / "fps.json").write_text(content)
+        assert claims.main(["--runs", str(root)]) == 2
+        assert "fps.json" in capsys.readouterr().err
+
+
+def test_records_are_not_made_in_their_own_place(root, capsys):
+    run(table1(root)[0])
+    before = (table1(root)[0].folder.path / "status.json").read_text()
+    assert records.main(["--runs", str(root), "--out", str(root), "--results-only"]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert (table1(root)[0].folder.path / "status.json").read_text() == before
+
+
+def test_the_committed_figures_are_of_all_records(capsys):
+    assert figures.main(["--runs", str(RECORDS), "--", "seed=0"]) == 2
+    assert "--out DIR" in capsys.readouterr().err
 
 
 def test_results_alone_give_the_same_tables(root, tmp_path, capsys):

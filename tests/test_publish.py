@@ -9,7 +9,7 @@ from statistics import stdev
 
 import pytest
 
-from analysis import publish
+from analysis import claims, publish
 from analysis.evidence import RECORDS, RESULTS, Evidence, with_root
 from onenet.expansion import expand
 from onenet.runs import RunFolder
@@ -58,6 +58,13 @@ def test_the_records_hold_what_a_rerun_needs_and_no_path_of_a_machine():
         assert not re.search(r'"/\w', json.dumps([result["overrides"], result["config"]]))
     size = sum(file.stat().st_size for file in RESULTS.rglob("*") if file.is_file())
     assert size < 30e6
+
+
+def test_what_is_not_reproduced_is_explained(runs):
+    for judged in claims.judge(runs):
+        enough = all(interval and interval.n >= 3 for _, interval in judged.parts)
+        assert enough or judged.explanation, judged.claim.id
+        assert judged.verdict == "reproduced" or judged.explanation, judged.claim.id
 
 
 @pytest.mark.slow

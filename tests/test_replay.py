@@ -396,7 +396,7 @@ def test_runs_that_cannot_be_replayed_are_named(root, tmp_path, capsys):
     assert "--runs DIR" in refused(capsys, "--runs", tmp_path / "missing")
     assert "--runs DIR" in refused(capsys, "some", "--runs", tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    assert "neither config.yaml nor" in refused(capsys, tmp_path / "empty")
+    assert "no whole config.yaml or" in refused(capsys, tmp_path / "empty")
     begun = RunFolder(tmp_path / "begun")
     begun.freeze(to_dict(compose([])))
     assert "begun: there is no assignments.npz" in refused(capsys, begun.path)
