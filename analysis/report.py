@@ -118,7 +118,8 @@ def answer(judged: list[Judged]) -> list[str]:
         if without and with_class:
             lines.append(
                 f"Matched by the location of {words} alone, NMS adds {_number(without)} AP; with "
-                f"the classification cost it adds {_number(with_class)} AP."
+                f"the classification cost it adds {_number(with_class)} AP. The paper's claim is "
+                f"{found[f'no_nms_{location}'].verdict} (no_nms_{location} below)."
             )
     if not lines:
         return ["Not run yet: the command below runs Table 1, the next one makes this page anew."]

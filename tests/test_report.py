@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from analysis import report
+from analysis.evidence import RECORDS
 from onenet.config import REPOSITORY
 from tests.test_figures import run, table1
 
@@ -101,7 +102,7 @@ def test_the_committed_records_make_it_without_torch(tmp_path):
         "import sys\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
         "from analysis import report, tables\n"
-        f"records = {str(report.RECORDS)!r}\n"
+        f"records = {str(RECORDS)!r}\n"
         f"assert report.main(['--runs', records, '--out', {str(tmp_path)!r}]) == 0\n"
         f"assert tables.main(['--runs', records, '--out', {str(tmp_path)!r}]) == 0\n"
         "assert 'torch' not in sys.modules"
