@@ -61,9 +61,11 @@ def main(arguments: list[str]) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    table1 = runs.comparison("table1")
+    way_out = table1.command if table1.missing else "The runs of Table 1 have their results only."
     for name in given.only or NAMES:
         if name not in {figure.name for figure in drawn}:
-            print(f"{name}: no run has what it shows. {runs.comparison('table1').command}")
+            print(f"{name}: no run has what it shows. {way_out}")
     say_where(overrides)
     print(f"Wrote {len(drawn)} figures, as SVG and PNG, to {folder}")
     return 0

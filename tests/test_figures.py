@@ -208,6 +208,8 @@ def test_results_alone_give_the_same_tables(root, tmp_path, capsys):
     assert records.main(["--runs", str(root), "--out", str(out), "--results-only"]) == 0
     kinds = {file.name for file in out.rglob("*") if file.is_file()}
     assert kinds == {"result.json", "status.json"}
+    assert figures.main(["--runs", str(out), "--only", "figure5"]) == 0
+    assert "figure5: no run has what it shows. The runs" in capsys.readouterr().out
     pages = []
     for folder in (root, out):
         capsys.readouterr()
