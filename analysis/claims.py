@@ -21,13 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import yaml
 
 from analysis import formats
-from analysis.evidence import RESULTS, Evidence, command_line, finished, say_where, with_root
+from analysis.evidence import OWN, RESULTS, Evidence, command_line, finished, say_where, with_root
 from analysis.intervals import Interval, t_interval
 from analysis.layout import number
 from analysis.predicates import PREDICATES, Part
 from analysis.rows import RECORDS, Row, command_of
 from analysis.tables import SUFFIXES, write
-from onenet.config import REPOSITORY
 from onenet.errors import UserError
 from onenet.expansion import NoRow, read_experiment
 
@@ -163,7 +162,8 @@ def missing_commands(judged: list[Judged]) -> list[str]:
                 lacking = [row for row in part.rows if len(row.results) < len(row.cells)]
                 commands |= dict.fromkeys(map(_experiment_of, lacking))
                 if part.what.startswith("FPS"):
-                    commands["python analysis/benchmark.py fps"] = None
+                    root = _elsewhere(part.rows[0], "--runs ") or [""]
+                    commands[f"python analysis/benchmark.py fps {root[0]}".strip()] = None
     return list(commands)
 
 
@@ -177,9 +177,13 @@ def _experiment_of(row: Row) -> str:
     more += [word for word in own.overrides if word.startswith("backbone=")]
     seeds = f"seed={','.join(str(c.config.seed) for c in row.cells)}"
     more += [] if seeds in experiment.sweep else [seeds]
-    root = Path(cell.config.runs_root)
-    more += [] if root in (RECORDS, REPOSITORY / "runs") else [f"runs_root={root}"]
-    return command_of(cell.experiment, more)
+    return command_of(cell.experiment, more + _elsewhere(row, "runs_root="))
+
+
+def _elsewhere(row: Row, option: str) -> list[str]:
+    """The option that names the runs root, unless it is run.py's or that of the records."""
+    root = Path(row.cells[0].config.runs_root)
+    return [] if root in (RECORDS, OWN) else [f"{option}{root}"]
 
 
 def as_csv(judged: list[Judged]) -> str:

@@ -83,7 +83,7 @@ def test_nothing_is_run_in_an_empty_folder_and_the_commands_are_named(root, caps
         "table5 size.short=128 schedule=0.5 backbone=tiny",
     ):
         assert f"\npython run.py -m +experiment={words} runs_root={root}\n" in page
-    assert "python analysis/benchmark.py fps" in page
+    assert f"python analysis/benchmark.py fps --runs {root}\n" in page
 
 
 def test_differences_are_taken_seed_by_seed(root):
