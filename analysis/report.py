@@ -113,8 +113,9 @@ def answer(judged: list[Judged]) -> list[str]:
     found = {claim.claim.id: claim for claim in judged}
     lines = []
     for location, words in (("predicted", "predicted boxes"), ("predefined", "grid points")):
-        without = found[f"nms_gain_{location}"].parts[0][1]
+        part, without = found[f"nms_gain_{location}"].parts[0]
         with_class = found[f"no_nms_{location}"].parts[0][1]
+        words += f" ({part.setting})" if part.setting else ""
         if without and with_class:
             lines.append(
                 f"Matched by the location of {words} alone, NMS adds {_number(without)} AP; with "

@@ -74,8 +74,8 @@ def _stage(conv: nn.Conv2d, feature: Tensor, previous: Tensor) -> Tensor:
     if conv.in_channels == feature.shape[1]:
         return conv(feature)
     if previous is feature:
-        once = conv.weight.unflatten(1, (2, -1)).sum(dim=1)
-        return F.conv2d(feature, once, conv.bias, padding=conv.padding)
+        of_map, of_previous = conv.weight.chunk(2, dim=1)
+        return F.conv2d(feature, of_map + of_previous, conv.bias, padding=conv.padding)
     return conv(torch.cat([feature, previous], dim=1))
 
 

@@ -121,6 +121,21 @@ def test_without_need_for_nms_both_gains_must_be_small(root, gain, gain50, verdi
     assert verdicts(root)["no_nms_predicted"].verdict == verdict
 
 
+def test_the_predefined_rows_are_looked_at_where_they_need_nms(root):
+    rows = {
+        "predefined": lambda s: {"AP_nms": 54.0 + s / 9, "AP50_nms_gain": 5.0},
+        "predefined + class": lambda s: {"AP_nms": 50.2 + s / 9, "AP50_nms_gain": 1.0 + s / 9},
+    }
+    fill_rows(root, "table1", **rows)
+    assert verdicts(root)["no_nms_predefined"].verdict == "not run"
+    assert verdicts(root, "data.shapes.kind=rigid")["no_nms_predefined"].verdict == "reproduced"
+    fill_rows(root, "table1", "data.shapes.kind=parts", **rows)
+    found = verdicts(root)
+    for claim in ("nms_gain_predefined", "no_nms_predefined"):
+        assert found[claim].verdict == "reproduced"
+        assert "(data.shapes.kind=parts)" in found[claim].parts[0][0].statement
+
+
 def test_a_claim_of_several_parts_is_as_weak_as_its_weakest(root):
     aps = {"36 epochs": 20.0, "72 epochs": 40.0, "144 epochs": 45.0, "216 epochs": 46.0}
     rows = {label: lambda s, ap=ap: {"AP": ap + 0.1 * s} for label, ap in aps.items()}
@@ -151,7 +166,8 @@ def test_equal_backbones_are_within_three_points_both_ways(root):
 
 
 def test_speeds_are_compared_round_by_round(root):
-    cells = expand(["+experiment=table2", "seed=0", f"runs_root={root}"])
+    scale = predicates.NETWORKS
+    cells = expand(["+experiment=table2", "seed=0", *scale, f"runs_root={root}"])
     networks = {c.label: fps.network_of(c.config, c.evaluation) for c in cells}
     single, one = (networks[label] for label in (predicates.SINGLE, predicates.MULTI_ONE))
     three = networks[predicates.MULTI_FAST]
@@ -162,7 +178,9 @@ def test_speeds_are_compared_round_by_round(root):
     assert found["single_inference_speed"].parts[0][0].values == pytest.approx([1.0, 1.0, 0.5])
     assert found["multi_inference_slow"].verdict == "reproduced"
     fps.write(root, [speed(three, frames=9.0, rounds=(9.0,) * 3, measured=7.0)])  # at another time
-    assert verdicts(root)["multi_inference_slow"].verdict == "not run"
+    judged = verdicts(root)["multi_inference_slow"]
+    assert judged.verdict == "not run"
+    assert claims.missing_commands([judged]) == [f"python analysis/benchmark.py fps --runs {root}"]
 
 
 def write_looks(cell, nearest: float, inside: float, known: bool = True) -> None:
