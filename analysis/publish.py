@@ -28,8 +28,9 @@ TABLES: dict[str, list[tuple[str, Words]]] = {  # of each, its columns and what 
     "table1": [
         ("`rigid`: the outline is the class", ()),
         ("`parts`: a small glyph is", KNOWS_PARTS),
+        ("`rigid`, twice as long", LONGER),
     ],
-    "table2": [("ours", ())],
+    "table2": [("ours", ()), ("twice as long", LONGER)],
     "table3": [("ours", ())],
     "table4": [("ours", ())],
     "table5": [("64 pixels", ()), ("twice as long", LONGER), ("128 pixels, half as long", LARGER)],
@@ -44,7 +45,7 @@ RUN_BACKBONES = ("backbone=tiny,resnet18",)
 PAGES: dict[str, list[tuple[str, Words]]] = {  # a folder, the experiments in it
     "rigid": [(name, RUN_BACKBONES if name == "table5" else ()) for name in TABLES],
     "parts": [("table1", KNOWS_PARTS)],
-    "longer": [("table5", (*RUN_BACKBONES, *LONGER))],
+    "longer": [("table1", LONGER), ("table2", LONGER), ("table5", (*RUN_BACKBONES, *LONGER))],
     "rigid128": [("table5", LARGER)],
 }
 
