@@ -4,6 +4,7 @@ python analysis/benchmark.py                     all ratios, frames a second, ho
 python analysis/benchmark.py --only focal eval   some of the ratios
 python analysis/benchmark.py --json FILE         the numbers as {"ratios", "fps", "device"}
 python analysis/benchmark.py fps                 frames a second only; the tables show them
+python analysis/benchmark.py fps --compared      of the networks that analysis/claims.py compares
 
 One thread; the least of several runs, in which the two sides take turns. Run it alone on the
 machine. Plain means: as one writes it first, with torch's and torchvision's own functions.
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
         rows = _ratios(given)
         print(markdown(_sheet(rows)))
     if given.what == "fps" or not given.only:
-        speeds = inference.fps("cuda" if torch.cuda.is_available() else "cpu")
+        speeds = inference.fps("cuda" if torch.cuda.is_available() else "cpu", given.compared)
         page = Sheet(
             "Frames a second", "One image at a time.", [_machine()], [fps.block(speeds)], []
         )
@@ -73,6 +74,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("what", nargs="?", choices=("ratios", "fps"), default="ratios")
     parser.add_argument("--only", nargs="+", choices=RATIOS, help="these ratios, and nothing else")
+    parser.add_argument("--compared", action="store_true", help="fps: what claims compare only")
     parser.add_argument("--json", type=_path, metavar="FILE", help="write the numbers here, too")
     parser.add_argument(
         "--images",

@@ -13,6 +13,7 @@ import csv
 import io
 import math
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,12 +70,12 @@ def read_claims() -> list[Claim]:
         return [Claim(*line[:3]) for line in list(csv.reader(file))[1:]]
 
 
-def judge(runs: Evidence) -> list[Judged]:
-    """All claims, in the paper's order; those whose rows the overrides leave out are not run.
-    Raises UserError as `rows.compare`."""
+def judge(runs: Evidence, only: Collection[str] = tuple(PREDICATES)) -> list[Judged]:
+    """The claims with these ids, in the paper's order; those whose rows the overrides leave out are
+    not run. Raises UserError as `rows.compare`."""
     explanations = yaml.safe_load(EXPLANATIONS.read_text()) if runs.committed else {}
     found = []
-    for claim in read_claims():
+    for claim in (claim for claim in read_claims() if claim.id in only):
         why = ""
         try:
             parts = PREDICATES[claim.id](runs)
@@ -126,11 +127,12 @@ def main(arguments: list[str]) -> int:
     """0, or 2 if the input cannot work."""
     parser = command_line(__doc__)
     parser.add_argument("--format", nargs="+", choices=WRITERS, default=["markdown"])
+    parser.add_argument("--only", nargs="+", choices=PREDICATES, metavar="ID", default=PREDICATES)
     parser.add_argument("--out", metavar="DIR", help="write claims.* here instead of printing")
     given = parser.parse_args(arguments)
     try:
         overrides = with_root(given.overrides, given.runs)
-        judged = judge(Evidence(overrides))
+        judged = judge(Evidence(overrides), given.only)
         pages = {
             f"claims.{SUFFIXES[name]}": WRITERS[name](judged)
             for name in dict.fromkeys(given.format)

@@ -62,7 +62,7 @@ def test_a_table_takes_the_device_that_knows_most_of_its_networks_then_the_last(
 
 
 def test_the_networks_of_the_tables_are_measured():
-    measured = inference.networks()
+    measured = inference.all_networks()
     assert len(set(measured)) == len(measured)
     for words in (
         ["+experiment=table2", "seed=0"],
