@@ -94,7 +94,8 @@ def judge(runs: Evidence, only: Collection[str] = tuple(PREDICATES)) -> list[Jud
 
 def _without_looks(parts: list[Part]) -> str:
     """What finished runs lack for a claim about positive samples; empty if that is not it."""
-    rows = [row for part in parts if part.unit == "%" and not part.values for row in part.rows]
+    about = [part for part in parts if part.what.startswith("positives") and not part.values]
+    rows = [row for part in about for row in part.rows]
     lacking = {
         cell.folder.path
         for row in rows
