@@ -1,0 +1,263 @@
+"""The released code's numbers (PeizeSun/OneNet, commit cb860ad): costs, assignments, losses and
+gradients of three cases, and what its four networks predict.
+
+tests/golden/README.md says what is in the files. Two differences are known. Where objects of two
+classes choose one slot, the released code keeps the last class, and this one both (`overwritten`).
+The released code adds 1e-8 inside the logarithm of the focal cost.
+
+Run: pytest tests/test_golden_released.py
+"""
+
+import json
+import zlib
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from onenet.backbones import make_backbone
+from onenet.boxes import grid_points
+from onenet.costs import CostWeights, MatchingCost, all_pairs, focal_cost
+from onenet.detectors.onenet import OneNet
+from onenet.losses import DetectionLoss, LossWeights
+from onenet.matchers import make_matcher
+from onenet.necks import make_neck
+from onenet.structures import HeadOutput, Target
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = ("s0_plain", "s1_zero_gt_image", "s3_same_cell_same_class")
+STRIDE = 4
+# The released weight of the pre-defined location is 5, on twice our distance.
+VARIANTS = {
+    "min_252": ("min_cost", CostWeights(cls=2, l1=5, giou=2)),
+    "min_052": ("min_cost", CostWeights(cls=0, l1=5, giou=2)),
+    "hun_252": ("hungarian", CostWeights(cls=2, l1=5, giou=2)),
+    "hun_052": ("hungarian", CostWeights(cls=0, l1=5, giou=2)),
+    "pre_min_cls": ("min_cost", CostWeights(cls=2, l1=0, giou=0, center=10)),
+    "pre_min_nocls": ("min_cost", CostWeights(cls=0, l1=0, giou=0, center=10)),
+    "pre_hun_cls": ("hungarian", CostWeights(cls=2, l1=0, giou=0, center=10)),
+    "pre_hun_nocls": ("hungarian", CostWeights(cls=0, l1=0, giou=0, center=10)),
+}
+CLEAR = 1e-4  # the least margin between an object's two cheapest slots at which they are compared
+
+
+@cache
+def load(case: str) -> tuple[dict[str, np.ndarray], HeadOutput, list[Target]]:
+    """The file's arrays; its predictions and objects in our form."""
+    with np.load(GOLDEN / f"{case}.npz") as file:
+        arrays = dict(file)
+    logits, boxes = (
+        torch.from_numpy(arrays[name]).flatten(2).transpose(1, 2).contiguous()
+        for name in ("pred_logits", "pred_boxes")
+    )  # [B, P, K], [B, P, 4]
+    points = torch.from_numpy(arrays["locations"]).flatten(1).t().contiguous()
+    targets = [
+        Target(
+            torch.from_numpy(arrays[f"gt_labels_{image}"]),
+            torch.from_numpy(arrays[f"gt_boxes_xyxy_{image}"]),
+            tuple(size_hw.tolist()),
+            image,
+        )
+        for image, size_hw in enumerate(arrays["image_sizes_hw"])
+    ]
+    return arrays, HeadOutput(logits, boxes, points), targets
+
+
+def detection_loss(variant: str) -> DetectionLoss:
+    assigner, weights = VARIANTS[variant]
+    cost = MatchingCost(weights, l1_format="xyxy")
+    matcher = make_matcher(assigner, "keep")
+    return DetectionLoss(cost, matcher, LossWeights(cls=2, l1=5, giou=2), l1_format="xyxy")
+
+
+def close(actual, expected, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    torch.testing.assert_close(
+        torch.as_tensor(actual), torch.as_tensor(expected), rtol=rtol, atol=atol
+    )
+
+
+def overwritten(arrays: dict, variant: str, targets: list[Target]) -> list[tuple[int, int, int]]:
+    """(image, slot, class) that the released code calls negative, because a later object of another
+    class has the slot."""
+    lost = []
+    for image, target in enumerate(targets):
+        last = {}
+        for slot, label in zip(
+            arrays[f"{variant}/src_{image}"].tolist(), target.gt_labels.tolist(), strict=True
+        ):
+            if last.get(slot, label) != label:
+                lost.append((image, slot, last[slot]))
+            last[slot] = label
+    return lost
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_grid_points(case):
+    arrays, output, _ = load(case)
+    close(grid_points(*arrays["locations"].shape[1:], STRIDE), output.points_xy)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cost_terms(case):
+    arrays, output, targets = load(case)
+    cost = MatchingCost(CostWeights(1, 1, 1, 1, 1), l1_format="xyxy")
+    for image, target in enumerate(targets):
+        terms = {name: term for name, _, term in cost.terms(all_pairs(output, image, target))}
+        released = {
+            "cls": "cost_class",
+            "l1": "cost_l1",
+            "giou": "cost_giou",
+            "center": "cost_center",
+        }
+        ours = {
+            "cls": terms["cls"],
+            "l1": terms["l1"],
+            "giou": terms["giou"] - 1,  # theirs is -GIoU
+            "center": 2 * terms["center"],
+        }
+        for name, theirs in released.items():
+            if len(target.gt_labels):
+                close(ours[name], arrays[f"{theirs}_{image}"], atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", CASES)
+def test_assignments(case, variant):
+    """Each object has the released code's slot, at the released code's cost."""
+    arrays, output, targets = load(case)
+    loss, compared = detection_loss(variant), 0
+    for image, (target, match) in enumerate(zip(targets, loss.match(output, targets), strict=True)):
+        assert match.gt_idx.tolist() == list(range(len(target.gt_labels)))
+        theirs = torch.from_numpy(arrays[f"{variant}/src_{image}"])
+        if not len(theirs):
+            continue
+        # The constant in which 1 - GIoU and -GIoU differ does not move a minimum.
+        cost = loss.matching_cost(output, image, target) - loss.matching_cost.weights.giou
+        close(cost, arrays[f"{variant}/C_{image}"], atol=1e-4)
+        if variant.startswith("hun") or "_hun_" in variant:
+            close(cost[match.pred_idx, match.gt_idx].sum(), cost[theirs, match.gt_idx].sum())
+        clear = torch.from_numpy(arrays[f"{variant}/margin_{image}"]) > CLEAR
+        assert match.pred_idx[clear].tolist() == theirs[clear].tolist()
+        compared += int(clear.sum())
+    assert compared > 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", CASES)
+def test_losses(case, variant):
+    arrays, output, targets = load(case)
+    loss = detection_loss(variant)
+    total, parts = loss([output], targets)
+    logits = [output.class_logits[at] for at in overwritten(arrays, variant, targets)]
+    # What is negative there instead of positive: -(positive - negative loss) of each.
+    change = (
+        -2 * sum(focal_cost(logit) for logit in logits) / sum(len(t.gt_labels) for t in targets)
+    )
+    close((parts["loss_cls"] + change) / 2, arrays[f"{variant}/loss_ce"])
+    close(parts["loss_l1"] / 5, arrays[f"{variant}/loss_bbox"])
+    close(parts["loss_giou"] / 2, arrays[f"{variant}/loss_giou"])
+    close(total + change, arrays[f"{variant}/total"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients(case):
+    arrays, output, targets = load(case)
+    logits = output.class_logits.clone().requires_grad_()
+    boxes = output.boxes_xyxy.clone().requires_grad_()
+    total, _ = detection_loss("min_252")([HeadOutput(logits, boxes, output.points_xy)], targets)
+    total.backward()
+    for at in overwritten(arrays, "min_252", targets):
+        logits.grad[at] = torch.from_numpy(arrays["min_252/grad_logits"]).flatten(2)[
+            at[0], at[2], at[1]
+        ]
+    for ours, theirs in ((logits, "grad_logits"), (boxes, "grad_boxes")):
+        released = torch.from_numpy(arrays[f"min_252/{theirs}"]).flatten(2).transpose(1, 2)
+        close(ours.grad, released, rtol=1e-4, atol=1e-7)
+
+
+# --- networks ---
+
+
+def value(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The weights of a parameter, made from its name in the released code."""
+    random = np.random.RandomState(zlib.crc32(key.encode()))
+    name = key.rsplit(".", 1)[-1]
+    if name == "num_batches_tracked":
+        return np.array(0, dtype=np.int64)
+    x = random.standard_normal(shape)
+    if name == "running_var":
+        return 1 + 0.2 * np.abs(x)
+    if name in ("running_mean", "bias"):
+        start = {"head.cls_score.bias": -2.0, "head.ltrb_pred.bias": 8.0}
+        return 0.1 * x + start.get(key, 0.0)
+    if len(shape) == 1:  # weights of norms
+        return 1 + 0.1 * x
+    scale = np.sqrt(2 / np.prod(shape[1:]))
+    scale *= 0.2 if "dcn_offset" in key else 1
+    scale *= 0.5 if "conv3" in key or ("conv2" in key and "res" in key) else 1
+    return scale * x
+
+
+def our_name(key: str) -> str:
+    """The same parameter's name here."""
+    kind, *rest = key.split(".")
+    if kind == "backbone":
+        if rest[0] == "stem":
+            return "backbone." + ".".join(rest[1:]).replace("conv1.norm", "bn1")
+        stage, block, part, *last = rest
+        norm = last[0] == "norm"
+        last = last[norm:]
+        if part == "shortcut":
+            part = f"downsample.{int(norm)}"
+        elif norm:
+            part = part.replace("conv", "bn")
+        return ".".join(["backbone", f"layer{int(stage[3:]) - 1}", block, part, *last])
+    if rest[0] != "deconv":
+        names = {"feat1": "features.0", "cls_score": "class_conv", "ltrb_pred": "box_conv"}
+        return ".".join(["head", names[rest[0]], *rest[1:]])
+    part, *last = rest[1:]
+    if part == "output_conv":
+        return ".".join(["neck.output", *last])
+    if part.startswith("lateral_conv"):
+        return ".".join(["neck.laterals", str(int(part[-1]) - 1), *last])
+    layer = {"dcn": "0", "conv": "0", "dcn_offset": "0.taps", "dcn_bn": "1", "bn": "1"}
+    layer |= {"up_sample": "3", "up_bn": "4"}
+    return ".".join(["neck.upsamplings", str(int(part[-1]) - 1), layer[last[0]], *last[1:]])
+
+
+def state(name: str) -> dict[str, Tensor]:
+    """The released network's state with our names. A bias of a convolution that we have without
+    one, since BatchNorm follows, goes into the mean of that."""
+    shapes = json.loads((GOLDEN / f"{name}.keys.json").read_text())
+    values = {our_name(key): value(key, tuple(shape)) for key, shape in shapes.items()}
+    for key in [key for key in values if key.endswith(".0.bias") and "upsamplings" in key]:
+        values[key.replace(".0.bias", ".1.running_mean")] -= values.pop(key)
+    return {
+        key: torch.from_numpy(np.asarray(v)).to(
+            torch.int64 if v.dtype == np.int64 else torch.float32
+        )
+        for key, v in values.items()
+    }
+
+
+@pytest.mark.parametrize("deformable", [True, False], ids=["dcn", "nodcn"])
+@pytest.mark.parametrize("depth", [18, 50])
+@torch.inference_mode()
+def test_networks(depth, deformable):
+    name = f"network_r{depth}_{'dcn' if deformable else 'nodcn'}"
+    backbone = make_backbone(f"resnet{depth}")
+    channels = backbone.feature_info.channels()
+    neck = make_neck("deconv_dcn" if deformable else "deconv", channels, 64)
+    model = OneNet(backbone, 80, neck=neck, box_unit=1.0).eval()
+    model.load_state_dict(state(name))
+    images = np.random.RandomState(5).standard_normal((1, 3, 96, 128)).astype(np.float32)
+    (output,) = model(torch.from_numpy(images))
+    with np.load(GOLDEN / f"{name}.npz") as answer:
+        logits, boxes = (
+            torch.from_numpy(answer[key]).flatten(1).t() for key in ("logits", "boxes")
+        )
+    close(output.class_logits[0, :, ::10], logits, rtol=1e-4, atol=1e-4)
+    close(output.boxes_xyxy[0], boxes, rtol=1e-4, atol=1e-3)
