@@ -22,7 +22,7 @@ from onenet import planned, search, search_sweep, summary, sweep
 from onenet.config import to_dict
 from onenet.errors import UserError
 from onenet.expansion import expand
-from onenet.preemption import EXIT_STATUS, Preempted, StopRequest
+from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest
 
 
 def main(arguments: list[str]) -> int:

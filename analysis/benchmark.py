@@ -26,9 +26,8 @@ from analysis import fps
 from analysis.benchmarks import data, evaluation, inference, matching, training
 from analysis.benchmarks.timing import Curve, Row
 from analysis.formats import Block, Sheet, markdown
-from onenet.config import REPOSITORY
 from onenet.errors import UserError
-from onenet.runs import write_json
+from onenet.system.files import REPOSITORY, write_json
 
 IMAGES = REPOSITORY.parent / "shared" / "data" / "coco_mini"
 RATIOS = {  # word for --only: its rows

@@ -26,7 +26,7 @@ from onenet.config import compose
 from onenet.errors import UserError
 from onenet.expansion import Cell, Experiment, expand
 from onenet.identity import default_evaluation
-from onenet.runs import write_json
+from onenet.system.files import write_json
 from onenet.wandb_run import at_most, first_line, keep_inside
 
 try:

@@ -17,10 +17,11 @@ from zipfile import BadZipFile
 import numpy as np
 
 from analysis.rows import RECORDS, Comparison, Row, compare
-from onenet.config import REPOSITORY, Config
+from onenet.config import Config
 from onenet.errors import UserError
 from onenet.expansion import Cell, NoRow, read_experiment
 from onenet.runs import RunFolder, identity, named
+from onenet.system.files import REPOSITORY
 
 RESULTS = REPOSITORY / "analysis" / "results"
 OWN = REPOSITORY / "runs"

@@ -9,7 +9,7 @@ from analysis.formats import Block
 from onenet.config import Config
 from onenet.errors import UserError
 from onenet.identity import EvalSpec
-from onenet.runs import read_json, write_json
+from onenet.system.files import read_json, write_json
 
 FILE = "fps.json"
 

@@ -20,7 +20,7 @@ from analysis.formats import markdown
 from analysis.layout import number, sheet, with_std
 from analysis.predicates import KNOWS_PARTS, LARGER, LONGER
 from analysis.rows import Comparison, Row, Stat
-from onenet.config import REPOSITORY
+from onenet.system.files import REPOSITORY
 
 README = REPOSITORY / "README.md"
 Words = tuple[str, ...]  # run.py's

@@ -36,7 +36,7 @@ from analysis.rows import Comparison
 from analysis.samples import SAMPLES
 from analysis.tables import read_tidy
 from onenet.errors import UserError
-from onenet.runs import write_atomically
+from onenet.system.files import write_atomically
 
 TEMPLATES = Path(__file__).with_name("page")
 QUESTION = "What makes a dense detector need NMS, and what removes the need?"

@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from analysis import fps
-from onenet.config import REPOSITORY
 from onenet.errors import UserError
 from onenet.expansion import Cell, Experiment, expand
 from onenet.identity import identity
+from onenet.system.files import REPOSITORY
 
 PAPER = Path(__file__).with_name("paper_tables.csv")
 RECORDS = REPOSITORY / "analysis" / "results" / "records"  # what is committed of our own runs

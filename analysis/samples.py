@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from analysis.charts import table1_by_data
 from analysis.evidence import Evidence, finished, inside, looks, nearest, share_by_seed
 from analysis.rows import Row
-from onenet.runs import read_json
+from onenet.system.files import read_json
 
 IMAGES = 4
 BINS = 15

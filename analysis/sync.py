@@ -18,9 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from onenet.config import REPOSITORY
 from onenet.errors import UserError
 from onenet.runs import RunFolder, named
+from onenet.system.files import REPOSITORY
 from onenet.tracking import BUSY, UNANSWERED, rebuilt
 
 WAIT_SECONDS = 300

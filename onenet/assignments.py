@@ -23,9 +23,10 @@ from onenet.errors import UserError
 from onenet.evaluate import predict
 from onenet.losses import Loss
 from onenet.record import add_line
-from onenet.runs import RunFolder, write_atomically
+from onenet.runs import RunFolder
 from onenet.scoring import Scorer
 from onenet.structures import Matches, Target
+from onenet.system.files import write_atomically
 
 IMAGES = 64  # the first of the validation images
 REPLAYED = 32  # of these, the ones of which all predictions are kept

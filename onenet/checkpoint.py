@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onenet.errors import UserError
-from onenet.runs import RunFolder, write_atomically
+from onenet.runs import RunFolder
+from onenet.system.files import write_atomically
 from onenet.train import Progress
 
 NEEDED = {"id", "progress", "model", "optimizer"}

@@ -23,8 +23,8 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 from onenet.checks import problems
 from onenet.errors import UserError
 from onenet.schema import Config
+from onenet.system.files import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 CONF = REPOSITORY / "conf"
 OPTIONAL = ("reference", "debug")  # groups of which nothing need be chosen
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())

@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import median
 
 from onenet.config import Config
-from onenet.runs import read_json
+from onenet.system.files import read_json
 
 Kind = tuple  # what makes runs comparable
 

@@ -8,11 +8,11 @@ from torch import nn
 
 from onenet.backbones import normalize
 from onenet.data.loading import Batch, DetectionDataset, evaluation_batches
-from onenet.distributed import ALONE, World
 from onenet.fusion import for_inference
 from onenet.inference import nms_keep, top_k
 from onenet.scoring import MAX_DETECTIONS, Predictions
 from onenet.structures import unpadded_sizes
+from onenet.system.distributed import ALONE, World
 
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 

@@ -14,10 +14,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from onenet.config import REPOSITORY, Config, compose
+from onenet.config import Config, compose
 from onenet.errors import UserError
 from onenet.identity import EvalSpec, requested_evaluation, run_id, slug
 from onenet.runs import RunFolder
+from onenet.system.files import REPOSITORY
 
 EXPERIMENTS = REPOSITORY / "experiments"
 

@@ -8,12 +8,11 @@ value that leaves results alone can leave old ids alone, too: enter it in NEUTRA
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 from onenet.config import Config
 from onenet.detectors import DETECTORS, SELECTIVE
-from onenet.errors import UserError
+from onenet.system.files import digest
 
 RECIPE = 2  # raise it when a change of the code changes results: all ids change with it
 
@@ -165,24 +164,6 @@ def _data(config: Config, data: dict) -> dict:
 
 def _weights(weights: str) -> str:
     return digest("backbone.weights", weights) if Path(weights).is_file() else weights
-
-
-def digest(key: str, file: str) -> str:
-    """The first 16 hex digits of the SHA-256 of a file. Raises UserError, naming `key`."""
-    try:
-        status = Path(file).stat()
-        return _digest(file, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise UserError(
-            f"{key}={file} cannot be read: {error.strerror}\n"
-            f"Name the file: {key}=FILE (relative to data.root, if it is annotations)."
-        ) from None
-
-
-@cache
-def _digest(file: str, _size: int, _mtime_ns: int) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 
 
 def flat(node: dict, prefix: str = "") -> dict[str, object]:

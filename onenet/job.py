@@ -19,19 +19,20 @@ import torch
 from torch import nn
 
 from onenet import build, checkpoint, pictures, results
-from onenet.allocator import keep_freed_memory
 from onenet.config import Config, from_dict
 from onenet.data.images import ImageSource
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
-from onenet.distributed import World, join, lost_connection
 from onenet.errors import UserError
 from onenet.identity import default_evaluation, run_id
-from onenet.preemption import EXIT_STATUS, Preempted, StopRequest, end_with_driver
 from onenet.record import TrainingRecord
 from onenet.request import Request, all_rows
-from onenet.runs import Locked, RunFolder, owner, write_json
+from onenet.runs import Locked, RunFolder, owner
 from onenet.stopwatch import Stopwatch
+from onenet.system.allocator import keep_freed_memory
+from onenet.system.distributed import World, join, lost_connection
+from onenet.system.files import write_json
+from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest, end_with_driver
 from onenet.tracking import mirrored
 from onenet.train import Progress, train
 

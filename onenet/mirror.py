@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from onenet.runs import Locked, RunFolder, read_json, write_json
+from onenet.runs import Locked, RunFolder
+from onenet.system.files import read_json, write_json
 from onenet.tracking import BUSY, UNANSWERED, Ending
 from onenet.wandb_run import (
     BESIDE_A_RUN,

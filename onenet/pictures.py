@@ -17,8 +17,8 @@ from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset, collate
 from onenet.identity import default_evaluation
 from onenet.inference import nms_keep, top_k
-from onenet.runs import write_json
 from onenet.structures import Detections, HeadOutput, unpadded_sizes
+from onenet.system.files import write_json
 
 IMAGES = 4
 SHORTEST_SIDE = 256  # pixels of a picture

@@ -8,9 +8,10 @@ from torch.optim import Optimizer
 
 from onenet import checkpoint
 from onenet.config import Config, batch_factor, lr_scale
-from onenet.distributed import World
-from onenet.runs import RunFolder, write_atomically
+from onenet.runs import RunFolder
 from onenet.stopwatch import Stopwatch
+from onenet.system.distributed import World
+from onenet.system.files import write_atomically
 from onenet.train import Progress
 
 SAY_EVERY = 10  # seconds between lines on the screen

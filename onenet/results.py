@@ -15,15 +15,16 @@ import torch
 from torch import nn
 
 from onenet import build, per_image
-from onenet.config import REPOSITORY, Config
+from onenet.config import Config
 from onenet.data.images import ImageSource
-from onenet.distributed import World
 from onenet.evaluate import predict
 from onenet.identity import RECIPE, EvalSpec, run_id
 from onenet.record import add_line
 from onenet.request import Request
-from onenet.runs import RunFolder, write_atomically, write_json
+from onenet.runs import RunFolder
 from onenet.scoring import Scorer
+from onenet.system.distributed import World
+from onenet.system.files import REPOSITORY, write_atomically, write_json
 from onenet.train import Progress
 
 

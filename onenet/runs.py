@@ -19,29 +19,11 @@ import yaml
 
 from onenet.errors import UserError
 from onenet.identity import EvalSpec
+from onenet.system.files import read_json, write_atomically, write_json
 
 LOCK_TRIES = 5  # a tenth of a second apart
 LISTED = 5  # names in an error
 STATES = ("done", "partial", "running", "failed", "missing")
-
-
-def write_atomically(path: Path, text: str | bytes) -> None:
-    """A reader sees the old content or the new, never a part; so does a reader after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(text.encode() if isinstance(text, str) else text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, values: dict) -> None:
-    write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True)
@@ -215,15 +197,6 @@ def named(root: Path, folders: Sequence[RunFolder], words: Sequence[str]) -> lis
 
 class Locked(Exception):
     """Another process is writing into this run's folder."""
-
-
-def read_json(path: Path) -> dict:
-    """Empty if there is no such file, or no object in it."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def owner() -> dict:

@@ -19,8 +19,8 @@ from pathlib import Path
 from onenet.config import Config
 from onenet.errors import UserError
 from onenet.machine import Place
-from onenet.preemption import EXIT_STATUS
 from onenet.runs import RunFolder
+from onenet.system.signals import EXIT_STATUS
 
 TIME_OUTS = 100  # times that a job may reach its time limit and is queued again
 SAVE_SECONDS = 60  # for a run to write its checkpoint; Slurm announces the end 90 before

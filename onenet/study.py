@@ -16,8 +16,9 @@ from onenet.errors import UserError
 from onenet.expansion import Cell, expand
 from onenet.identity import flat
 from onenet.planned import Planned
-from onenet.runs import RunFolder, read_json, write_json
+from onenet.runs import RunFolder
 from onenet.search import Range, Search
+from onenet.system.files import read_json, write_json
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onenet import slurm
-from onenet.config import REPOSITORY
 from onenet.errors import UserError
 from onenet.machine import Place, places
 from onenet.planned import Planned, check_data, count, freeze
 from onenet.request import note_rows
+from onenet.system.files import REPOSITORY
 
 POLL = 0.5  # seconds between looks at the runs
 SAY_EVERY = 30  # seconds between lines where the screen is not a terminal

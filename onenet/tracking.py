@@ -16,9 +16,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from onenet.config import REPOSITORY, Config
-from onenet.preemption import Preempted
+from onenet.config import Config
 from onenet.runs import RunFolder
+from onenet.system.files import REPOSITORY
+from onenet.system.signals import Preempted
 from onenet.wandb_run import POLL_SECONDS
 
 FINISH_SECONDS = 12  # a run waits for its mirror no longer

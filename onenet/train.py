@@ -13,12 +13,12 @@ from torch.optim import Optimizer
 
 from onenet.backbones import normalize
 from onenet.data.loading import Batch
-from onenet.distributed import ALONE, World, without_sync
 from onenet.losses import Loss
 from onenet.optim import Schedule
-from onenet.preemption import Preempted
 from onenet.stopwatch import Stopwatch
 from onenet.structures import unpadded_sizes
+from onenet.system.distributed import ALONE, World, without_sync
+from onenet.system.signals import Preempted
 
 COUNTS = ("objects", "conflicts")
 

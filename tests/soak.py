@@ -25,9 +25,9 @@ from pathlib import Path
 
 import torch
 
-from onenet.config import REPOSITORY
 from onenet.expansion import Cell, expand
 from onenet.runs import RunFolder
+from onenet.system.files import REPOSITORY
 
 TINY = ["debug=tiny", "tracker=none", "save_every=0", "sweep.jobs=2", "sweep.threads=1"]
 AIMS = ("training", "start-up", "evaluation", "anywhere", "training")  # in turn

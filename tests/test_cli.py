@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from onenet.config import REPOSITORY
 from onenet.expansion import expand
 from onenet.runs import RunFolder
+from onenet.system.files import REPOSITORY
 
 TINY = ["debug=tiny", "tracker=none"]
 

@@ -17,11 +17,11 @@ from rich.console import Console
 
 from analysis import dashboard
 from analysis.tables import experiments
-from onenet.config import REPOSITORY
 from onenet.expansion import expand
 from onenet.planned import Planned, group
 from onenet.request import Request, note_rows
 from onenet.sweep import run_all
+from onenet.system.files import REPOSITORY
 from tests.test_tracking import KEY, make_run, places  # noqa: F401, a fixture of every test
 from tests.wandb_offline import offline_runs
 from tests.wandb_server import refusing_url, serving

@@ -16,14 +16,15 @@ import yaml
 from torch import nn
 
 from onenet import build
-from onenet.config import REPOSITORY, compose
+from onenet.config import compose
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
 from onenet.detectors import DETECTORS
-from onenet.distributed import ALONE, World, join
 from onenet.evaluate import predict
 from onenet.identity import requested_evaluation
 from onenet.scoring import Scorer
+from onenet.system.distributed import ALONE, World, join
+from onenet.system.files import REPOSITORY
 from onenet.train import Progress, train
 
 OVERRIDES = ("debug=tiny", "batch=5", "steps=3", "neck.channels=8", "heads=2", "lr=0.01")
@@ -164,7 +165,9 @@ def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch):
 
 def test_batch_norm_over_all_processes_replaces_every_other(monkeypatch):
     """SyncBatchNorm itself needs CUDA."""
-    monkeypatch.setattr("onenet.distributed.DistributedDataParallel", lambda model, **_: model)
+    monkeypatch.setattr(
+        "onenet.system.distributed.DistributedDataParallel", lambda model, **_: model
+    )
     model = build.detector(compose(["neck=deconv_dcn"]), 5)
     names = set(model.state_dict())
     parallel = World(0, 2).parallel(model, sync_bn=True)

@@ -7,7 +7,7 @@ import pytest
 
 from onenet.config import compose, to_dict
 from onenet.estimate import Estimates, say
-from onenet.runs import write_json
+from onenet.system.files import write_json
 
 
 def finish(root, name: str, seconds_per_step: float, evaluation: float, *overrides: str) -> None:

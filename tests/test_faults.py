@@ -23,10 +23,11 @@ import pytest
 import torch
 
 from onenet.assignments import NAME
-from onenet.config import REPOSITORY, to_dict
+from onenet.config import to_dict
 from onenet.expansion import Cell, expand
 from onenet.request import Request
 from onenet.runs import RunFolder
+from onenet.system.files import REPOSITORY
 
 TINY = ["debug=tiny", "tracker=none", "save_every=0"]
 

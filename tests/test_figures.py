@@ -14,7 +14,7 @@ from analysis import claims, figures, records, tables
 from analysis.charts import changes, charts, conflicts, duplicates, nms_threshold
 from analysis.evidence import RECORDS, Evidence
 from onenet.expansion import Cell, expand
-from onenet.runs import read_json, write_json
+from onenet.system.files import read_json, write_json
 from tests.test_tables import fill
 
 STEPS = (300, 600, 900)

@@ -12,13 +12,8 @@ from onenet import identity
 from onenet.config import compose
 from onenet.errors import UserError
 from onenet.expansion import expand, experiment_names
-from onenet.identity import (
-    default_evaluation,
-    digest,
-    requested_evaluation,
-    run_id,
-    slug,
-)
+from onenet.identity import default_evaluation, requested_evaluation, run_id, slug
+from onenet.system.files import digest
 
 IDS = Path(__file__).parent / "table_ids.json"
 

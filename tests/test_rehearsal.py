@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from onenet.config import REPOSITORY
+from onenet.system.files import REPOSITORY
 
 COCO_MINI = REPOSITORY.parent / "shared" / "data" / "coco_mini"
 RECIPE = (

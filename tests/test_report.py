@@ -15,7 +15,7 @@ import pytest
 
 from analysis import report
 from analysis.evidence import RECORDS
-from onenet.config import REPOSITORY
+from onenet.system.files import REPOSITORY
 from tests.test_figures import run, table1
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

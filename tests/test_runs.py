@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from onenet import machine, runs, summary
-from onenet.config import REPOSITORY, compose
+from onenet.config import compose
 from onenet.errors import UserError
 from onenet.expansion import expand
 from onenet.record import cut_back
-from onenet.runs import Locked, RunFolder, write_atomically, write_json
+from onenet.runs import Locked, RunFolder
+from onenet.system.files import REPOSITORY, write_atomically, write_json
 
 
 @pytest.fixture

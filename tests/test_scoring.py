@@ -18,10 +18,10 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_iou
 
 from onenet import duplicates, overlaps, per_image
-from onenet.config import REPOSITORY
 from onenet.data.annotations import Annotations
 from onenet.overlaps import Overlaps
 from onenet.scoring import EVALUATORS, Predictions, Scorer, area_ranges
+from onenet.system.files import REPOSITORY
 from tests.conftest import make_annotations, make_predictions
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in pycocotools' order

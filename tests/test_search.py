@@ -15,12 +15,11 @@ import pytest
 from rich.console import Console
 
 from onenet import expansion, search, search_sweep, sweep
-from onenet.config import REPOSITORY
 from onenet.errors import UserError
 from onenet.expansion import experiment_names, search_names
-from onenet.runs import read_json, write_json
 from onenet.search import CHOICES, Range, requested
 from onenet.study import Study
+from onenet.system.files import REPOSITORY, read_json, write_json
 
 TINY = ["debug=tiny", "tracker=none"]
 WORDS = ["+experiment=search_cost", *TINY, "sweep.jobs=2", "sweep.threads=1"]

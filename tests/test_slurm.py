@@ -15,11 +15,12 @@ import pytest
 
 from onenet import planned as planning
 from onenet import slurm, sweep
-from onenet.config import REPOSITORY, compose
+from onenet.config import compose
 from onenet.errors import UserError
 from onenet.expansion import expand
 from onenet.identity import run_id
 from onenet.runs import RunFolder
+from onenet.system.files import REPOSITORY
 from tests.slurm_cluster import ask, missing, slurm_cluster
 
 TINY = ["debug=tiny", "tracker=none", "sweep.launcher=slurm"]

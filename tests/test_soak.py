@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from onenet.config import REPOSITORY
+from onenet.system.files import REPOSITORY
 from tests.soak import line_differences, tensor_differences
 
 

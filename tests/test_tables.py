@@ -17,9 +17,9 @@ import pytest
 from analysis import tables
 from analysis.rows import read_paper
 from onenet import expansion
-from onenet.config import REPOSITORY, to_dict
+from onenet.config import to_dict
 from onenet.expansion import Cell, expand, experiment_names, read_experiment
-from onenet.runs import write_json
+from onenet.system.files import REPOSITORY, write_json
 
 BEST = "predicted + class"  # the paper: AP 35.7, AP(+NMS) 35.5
 PARTS = "data.shapes.kind=parts"

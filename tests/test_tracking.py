@@ -21,9 +21,10 @@ import pytest
 from PIL import Image
 
 from onenet import tracking
-from onenet.config import REPOSITORY, compose, to_dict
+from onenet.config import compose, to_dict
 from onenet.mirror import Mirror, boxes
-from onenet.runs import RunFolder, write_json
+from onenet.runs import RunFolder
+from onenet.system.files import REPOSITORY, write_json
 from onenet.tracking import mirrored
 from tests.wandb_offline import offline_runs
 from tests.wandb_server import refusing_url, serving

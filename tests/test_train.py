@@ -19,9 +19,9 @@ from onenet.evaluate import predict
 from onenet.identity import requested_evaluation
 from onenet.losses import DetectionLoss, LossWeights
 from onenet.optim import Schedule
-from onenet.preemption import Preempted
 from onenet.runs import RunFolder
 from onenet.scoring import Scorer
+from onenet.system.signals import Preempted
 from onenet.train import Progress, train
 from tests.conftest import Pictures, make_annotations
 

@@ -18,7 +18,6 @@ from analysis.benchmarks import plain
 from analysis.benchmarks.scenes import STRIDE, scene
 from analysis.benchmarks.timing import Row
 from onenet import build
-from onenet.allocator import keep_freed_memory
 from onenet.backbones import make_backbone
 from onenet.costs import MatchingCost
 from onenet.detectors.onenet import OneNet
@@ -27,6 +26,7 @@ from onenet.matchers import make_matcher
 from onenet.necks import make_neck
 from onenet.optim import make_optimizer
 from onenet.structures import HeadOutput, Target
+from onenet.system.allocator import keep_freed_memory
 
 SIDE, CLASSES, OBJECTS, ROUNDS = 512, 80, 7, 5
 WHERE = f"ResNet-18, neck=deconv, {SIDE}×{SIDE}, {OBJECTS} objects an image"

@@ -13,8 +13,7 @@ import numpy as np
 
 from onenet.data.annotations import Annotations
 from onenet.errors import UserError
-from onenet.identity import digest
-from onenet.runs import write_atomically
+from onenet.system.files import digest, write_atomically
 
 FORMAT = 1  # raise it when a change of the reader changes what it gets out of a file
 TEXTS = ("category_ids", "category_names", "report")

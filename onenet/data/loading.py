@@ -19,8 +19,8 @@ from onenet.data.augment import Augmentation, ImageSize, View, draw_view, whole_
 from onenet.data.images import BadImage, ImageSource
 from onenet.data.order import Key, pieces, training_order
 from onenet.errors import UserError
-from onenet.preemption import SIGNALS
 from onenet.structures import Target
+from onenet.system.signals import SIGNALS
 
 SIZE_MULTIPLE = 32  # the coarsest stride: padded sizes are multiples of it
 PILLOW_PIXELS = 256 * 256  # of an image: up to so many Pillow resizes it
