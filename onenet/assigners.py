@@ -1,18 +1,23 @@
 """Label assignment: one positive sample an object, all other slots negative (section 3.2).
 
 P prediction slots, N ground truths, M matches. An assigner takes a finite cost [P, N] of one image
-and returns `Matches`. None of them asks which head or detector it serves.
+and returns `Matches`; a matcher takes the cost function and the predictions of a batch. None of
+them asks which head or detector it serves.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from onenet.structures import Matches
+from onenet.costs import MatchingCost
+from onenet.ops.tiled_argmin import cheapest_slots
+from onenet.structures import HeadOutput, Matches, Target
 
 Assigner = Callable[[Tensor], Matches]
+Matcher = Callable[[MatchingCost, HeadOutput, Sequence[Target]], list[Matches]]
 
 
 def min_cost(cost: Tensor, conflict: str = "keep") -> Matches:
@@ -20,7 +25,7 @@ def min_cost(cost: Tensor, conflict: str = "keep") -> Matches:
 
     Equal costs: the lower slot index wins, then the lower object index. [P, N] -> M <= N matches,
     in the order of the objects. `conflict`: see `settle`. Training takes the same answer from
-    `matchers.match_cheapest`.
+    `match_cheapest`, for a batch.
     """
     lowest, pred_idx = cost.min(dim=0)
     return settle(pred_idx, late_objects(lowest, pred_idx), conflict, lowest, lambda: cost)
@@ -87,3 +92,41 @@ def hungarian(cost: Tensor) -> Matches:
         torch.as_tensor(gt_idx[order], device=device),
         min_cost(cost).conflicts,
     )
+
+
+def make_matcher(name: str, conflict: str) -> Matcher:
+    """`name`: `min_cost` or `hungarian`; `conflict` matters to the former only."""
+    if name == "hungarian":
+        return partial(match_each, hungarian)
+    return partial(match_cheapest, conflict)
+
+
+def match_each(
+    assigner: Assigner, cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
+) -> list[Matches]:
+    """Hands the assigner the whole cost [P, N] of one image after the other."""
+    return [assigner(cost(output, image, target)) for image, target in enumerate(targets)]
+
+
+@torch.no_grad()
+def match_cheapest(
+    conflict: str, cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
+) -> list[Matches]:
+    """`assigners.min_cost` of every image.
+
+    On a processor a cost that is not finite raises FloatingPointError, which names it. On a GPU
+    that would have to be waited for: the loss is not finite either then.
+    """
+    counts = [len(target.gt_labels) for target in targets]
+    lowest, pred_idx = cheapest_slots(cost, output, targets)
+    if lowest.device.type == "cpu" and not lowest.isfinite().all():
+        match_each(min_cost, cost, output, targets)  # raises
+    slots = output.boxes_xyxy.shape[1]
+    first = torch.arange(0, slots * len(counts), slots).repeat_interleave(torch.tensor(counts))
+    late = late_objects(lowest, pred_idx + first.to(pred_idx.device, non_blocking=True))
+    of_images = (part.split(counts) for part in (lowest, pred_idx, late))
+    matches = []
+    for image, (lowest, pred_idx, late) in enumerate(zip(*of_images, strict=True)):
+        whole_cost = partial(cost, output, image, targets[image])
+        matches.append(settle(pred_idx, late, conflict, lowest, whole_cost))
+    return matches

@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from onenet import checkpoint, costs, losses
+from onenet.assigners import make_matcher
 from onenet.assignments import Observer
 from onenet.backbones import make_backbone
 from onenet.config import Config
@@ -17,7 +18,6 @@ from onenet.detectors import DETECTORS
 from onenet.errors import UserError
 from onenet.identity import EvalSpec, default_evaluation
 from onenet.losses import DetectionLoss, Loss
-from onenet.matchers import make_matcher
 from onenet.necks import make_neck
 from onenet.optim import Schedule, make_optimizer
 from onenet.runs import RunFolder

@@ -8,8 +8,8 @@ from torch import nn
 
 from onenet.backbones import normalize
 from onenet.data.loading import Batch, DetectionDataset, evaluation_batches
-from onenet.fusion import for_inference
-from onenet.inference import nms_keep, top_k
+from onenet.ops.fusion import for_inference
+from onenet.postprocess import nms_keep, top_k
 from onenet.scoring import MAX_DETECTIONS, Predictions
 from onenet.structures import unpadded_sizes
 from onenet.system.distributed import ALONE, World

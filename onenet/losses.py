@@ -10,11 +10,10 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from onenet.assigners import late_objects
+from onenet.assigners import Matcher, late_objects
 from onenet.boxes import iou_and_giou
 from onenet.costs import MatchingCost, normalized
-from onenet.focal import focal_loss
-from onenet.matchers import Matcher
+from onenet.ops.focal import focal_loss
 from onenet.structures import HeadOutput, Matches, Target
 
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-STRIDE = 4
 TAPS = 9  # kernel positions of a 3×3 convolution
 
 

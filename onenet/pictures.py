@@ -16,7 +16,7 @@ from onenet.data.augment import ImageSize
 from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset, collate
 from onenet.identity import default_evaluation
-from onenet.inference import nms_keep, top_k
+from onenet.postprocess import nms_keep, top_k
 from onenet.structures import Detections, HeadOutput, unpadded_sizes
 from onenet.system.files import write_json
 

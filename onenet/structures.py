@@ -12,6 +12,8 @@ from torch import Tensor
 
 from onenet.boxes import ltrb_to_xyxy
 
+STRIDE = 4  # pixels from one grid point to the next (section 4)
+
 
 @dataclass(frozen=True)
 class Target:

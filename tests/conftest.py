@@ -13,7 +13,7 @@ from torch import Tensor
 from onenet.boxes import grid_points
 from onenet.data.annotations import Annotations
 from onenet.evaluate import NMS_IOUS
-from onenet.inference import nms_keep
+from onenet.postprocess import nms_keep
 from onenet.scoring import Predictions
 from onenet.structures import Detections, HeadOutput, Target
 

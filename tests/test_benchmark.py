@@ -12,9 +12,9 @@ from analysis import benchmark
 from analysis.benchmarks import plain, training
 from analysis.benchmarks.scenes import scene
 from analysis.benchmarks.timing import Curve, Row, least_seconds, peak_bytes
+from onenet.assigners import make_matcher
 from onenet.costs import MatchingCost
 from onenet.losses import DetectionLoss
-from onenet.matchers import make_matcher
 from onenet.structures import HeadOutput
 
 SMALL = {"map_hw": (16, 24), "classes": 5}

@@ -19,8 +19,8 @@ from onenet.detectors.centernet.gaussians import gaussian_kernels, gaussian_radi
 from onenet.detectors.centernet.loss import CenterNetLoss, penalty_reduced_focal_loss
 from onenet.detectors.centernet.output import CenterOutput
 from onenet.detectors.centernet.targets import Heatmap, center_targets, draw_heatmap
-from onenet.inference import top_k
 from onenet.necks import NECKS, make_neck
+from onenet.postprocess import top_k
 from onenet.structures import Target
 from tests.conftest import make_target, random_target, seeded
 from tests.test_costs import log_one_plus_exp, sigmoid

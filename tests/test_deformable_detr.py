@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from onenet.assigners import make_matcher
 from onenet.backbones import make_backbone
 from onenet.costs import MatchingCost
 from onenet.detectors.deformable_detr import DeformableDETR
@@ -24,7 +25,6 @@ from onenet.detectors.deformable_detr.position import sine_encoding
 from onenet.detectors.deformable_detr.proposals import REJECTED, Proposals, base_proposals
 from onenet.detectors.deformable_detr.pyramid import MaskedGroupNorm, MultiScaleMaps
 from onenet.losses import DetectionLoss
-from onenet.matchers import make_matcher
 from onenet.structures import HeadOutput
 from tests.conftest import make_target, random_target, seeded
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
-from onenet import focal
-from onenet.focal import focal_loss
+from onenet.ops import focal
+from onenet.ops.focal import focal_loss
 from tests.conftest import seeded
 
 SHAPE = (2, 15, 4)

@@ -14,8 +14,8 @@ from onenet.data.augment import ImageSize
 from onenet.data.loading import DetectionDataset
 from onenet.detectors.onenet import OneNet
 from onenet.evaluate import predict
-from onenet.fusion import FusedConv, for_inference, fused
 from onenet.necks import NECKS
+from onenet.ops.fusion import FusedConv, for_inference, fused
 from tests.conftest import Pictures, make_annotations, seeded
 
 SHAPES = [(2, 64, 96), (2, 64, 96), (1, 96, 64), (2, 64, 96), (1, 32, 32), (1, 32, 32), (1, 32, 32)]

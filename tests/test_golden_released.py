@@ -18,12 +18,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from onenet.assigners import make_matcher
 from onenet.backbones import make_backbone
 from onenet.boxes import grid_points
 from onenet.costs import CostWeights, MatchingCost, all_pairs, focal_cost
 from onenet.detectors.onenet import OneNet
 from onenet.losses import DetectionLoss, LossWeights
-from onenet.matchers import make_matcher
 from onenet.necks import make_neck
 from onenet.structures import HeadOutput, Target
 

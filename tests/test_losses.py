@@ -10,10 +10,9 @@ import pytest
 import torch
 import torchvision
 
-from onenet.assigners import hungarian, min_cost
+from onenet.assigners import hungarian, make_matcher, match_each, min_cost
 from onenet.costs import CostWeights, MatchingCost
 from onenet.losses import DetectionLoss, LossWeights
-from onenet.matchers import make_matcher, match_each
 from onenet.structures import HeadOutput, Matches
 from tests.conftest import make_target, random_output, random_target, seeded
 from tests.test_boxes import scalar_iou_and_giou

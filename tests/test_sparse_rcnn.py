@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from onenet.assigners import make_matcher
 from onenet.backbones import make_backbone
 from onenet.costs import MatchingCost
 from onenet.detectors.sparse_rcnn import SparseRCNN
@@ -18,7 +19,6 @@ from onenet.detectors.sparse_rcnn.box_coder import FARTHEST, MAX_LOG_SCALE, appl
 from onenet.detectors.sparse_rcnn.pyramid import Pyramid, assign_levels, pyramid_roi_align
 from onenet.detectors.sparse_rcnn.stage import DynamicInteraction
 from onenet.losses import DetectionLoss
-from onenet.matchers import make_matcher
 from tests.conftest import make_target, random_boxes, random_target, seeded
 
 K, N = 5, 12

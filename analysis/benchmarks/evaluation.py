@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from analysis.benchmarks.timing import Row, least_seconds
 from onenet.data.annotations import Annotations
-from onenet.inference import nms_keep
+from onenet.postprocess import nms_keep
 from onenet.scoring import MAX_DETECTIONS, Predictions, Scorer, without_collection
 from onenet.structures import Detections
 

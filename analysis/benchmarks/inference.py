@@ -18,8 +18,8 @@ from onenet.config import compose
 from onenet.data.loading import pad_to_multiple
 from onenet.detectors import DETECTORS
 from onenet.expansion import expand
-from onenet.fusion import for_inference
-from onenet.inference import nms_keep, top_k
+from onenet.ops.fusion import for_inference
+from onenet.postprocess import nms_keep, top_k
 
 CLASSES = 80
 ROUNDS = 5  # in each of which all networks are measured

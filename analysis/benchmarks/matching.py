@@ -5,9 +5,9 @@ import torch
 from analysis.benchmarks import plain
 from analysis.benchmarks.scenes import MAP_HW, scene
 from analysis.benchmarks.timing import Curve, Row, least_seconds, peak_bytes
+from onenet.assigners import make_matcher
 from onenet.costs import MatchingCost
-from onenet.focal import focal_loss
-from onenet.matchers import make_matcher
+from onenet.ops.focal import focal_loss
 from onenet.structures import HeadOutput, Target
 
 BATCH, MIB, MS = 8, 2**20, 1000

@@ -18,11 +18,11 @@ from analysis.benchmarks import plain
 from analysis.benchmarks.scenes import STRIDE, scene
 from analysis.benchmarks.timing import Row
 from onenet import build
+from onenet.assigners import make_matcher
 from onenet.backbones import make_backbone
 from onenet.costs import MatchingCost
 from onenet.detectors.onenet import OneNet
 from onenet.losses import DetectionLoss
-from onenet.matchers import make_matcher
 from onenet.necks import make_neck
 from onenet.optim import make_optimizer
 from onenet.structures import HeadOutput, Target

@@ -3,8 +3,7 @@
 from torch import Tensor, nn
 
 from onenet.heads import CascadeHead
-from onenet.necks import STRIDE
-from onenet.structures import HeadOutput, UndecodedOutput
+from onenet.structures import STRIDE, HeadOutput, UndecodedOutput
 
 
 class OneNet(nn.Module):

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from onenet.detectors.centernet.output import CenterOutput
 from onenet.detectors.centernet.targets import Heatmap, center_targets, draw_heatmap
-from onenet.focal import focal_loss
-from onenet.necks import STRIDE
-from onenet.structures import Matches, Target
+from onenet.ops.focal import focal_loss
+from onenet.structures import STRIDE, Matches, Target
 
 
 def penalty_reduced_focal_loss(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from onenet.boxes import grid_points
 from onenet.detectors.centernet.loss import CenterNetLoss
 from onenet.detectors.centernet.output import CenterOutput
-from onenet.necks import STRIDE
+from onenet.structures import STRIDE
 
 
 class CenterNet(nn.Module):

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from onenet.necks import STRIDE
+from onenet.structures import STRIDE
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from torch import Tensor
 from onenet.assigners import late_objects
 from onenet.detectors.centernet.gaussians import gaussian_kernels, gaussian_radius
 from onenet.losses import crowded
-from onenet.necks import STRIDE
-from onenet.structures import Target
+from onenet.structures import STRIDE, Target
 
 
 @dataclass(frozen=True)

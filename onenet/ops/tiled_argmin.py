@@ -1,4 +1,7 @@
-"""From predictions to positive samples: the cheapest slot of every object, without all the costs.
+"""The cheapest slot of every object, without all the costs.
+
+Equals `cost(output, image, target).min(dim=0)` of every image, to the last digit and with the same
+choice between equal costs (tests/test_tiled_argmin.py).
 
 B images, P prediction slots, N ground truths of an image, M of the batch; a tile is a run of TILE
 consecutive slots, T of them in an image.
@@ -7,66 +10,24 @@ Minimum Cost Assignment needs the column minima of the cost [P, N] and nothing e
 and where there are few pairs, the batch's costs are computed as one [M, P], of the objects' classes
 only, and without waiting for the device. On a processor with many pairs (COCO: 27,000 slots) they
 are searched by branch and bound: the ranges of what a tile predicts bound its costs from below, and
-only tiles that can hold a minimum are looked into. Both give exactly the indices of
-`assigners.min_cost` on the whole matrix; each pair's cost is computed by the same operations.
+only tiles that can hold a minimum are looked into. Either way each pair's cost is computed by the
+same operations as in the whole matrix.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from onenet.assigners import Assigner, hungarian, late_objects, min_cost, settle
 from onenet.costs import MatchingCost, Pairs, normalized
-from onenet.structures import HeadOutput, Matches, Target
+from onenet.structures import HeadOutput, Target
 
 TILE = 16
 FEW_PAIRS = 120_000  # of a batch, up to which looking at all of them is faster
 AT_ONCE = 1 << 24  # pairs of which the costs are in memory at a time
 IN_CACHE = 1 << 16  # the same, for the search
 ROUNDING = 1e-4  # relative to a bound; a hundred times what float32 can be off
-
-Matcher = Callable[[MatchingCost, HeadOutput, Sequence[Target]], list[Matches]]
-
-
-def make_matcher(name: str, conflict: str) -> Matcher:
-    """`name`: `min_cost` or `hungarian`; `conflict` matters to the former only."""
-    if name == "hungarian":
-        return partial(match_each, hungarian)
-    return partial(match_cheapest, conflict)
-
-
-def match_each(
-    assigner: Assigner, cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
-) -> list[Matches]:
-    """Hands the assigner the whole cost [P, N] of one image after the other."""
-    return [assigner(cost(output, image, target)) for image, target in enumerate(targets)]
-
-
-@torch.no_grad()
-def match_cheapest(
-    conflict: str, cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
-) -> list[Matches]:
-    """`assigners.min_cost` of every image.
-
-    On a processor a cost that is not finite raises FloatingPointError, which names it. On a GPU
-    that would have to be waited for: the loss is not finite either then.
-    """
-    counts = [len(target.gt_labels) for target in targets]
-    lowest, pred_idx = cheapest_slots(cost, output, targets)
-    if lowest.device.type == "cpu" and not lowest.isfinite().all():
-        match_each(min_cost, cost, output, targets)  # raises
-    slots = output.boxes_xyxy.shape[1]
-    first = torch.arange(0, slots * len(counts), slots).repeat_interleave(torch.tensor(counts))
-    late = late_objects(lowest, pred_idx + first.to(pred_idx.device, non_blocking=True))
-    of_images = (part.split(counts) for part in (lowest, pred_idx, late))
-    matches = []
-    for image, (lowest, pred_idx, late) in enumerate(zip(*of_images, strict=True)):
-        whole_cost = partial(cost, output, image, targets[image])
-        matches.append(settle(pred_idx, late, conflict, lowest, whole_cost))
-    return matches
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """From dense predictions to detections: the best pairs against a loop, NMS against plain Python.
 
-Run: pytest tests/test_inference.py
+Run: pytest tests/test_postprocess.py
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ import torch
 from torchvision.ops import box_iou
 
 from onenet.boxes import grid_points
-from onenet.inference import nms_keep, only_peaks, top_k
+from onenet.postprocess import nms_keep, only_peaks, top_k
 from onenet.structures import Detections, HeadOutput, UndecodedOutput
 from tests.conftest import random_boxes, random_output, seeded
 from tests.test_boxes import scalar_iou_and_giou

@@ -1,6 +1,6 @@
 """The batch's matching against the assigners on the whole cost: the same indices, ties included.
 
-Run: pytest tests/test_matchers.py
+Run: pytest tests/test_tiled_argmin.py
 """
 
 from dataclasses import replace
@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from onenet import matchers
-from onenet.assigners import hungarian, min_cost
+from onenet.assigners import hungarian, make_matcher, min_cost
 from onenet.boxes import grid_points
 from onenet.costs import CostWeights, MatchingCost
-from onenet.matchers import cheapest_slots, make_matcher
+from onenet.ops import tiled_argmin
+from onenet.ops.tiled_argmin import cheapest_slots
 from onenet.structures import HeadOutput, Target
 from tests.conftest import make_target, random_boxes, random_output, random_target, seeded
 
@@ -33,11 +33,11 @@ WAYS = {"look at all": 1 << 60, "a few at a time": 1 << 60, "search": -1}
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
     """How the cheapest slots are found, whatever the number of pairs."""
-    monkeypatch.setattr(matchers, "FEW_PAIRS", WAYS[request.param])
+    monkeypatch.setattr(tiled_argmin, "FEW_PAIRS", WAYS[request.param])
     if request.param == "a few at a time":
-        monkeypatch.setattr(matchers, "AT_ONCE", 1)
+        monkeypatch.setattr(tiled_argmin, "AT_ONCE", 1)
     if request.param == "search":
-        monkeypatch.setattr(matchers, "IN_CACHE", 3 * matchers.TILE)
+        monkeypatch.setattr(tiled_argmin, "IN_CACHE", 3 * tiled_argmin.TILE)
 
 
 def equals_the_whole_cost(cost: MatchingCost, output: HeadOutput, targets: list[Target]) -> None:
@@ -81,7 +81,7 @@ def test_maps_of_odd_sizes(name, grid_hw, way):
 def test_the_first_of_equal_slots_wins(name, way):
     """Few different predictions, many times over, in any order; a multiple of the tile."""
     few = on_a_grid(1, seeded(), (2, 3))
-    which = torch.randint(6, (8 * matchers.TILE,), generator=seeded(1))
+    which = torch.randint(6, (8 * tiled_argmin.TILE,), generator=seeded(1))
     output = HeadOutput(few.class_logits[:, which], few.boxes_xyxy[:, which], few.points_xy[which])
     target = random_target(9, 7, (24, 40), seeded(2))
     equals_the_whole_cost(COSTS[name], output, [target])
@@ -129,7 +129,7 @@ def test_memory_orders_and_half_precision(way):
 
 
 def test_the_search_looks_at_a_fraction_of_the_pairs(monkeypatch):
-    monkeypatch.setattr(matchers, "FEW_PAIRS", -1)
+    monkeypatch.setattr(tiled_argmin, "FEW_PAIRS", -1)
     seen = []
     of = MatchingCost.of
     monkeypatch.setattr(
