@@ -7,6 +7,7 @@ from pathlib import Path
 
 from analysis.formats import Block
 from onenet.config import Config
+from onenet.data.sizes import ImageSize
 from onenet.errors import UserError
 from onenet.identity import EvalSpec
 from onenet.system.files import read_json, write_json
@@ -58,7 +59,7 @@ def network_of(config: Config, spec: EvalSpec) -> Network:
         channels=config.neck.channels,
         heads=config.heads,
         infer_heads=spec.infer_heads,
-        size=f"{spec.short}x{int(spec.short * spec.ratio + 1e-6)}",
+        size=f"{spec.short}x{ImageSize(spec.short, spec.ratio).longest}",
     )
 
 

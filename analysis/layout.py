@@ -6,6 +6,7 @@ from pathlib import Path
 from analysis.formats import Block, Sheet
 from analysis.rows import Comparison, Row, Stat, elsewhere, evaluator, why_missing
 from onenet.config import Config
+from onenet.data.sizes import ImageSize
 from onenet.detectors import DETECTORS
 from onenet.expansion import Cell
 from onenet.identity import RECIPE
@@ -226,4 +227,4 @@ def _count(row: Row) -> str:
 
 def _size(short: int, ratio: float) -> str:
     """As the paper writes it: shortest side, longest at most."""
-    return f"({short}, {int(short * ratio + 1e-6)})"
+    return f"({short}, {ImageSize(short, ratio).longest})"

@@ -16,9 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from analysis.formats import Block, Sheet, markdown
-from onenet.backbones import make_backbone
+from onenet.detectors.backbones import make_backbone
+from onenet.detectors.necks import NECKS
 from onenet.detectors.onenet import OneNet
-from onenet.necks import NECKS
 
 BACKBONES = ("resnet18", "resnet50", "resnet101")
 SIZE_HW = (512, 864)

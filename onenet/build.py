@@ -9,16 +9,17 @@ from torch.optim import AdamW
 from onenet import checkpoint, costs, losses
 from onenet.assigners import make_matcher
 from onenet.assignments import Observer
-from onenet.backbones import make_backbone
 from onenet.config import Config
-from onenet.data.augment import Augmentation, ImageSize
+from onenet.data.augment import Augmentation
 from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset
+from onenet.data.sizes import ImageSize
 from onenet.detectors import DETECTORS
+from onenet.detectors.backbones import make_backbone
+from onenet.detectors.necks import make_neck
 from onenet.errors import UserError
 from onenet.identity import EvalSpec, default_evaluation
 from onenet.losses import DetectionLoss, Loss
-from onenet.necks import make_neck
 from onenet.optim import Schedule, make_optimizer
 from onenet.runs import RunFolder
 from onenet.scoring import Scorer

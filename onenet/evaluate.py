@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from onenet.backbones import normalize
 from onenet.data.loading import Batch, DetectionDataset, evaluation_batches
+from onenet.data.normalization import normalize
 from onenet.ops.fusion import for_inference
 from onenet.postprocess import nms_keep, top_k
 from onenet.scoring import MAX_DETECTIONS, Predictions

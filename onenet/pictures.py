@@ -10,11 +10,11 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from onenet import build
-from onenet.backbones import normalize
 from onenet.config import Config
-from onenet.data.augment import ImageSize
 from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset, collate
+from onenet.data.normalization import normalize
+from onenet.data.sizes import ImageSize
 from onenet.identity import default_evaluation
 from onenet.postprocess import nms_keep, top_k
 from onenet.structures import Detections, HeadOutput, unpadded_sizes

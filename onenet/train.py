@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from onenet.backbones import normalize
 from onenet.data.loading import Batch
+from onenet.data.normalization import normalize
 from onenet.losses import Loss
 from onenet.optim import Schedule
 from onenet.stopwatch import Stopwatch

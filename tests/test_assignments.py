@@ -12,10 +12,10 @@ import torch
 
 from onenet import build
 from onenet.assignments import IMAGES, NAME, REPLAYED, TERMS
-from onenet.backbones import normalize
 from onenet.costs import center_cost, focal_cost, giou_cost, iou_cost, l1_cost
 from onenet.data.images import BadImage
 from onenet.data.loading import collate
+from onenet.data.normalization import normalize
 from onenet.data.sources import open_split
 from onenet.detectors import DETECTORS
 from onenet.evaluate import predict

@@ -11,15 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from onenet.backbones import make_backbone
 from onenet.boxes import grid_points, iou_and_giou
 from onenet.detectors import DETECTORS
-from onenet.detectors.centernet import CenterNet
-from onenet.detectors.centernet.gaussians import gaussian_kernels, gaussian_radius
+from onenet.detectors.backbones import make_backbone
 from onenet.detectors.centernet.loss import CenterNetLoss, penalty_reduced_focal_loss
+from onenet.detectors.centernet.model import CenterNet
 from onenet.detectors.centernet.output import CenterOutput
-from onenet.detectors.centernet.targets import Heatmap, center_targets, draw_heatmap
-from onenet.necks import NECKS, make_neck
+from onenet.detectors.centernet.targets import (
+    Heatmap,
+    center_targets,
+    draw_heatmap,
+    gaussian_kernels,
+    gaussian_radius,
+)
+from onenet.detectors.necks import NECKS, make_neck
 from onenet.postprocess import top_k
 from onenet.structures import Target
 from tests.conftest import make_target, random_target, seeded

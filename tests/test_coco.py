@@ -13,10 +13,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from onenet.data.augment import ImageSize
 from onenet.data.coco import read_coco
 from onenet.data.images import BadImage
 from onenet.data.loading import DetectionDataset, collate, evaluation_batches
+from onenet.data.sizes import ImageSize
 from onenet.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"

@@ -11,19 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from onenet.assigners import make_matcher
-from onenet.backbones import make_backbone
 from onenet.costs import MatchingCost
-from onenet.detectors.deformable_detr import DeformableDETR
+from onenet.detectors.backbones import make_backbone
 from onenet.detectors.deformable_detr.attention import (
+    LevelGeometry,
     MultiScaleDeformableAttention,
     deformable_sampling,
+    sine_encoding,
 )
-from onenet.detectors.deformable_detr.decoder import LearnedQueries, PredictionHead
-from onenet.detectors.deformable_detr.encoder import Encoder
-from onenet.detectors.deformable_detr.geometry import LevelGeometry
-from onenet.detectors.deformable_detr.position import sine_encoding
-from onenet.detectors.deformable_detr.proposals import REJECTED, Proposals, base_proposals
-from onenet.detectors.deformable_detr.pyramid import MaskedGroupNorm, MultiScaleMaps
+from onenet.detectors.deformable_detr.model import (
+    REJECTED,
+    DeformableDETR,
+    MaskedGroupNorm,
+    MultiScaleMaps,
+    Proposals,
+    base_proposals,
+)
+from onenet.detectors.deformable_detr.transformer import Encoder, LearnedQueries, PredictionHead
 from onenet.losses import DetectionLoss
 from onenet.structures import HeadOutput
 from tests.conftest import make_target, random_target, seeded

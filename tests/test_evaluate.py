@@ -11,9 +11,9 @@ from torch import nn
 
 from onenet import evaluate, results
 from onenet.config import compose
-from onenet.data.augment import ImageSize
 from onenet.data.images import BadImage
 from onenet.data.loading import DetectionDataset
+from onenet.data.sizes import ImageSize
 from onenet.errors import UserError
 from onenet.evaluate import predict
 from onenet.identity import requested_evaluation, run_id

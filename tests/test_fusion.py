@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onenet.backbones import TIMM_NAMES, make_backbone, timm
-from onenet.data.augment import ImageSize
 from onenet.data.loading import DetectionDataset
+from onenet.data.sizes import ImageSize
+from onenet.detectors.backbones import TIMM_NAMES, make_backbone, timm
+from onenet.detectors.necks import NECKS
 from onenet.detectors.onenet import OneNet
 from onenet.evaluate import predict
-from onenet.necks import NECKS
 from onenet.ops.fusion import FusedConv, for_inference, fused
 from tests.conftest import Pictures, make_annotations, seeded
 

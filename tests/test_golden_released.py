@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from onenet.assigners import make_matcher
-from onenet.backbones import make_backbone
 from onenet.boxes import grid_points
 from onenet.costs import CostWeights, MatchingCost, all_pairs, focal_cost
+from onenet.detectors.backbones import make_backbone
+from onenet.detectors.necks import make_neck
 from onenet.detectors.onenet import OneNet
 from onenet.losses import DetectionLoss, LossWeights
-from onenet.necks import make_neck
 from onenet.structures import HeadOutput, Target
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onenet import backbones
-from onenet.backbones import TIMM_NAMES, make_backbone, normalize, timm
 from onenet.boxes import grid_points, ltrb_to_xyxy
+from onenet.data.normalization import normalize
+from onenet.detectors import backbones
+from onenet.detectors.backbones import TIMM_NAMES, make_backbone, timm
+from onenet.detectors.necks import NECKS
 from onenet.detectors.onenet import OneNet
 from onenet.errors import UserError
 from onenet.heads import CascadeHead
-from onenet.necks import NECKS
 from tests.conftest import seeded
 
 C, K = 6, 3

@@ -15,24 +15,24 @@ import torch
 from PIL import Image, ImageOps
 
 from analysis.benchmarks.data import plain_batch
-from onenet.backbones import make_backbone, normalize
-from onenet.data.augment import Augmentation, ImageSize, View, draw_view, whole_view
+from onenet.data.augment import Augmentation, View, draw_view, whole_view
 from onenet.data.images import BadImage, DrawnImages, ImageFiles
 from onenet.data.loading import (
-    PADDING_RGB,
     PILLOW_PIXELS,
     DetectionDataset,
     collate,
     evaluation_batches,
-    pad_to_multiple,
     resample,
     training_batches,
 )
+from onenet.data.normalization import PADDING_RGB, normalize
 from onenet.data.order import training_order
 from onenet.data.shapes import ShapesConfig, make_annotations
+from onenet.data.sizes import ImageSize, pad_to_multiple
+from onenet.detectors.backbones import make_backbone
+from onenet.detectors.necks import FPN
 from onenet.detectors.onenet import OneNet
 from onenet.evaluate import predict
-from onenet.necks import FPN
 from onenet.structures import HeadOutput
 from tests import conftest
 from tests.conftest import Pictures, make_target

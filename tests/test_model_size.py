@@ -12,9 +12,9 @@ import torch
 
 from analysis import model_size
 from analysis.model_size import RELEASED, SIZE_HW, measure
-from onenet.backbones import make_backbone
+from onenet.detectors.backbones import make_backbone
+from onenet.detectors.necks import NECKS
 from onenet.detectors.onenet import OneNet
-from onenet.necks import NECKS
 
 
 @pytest.mark.parametrize(("backbone", "neck"), RELEASED)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onenet.necks import FPN, NECKS, TAPS, ModulatedDeformConv, make_neck
+from onenet.detectors.necks import FPN, NECKS, TAPS, ModulatedDeformConv, make_neck
 from tests.conftest import seeded
 
 CHANNELS = (3, 5, 7, 9)

@@ -12,12 +12,16 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from onenet.assigners import make_matcher
-from onenet.backbones import make_backbone
 from onenet.costs import MatchingCost
-from onenet.detectors.sparse_rcnn import SparseRCNN
-from onenet.detectors.sparse_rcnn.box_coder import FARTHEST, MAX_LOG_SCALE, apply_deltas
+from onenet.detectors.backbones import make_backbone
+from onenet.detectors.sparse_rcnn.model import SparseRCNN
 from onenet.detectors.sparse_rcnn.pyramid import Pyramid, assign_levels, pyramid_roi_align
-from onenet.detectors.sparse_rcnn.stage import DynamicInteraction
+from onenet.detectors.sparse_rcnn.stage import (
+    FARTHEST,
+    MAX_LOG_SCALE,
+    DynamicInteraction,
+    apply_deltas,
+)
 from onenet.losses import DetectionLoss
 from tests.conftest import make_target, random_boxes, random_target, seeded
 

@@ -12,8 +12,9 @@ from torch import nan, nn
 
 from onenet import build, checkpoint
 from onenet.config import Config, compose
-from onenet.data.augment import Augmentation, ImageSize
+from onenet.data.augment import Augmentation
 from onenet.data.loading import DetectionDataset, training_batches
+from onenet.data.sizes import ImageSize
 from onenet.data.sources import open_split
 from onenet.evaluate import predict
 from onenet.identity import requested_evaluation

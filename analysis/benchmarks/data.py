@@ -9,12 +9,13 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from analysis.benchmarks.timing import Row, least_seconds
-from onenet.backbones import PIXEL_MEAN, PIXEL_STD, normalize
-from onenet.data.augment import Augmentation, ImageSize, View
+from onenet.data.augment import Augmentation, View
 from onenet.data.coco import read_coco
 from onenet.data.images import ImageFiles
-from onenet.data.loading import SIZE_MULTIPLE, DetectionDataset, training_batches
+from onenet.data.loading import DetectionDataset, training_batches
+from onenet.data.normalization import PIXEL_MEAN, PIXEL_STD, normalize
 from onenet.data.order import Key, training_order
+from onenet.data.sizes import SIZE_MULTIPLE, ImageSize
 
 BATCH = 8
 SIZE = ImageSize(short=512, ratio=1.667)

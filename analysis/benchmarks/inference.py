@@ -13,9 +13,9 @@ from analysis.benchmarks.timing import Row, least_seconds
 from analysis.fps import Network, Speed, network_of
 from analysis.predicates import NETWORKS
 from onenet import build
-from onenet.backbones import normalize
 from onenet.config import compose
-from onenet.data.loading import pad_to_multiple
+from onenet.data.normalization import normalize
+from onenet.data.sizes import pad_to_multiple
 from onenet.detectors import DETECTORS
 from onenet.expansion import expand
 from onenet.ops.fusion import for_inference

@@ -19,11 +19,11 @@ from analysis.benchmarks.scenes import STRIDE, scene
 from analysis.benchmarks.timing import Row
 from onenet import build
 from onenet.assigners import make_matcher
-from onenet.backbones import make_backbone
 from onenet.costs import MatchingCost
+from onenet.detectors.backbones import make_backbone
+from onenet.detectors.necks import make_neck
 from onenet.detectors.onenet import OneNet
 from onenet.losses import DetectionLoss
-from onenet.necks import make_neck
 from onenet.optim import make_optimizer
 from onenet.structures import HeadOutput, Target
 from onenet.system.allocator import keep_freed_memory

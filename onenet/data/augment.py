@@ -4,28 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onenet.data.sizes import ImageSize
+
 # The random crop of DETR, as in OneNet's released code, in pixels of an image that is trained at a
 # shortest side of 512 or more: it is brought to one of these shortest sides, then sides of a length
 # within the range are cut out.
 CROP_FROM = (400, 500, 600)
 CROP_SIDE = (384, 600)
 SLIVER = 1e-3  # pixels of the image: what a crop leaves less of is no object
-
-
-@dataclass(frozen=True)
-class ImageSize:
-    """Shortest side `short` pixels, longest at most `short * ratio` (512 and 1.667: 512×853)."""
-
-    short: int
-    ratio: float
-
-    def of(self, size_hw: tuple[float, float], short: int | None = None) -> tuple[int, int]:
-        """(height, width) that an image gets; `short` (<= self.short) where it is jittered."""
-        height, width = size_hw
-        scale = (short or self.short) / min(height, width)
-        longest = int(self.short * self.ratio + 1e-6)  # whole pixels, in spite of rounding
-        scale = min(scale, longest / max(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 @dataclass(frozen=True)

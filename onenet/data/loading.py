@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
-from onenet.data.augment import Augmentation, ImageSize, View, draw_view, whole_view
+from onenet.data.augment import Augmentation, View, draw_view, whole_view
 from onenet.data.images import BadImage, ImageSource
+from onenet.data.normalization import PADDING_RGB
 from onenet.data.order import Key, pieces, training_order
+from onenet.data.sizes import ImageSize, pad_to_multiple
 from onenet.errors import UserError
 from onenet.structures import Target
 from onenet.system.signals import SIGNALS
 
-SIZE_MULTIPLE = 32  # the coarsest stride: padded sizes are multiples of it
 PILLOW_PIXELS = 256 * 256  # of an image: up to so many Pillow resizes it
-PADDING_RGB = (124, 116, 104)  # ImageNet's mean: 0 once normalized
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,6 @@ class Share:
 
     images: list[Key]
     batch: list[Key]  # all of it: the padded size is that of its largest image
-
-
-def pad_to_multiple(size_hw: tuple[int, int]) -> tuple[int, int]:
-    height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in size_hw)
-    return height, width
 
 
 class DetectionDataset(Dataset):

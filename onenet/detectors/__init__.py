@@ -24,8 +24,8 @@ class Detector:
 MATCHED = ("cost", "assigner", "loss")
 DETECTORS = {
     "onenet": Detector("onenet:OneNet", (*MATCHED, "location", "neck", "head", "heads")),
-    "centernet": Detector("centernet:CenterNet", ("neck",), peaks=True),
-    "deformable_detr": Detector("deformable_detr:DeformableDETR", MATCHED),
-    "sparse_rcnn": Detector("sparse_rcnn:SparseRCNN", MATCHED),
+    "centernet": Detector("centernet.model:CenterNet", ("neck",), peaks=True),
+    "deformable_detr": Detector("deformable_detr.model:DeformableDETR", MATCHED),
+    "sparse_rcnn": Detector("sparse_rcnn.model:SparseRCNN", MATCHED),
 }
 SELECTIVE = frozenset(key for detector in DETECTORS.values() for key in detector.reads)

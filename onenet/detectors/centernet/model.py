@@ -18,9 +18,9 @@ from onenet.structures import STRIDE
 class CenterNet(nn.Module):
     """From images to a heatmap of centres, and a size and an offset at every cell.
 
-    `neck`: of onenet.necks. `width`: channels inside each head. `prior`: the score, in (0, 1), that
-    every cell gives every class at the start (as in RetinaNet). All else starts as PyTorch does it.
-    `loss` is what trains it, with Gaussians by `min_overlap`: it is not matched.
+    `neck`: of detectors.necks. `width`: channels inside each head. `prior`: the score, in (0, 1),
+    that every cell gives every class at the start (as in RetinaNet). All else starts as PyTorch
+    does it. `loss` is what trains it, with Gaussians by `min_overlap`: it is not matched.
     """
 
     def __init__(

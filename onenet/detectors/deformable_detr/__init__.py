@@ -1,5 +1,1 @@
 """Deformable DETR (Zhu et al., 2021, arXiv 2010.04159): a sparse detector that needs no NMS."""
-
-from onenet.detectors.deformable_detr.model import DeformableDETR
-
-__all__ = ["DeformableDETR"]

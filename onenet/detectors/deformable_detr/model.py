@@ -1,23 +1,36 @@
-"""Deformable DETR as a whole: backbone, multi-scale maps, encoder, queries, decoder (Figure 1).
+"""Deformable DETR as a whole (Figure 1): backbone, multi-scale maps (section 4.1, appendix A.2),
+encoder, queries, which in the two-stage variant the encoder proposes (appendix A.4), and decoder.
 
-B images, P predictions (queries), S positions of all levels, K classes, C channels.
+B images, L levels, P predictions (queries), Q queries, S positions of all levels, K classes,
+C channels. Boxes inside are normalized (cx, cy, w, h), shares of the unpadded image.
 """
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from onenet.detectors.deformable_detr.attention import MultiScaleDeformableAttention
-from onenet.detectors.deformable_detr.decoder import Decoder, LearnedQueries, PredictionHead
-from onenet.detectors.deformable_detr.encoder import Encoder
-from onenet.detectors.deformable_detr.geometry import LevelGeometry
-from onenet.detectors.deformable_detr.proposals import REJECTED, Proposals
-from onenet.detectors.deformable_detr.pyramid import MultiScaleMaps
+from onenet.detectors.deformable_detr.attention import (
+    LevelGeometry,
+    MultiScaleDeformableAttention,
+    sine_encoding,
+    valid_cells,
+)
+from onenet.detectors.deformable_detr.transformer import (
+    Decoder,
+    Encoder,
+    LearnedQueries,
+    PredictionHead,
+    Queries,
+)
 from onenet.structures import HeadOutput
 
 BACKBONE_STRIDES = (4, 8, 16, 32)
+BASE_SCALE = 0.05  # side of the finest level's proposals, as a share of the image
+BORDER = 0.01  # proposals of which a coordinate is nearer to 0 or 1 are not used
+REJECTED = -50.0  # class logit of what is not used
 
 
 class DeformableDETR(nn.Module):
@@ -158,3 +171,126 @@ def _check(
         )
     if two_stage and not refine:
         raise ValueError("two_stage needs refine=True")
+
+
+class MaskedGroupNorm(nn.GroupNorm):
+    """Group normalization over the cells of the image alone; padding becomes 0.
+
+    With the statistics of the padded map, as in the released code, an image's answer would depend
+    on the larger images of its batch.
+    """
+
+    def forward(self, maps: Tensor, valid: Tensor) -> Tensor:
+        """[B, C, H, W] and which cells are no padding [B, H, W] bool -> [B, C, H, W] float32."""
+        with torch.autocast(maps.device.type, enabled=False):
+            groups = maps.float().unflatten(1, (self.num_groups, -1))  # [B, G, C/G, H, W]
+            inside = valid[:, None, None].float()
+            every = (2, 3, 4)
+            count = inside.sum(every, keepdim=True) * groups.shape[2]
+            mean = (groups * inside).sum(every, keepdim=True) / count
+            centered = (groups - mean) * inside
+            variance = centered.square().sum(every, keepdim=True) / count
+            normed = (centered * (variance + self.eps).rsqrt()).flatten(1, 2)
+            scaled = normed * self.weight[:, None, None] + self.bias[:, None, None]
+            return scaled * inside[:, 0]
+
+
+class MultiScaleMaps(nn.Module):
+    """From the backbone's maps to L levels of C channels.
+
+    Levels start at the backbone's map of `finest_stride` pixels and double the stride. Those that
+    the backbone has are projected by 1×1 convolutions; the first coarser one is a 3×3 convolution
+    of stride 2 on the backbone's last map, each further one on the level before it. All end in a
+    group normalization.
+    """
+
+    def __init__(self, in_channels: Sequence[int], dim: int, levels: int, finest_stride: int):
+        super().__init__()
+        self.skipped = int(math.log2(finest_stride)) - 2  # backbone maps that are too fine
+        self.strides = [finest_stride * 2**level for level in range(levels)]
+        used = in_channels[self.skipped :]
+        self.laterals = nn.ModuleList(nn.Conv2d(c, dim, 1) for c in used)
+        widths = [used[-1]] + [dim] * levels
+        self.coarser = nn.ModuleList(
+            nn.Conv2d(c, dim, 3, stride=2, padding=1) for c in widths[: levels - len(used)]
+        )
+        self.norms = nn.ModuleList(MaskedGroupNorm(math.gcd(32, dim), dim) for _ in range(levels))
+        for conv in [*self.laterals, *self.coarser]:
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, maps: Sequence[Tensor], sizes_hw: Tensor) -> tuple[Tensor, LevelGeometry]:
+        """Maps of strides 4, 8, 16, 32, sizes [B, 2] pixels -> tokens [B, S, C] float32."""
+        maps = list(maps[self.skipped :])
+        levels = [
+            norm(conv(feature), self._valid(feature, stride, sizes_hw))
+            for conv, norm, feature, stride in zip(
+                self.laterals, self.norms, maps, self.strides, strict=False
+            )
+        ]
+        last = len(maps) - 1
+        below = maps[-1] * self._valid(maps[-1], self.strides[last], sizes_hw)[:, None]
+        for conv, norm, stride in zip(
+            self.coarser, self.norms[last + 1 :], self.strides[last + 1 :], strict=True
+        ):
+            feature = conv(below)
+            below = norm(feature, self._valid(feature, stride, sizes_hw))
+            levels.append(below)
+        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+        shapes_hw = [tuple(level.shape[-2:]) for level in levels]
+        return tokens, LevelGeometry(shapes_hw, self.strides, sizes_hw)
+
+    @staticmethod
+    def _valid(feature: Tensor, stride: int, sizes_hw: Tensor) -> Tensor:
+        return valid_cells(*feature.shape[-2:], stride, sizes_hw)
+
+
+def base_proposals(geometry: LevelGeometry) -> tuple[Tensor, Tensor]:
+    """A box around each position, 0.05 · 2^level of the image wide and high: [B, S, 4].
+    And which are used: [B, S] bool, false near the border, and so in padding."""
+    centers = geometry.reference_points
+    sides = [
+        centers.new_full((length, 2), BASE_SCALE * 2**level)
+        for level, length in enumerate(geometry.lengths)
+    ]
+    boxes = torch.cat([centers, torch.cat(sides).expand_as(centers)], dim=2)
+    usable = ((boxes > BORDER) & (boxes < 1 - BORDER)).all(dim=2)
+    return boxes, usable
+
+
+class Proposals(nn.Module):
+    """Predicts classes and a box at every position; the best become queries.
+
+    The released code trains one class here, foreground. This one tells the classes apart, so that
+    the loss is that of any other output, and ranks positions by their highest logit. Positions that
+    are not used have constant logits, far below any other, a constant box and no gradient.
+    """
+
+    def __init__(self, dim: int, queries: int):
+        super().__init__()
+        self.queries = queries
+        self.memory_projection = nn.Linear(dim, dim)
+        self.memory_norm = nn.LayerNorm(dim)
+        self.query_projection = nn.Linear(2 * dim, 2 * dim)
+        self.query_norm = nn.LayerNorm(2 * dim)
+
+    def forward(
+        self, memory: Tensor, geometry: LevelGeometry, head: PredictionHead
+    ) -> tuple[Tensor, Tensor, Queries]:
+        """memory [B, S, C] -> class logits [B, S, K], boxes [B, S, 4], and min(Q, S) queries whose
+        references are boxes, through which no gradient flows."""
+        starts, usable = base_proposals(geometry)
+        rejected = ~usable[..., None]
+        features = self.memory_norm(self.memory_projection(memory))
+        logits = head.class_logits(features).masked_fill(rejected, REJECTED)
+        boxes = head.boxes(features, starts).masked_fill(rejected, 0.5)
+        best = logits.detach().amax(dim=2).topk(min(self.queries, logits.shape[1]), dim=1).indices
+        references = boxes.detach().take_along_dim(best[..., None], dim=1)
+        queries = self._queries(references, usable.take_along_dim(best, dim=1))
+        return logits, boxes, queries
+
+    def _queries(self, references: Tensor, usable: Tensor) -> Queries:
+        encoding = sine_encoding(references, self.memory_norm.normalized_shape[0] // 2)
+        projected = self.query_norm(self.query_projection(encoding))
+        position, content = projected.chunk(2, dim=2)
+        return Queries(content, position, references, usable)

@@ -1,4 +1,5 @@
-"""One stage of the dynamic instance interactive head (section 3.2, Figures 3 and 4).
+"""One stage of the dynamic instance interactive head (section 3.2, Figures 3 and 4), and the box
+coder of R-CNN (arXiv 1311.2524, appendix C), by which it corrects its boxes.
 
 B images, N proposals, C channels of a proposal's feature, S = `pooled`, K classes.
 """
@@ -9,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onenet.detectors.sparse_rcnn.box_coder import apply_deltas
 from onenet.detectors.sparse_rcnn.pyramid import Pyramid, pyramid_roi_align
+
+CENTER_WEIGHT, SIZE_WEIGHT = 2.0, 1.0  # Sparse R-CNN's (2, 2, 1, 1)
+MAX_LOG_SCALE = math.log(100_000 / 16)  # of what one stage may multiply a side with
+FARTHEST = 1e6  # pixels; beyond it areas would overflow after a few stages
 
 
 class DynamicInteraction(nn.Module):
@@ -107,3 +111,17 @@ class Stage(nn.Module):
             class_logits = self.class_logits(class_feature.float())
             boxes_xyxy = apply_deltas(self.box_deltas(box_feature.float()), boxes_xyxy)
         return class_logits, boxes_xyxy, features
+
+
+def apply_deltas(deltas: Tensor, boxes_xyxy: Tensor) -> Tensor:
+    """Corrected boxes: float32 [..., 4] (dx, dy, dw, dh) and [..., 4] pixels -> [..., 4] pixels.
+
+    The centre moves by dx / 2 widths and dy / 2 heights. The sides are multiplied with exp(dw) and
+    exp(dh). The given boxes have x1 <= x2 and y1 <= y2, and so have the new ones.
+    """
+    low, high = boxes_xyxy.split(2, dim=-1)
+    side = high - low
+    shift, log_scale = deltas.split(2, dim=-1)
+    center = (low + high) / 2 + shift / CENTER_WEIGHT * side
+    half = (log_scale / SIZE_WEIGHT).clamp(max=MAX_LOG_SCALE).exp() * side / 2
+    return torch.cat([center - half, center + half], dim=-1).clamp(-FARTHEST, FARTHEST)

@@ -6,7 +6,6 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor, nn
 
@@ -21,21 +20,12 @@ from timm.layers import freeze_batch_norm_2d
 if hidden:
     del sys.modules["wandb"]
 
-PIXEL_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1
-PIXEL_STD = (0.229, 0.224, 0.225)
 TIMM_NAMES = {
     "tiny": "test_resnet",  # 0.4 M parameters, for proxies and tests
     "resnet18": "resnet18",
     "resnet50": "resnet50",
     "resnet101": "resnet101",
 }
-
-
-def normalize(images: Tensor) -> Tensor:
-    """uint8 RGB [..., 3, H, W] -> float32 with ImageNet's mean and deviation."""
-    mean = torch.tensor(PIXEL_MEAN, device=images.device)[:, None, None] * 255
-    std = torch.tensor(PIXEL_STD, device=images.device)[:, None, None] * 255
-    return images.float().sub_(mean).div_(std)
 
 
 def make_backbone(
