@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 from onenet import planned, search, search_sweep, summary, sweep
-from onenet.config import to_dict
+from onenet.config.compose import to_dict
 from onenet.errors import UserError
 from onenet.expansion import expand
 from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest

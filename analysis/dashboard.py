@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis.rows import command_of
 from analysis.tables import experiments
-from onenet.config import compose
+from onenet.config.compose import compose
 from onenet.errors import UserError
 from onenet.expansion import Cell, Experiment, expand
 from onenet.identity import default_evaluation

@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from analysis.rows import RECORDS, Comparison, Row, compare
-from onenet.config import Config
+from onenet.config.schema import Config
 from onenet.errors import UserError
 from onenet.expansion import Cell, NoRow, read_experiment
 from onenet.runs import RunFolder, identity, named

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from analysis.formats import Block
-from onenet.config import Config
+from onenet.config.schema import Config
 from onenet.data.sizes import ImageSize
 from onenet.errors import UserError
 from onenet.identity import EvalSpec

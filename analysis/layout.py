@@ -5,7 +5,7 @@ from pathlib import Path
 
 from analysis.formats import Block, Sheet
 from analysis.rows import Comparison, Row, Stat, elsewhere, evaluator, why_missing
-from onenet.config import Config
+from onenet.config.schema import Config
 from onenet.data.sizes import ImageSize
 from onenet.detectors import DETECTORS
 from onenet.expansion import Cell

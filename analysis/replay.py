@@ -31,7 +31,8 @@ from analysis.formats import Block, Sheet, markdown
 from analysis.tables import write
 from onenet import build
 from onenet.boxes import iou_and_giou
-from onenet.config import Config, compose
+from onenet.config.compose import compose
+from onenet.config.schema import Config
 from onenet.detectors import DETECTORS
 from onenet.errors import UserError
 from onenet.expansion import parse_axes

@@ -9,7 +9,7 @@ from torch.optim import AdamW
 from onenet import checkpoint, costs, losses
 from onenet.assigners import make_matcher
 from onenet.assignments import Observer
-from onenet.config import Config
+from onenet.config.schema import Config
 from onenet.data.augment import Augmentation
 from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset

@@ -3,7 +3,7 @@
 from pathlib import Path
 from statistics import median
 
-from onenet.config import Config
+from onenet.config.schema import Config
 from onenet.system.files import read_json
 
 Kind = tuple  # what makes runs comparable

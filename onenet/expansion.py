@@ -14,7 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from onenet.config import Config, compose
+from onenet.config.compose import compose
+from onenet.config.schema import Config
 from onenet.errors import UserError
 from onenet.identity import EvalSpec, requested_evaluation, run_id, slug
 from onenet.runs import RunFolder

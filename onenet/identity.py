@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from onenet.config import Config
+from onenet.config.schema import Config
 from onenet.detectors import DETECTORS, SELECTIVE
 from onenet.system.files import digest
 

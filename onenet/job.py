@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from onenet import build, checkpoint, pictures, results
-from onenet.config import Config, from_dict
+from onenet.config.compose import from_dict
+from onenet.config.schema import Config
 from onenet.data.images import ImageSource
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from onenet.config import Config
+from onenet.config.schema import Config
 from onenet.errors import UserError
 
 NVIDIA = Path("/proc/driver/nvidia/gpus")

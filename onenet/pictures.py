@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from onenet import build
-from onenet.config import Config
+from onenet.config.schema import Config
 from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset, collate
 from onenet.data.normalization import normalize

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from onenet import slurm
-from onenet.config import Config, to_dict
+from onenet.config.compose import to_dict
+from onenet.config.schema import Config
 from onenet.data.sources import check_splits
 from onenet.errors import UserError
 from onenet.estimate import Estimates, say

@@ -7,7 +7,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from onenet import checkpoint
-from onenet.config import Config, batch_factor, lr_scale
+from onenet.config.compose import batch_factor, lr_scale
+from onenet.config.schema import Config
 from onenet.runs import RunFolder
 from onenet.stopwatch import Stopwatch
 from onenet.system.distributed import World

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from onenet import build, per_image
-from onenet.config import Config
+from onenet.config.schema import Config
 from onenet.data.images import ImageSource
 from onenet.evaluate import predict
 from onenet.identity import RECIPE, EvalSpec, run_id

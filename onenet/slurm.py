@@ -16,7 +16,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from onenet.config import Config
+from onenet.config.schema import Config
 from onenet.errors import UserError
 from onenet.machine import Place
 from onenet.runs import RunFolder

@@ -11,7 +11,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from onenet.config import GROUPS, to_dict
+from onenet.config.compose import GROUPS, to_dict
 from onenet.errors import UserError
 from onenet.expansion import Cell, expand
 from onenet.identity import flat

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from onenet.config import Config
+from onenet.config.schema import Config
 from onenet.runs import RunFolder
 from onenet.system.files import REPOSITORY
 from onenet.system.signals import Preempted

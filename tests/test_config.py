@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onenet import identity
-from onenet.config import CONF, compose, from_dict, to_dict
+from onenet.config.compose import CONF, compose, from_dict, to_dict
 from onenet.errors import UserError
 from onenet.expansion import expand, experiment_names
 

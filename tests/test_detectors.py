@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from onenet import build
-from onenet.config import compose
+from onenet.config.compose import compose
 from onenet.detectors import DETECTORS
 from onenet.identity import default_evaluation
 from onenet.ops.fusion import for_inference

@@ -16,7 +16,7 @@ import yaml
 from torch import nn
 
 from onenet import build
-from onenet.config import compose
+from onenet.config.compose import compose
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
 from onenet.detectors import DETECTORS

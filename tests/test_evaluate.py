@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from onenet import evaluate, results
-from onenet.config import compose
+from onenet.config.compose import compose
 from onenet.data.images import BadImage
 from onenet.data.loading import DetectionDataset
 from onenet.data.sizes import ImageSize

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from onenet.assignments import NAME
-from onenet.config import to_dict
+from onenet.config.compose import to_dict
 from onenet.expansion import Cell, expand
 from onenet.request import Request
 from onenet.runs import RunFolder

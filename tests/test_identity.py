@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from onenet import identity
-from onenet.config import compose
+from onenet.config.compose import compose
 from onenet.errors import UserError
 from onenet.expansion import expand, experiment_names
 from onenet.identity import default_evaluation, requested_evaluation, run_id, slug

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from analysis.benchmark_data import measure, write_data
-from onenet.config import compose
+from onenet.config.compose import compose
 from onenet.data import coco, index
 from onenet.data.coco import read_coco
 from onenet.data.images import ImageFiles

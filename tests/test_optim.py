@@ -6,7 +6,7 @@ Run: pytest tests/test_optim.py
 import pytest
 import torch
 
-from onenet.config import compose
+from onenet.config.compose import compose
 from onenet.errors import UserError
 from onenet.optim import Schedule, make_optimizer
 

@@ -15,7 +15,7 @@ import pytest
 from analysis import replay
 from analysis.replay import AS_TRAINED, COLUMNS, config_with
 from onenet import build
-from onenet.config import compose, to_dict
+from onenet.config.compose import compose, to_dict
 from onenet.errors import UserError
 from onenet.runs import RunFolder
 from onenet.system.files import write_json

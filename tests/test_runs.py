@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from onenet import machine, runs, summary
-from onenet.config import compose
+from onenet.config.compose import compose
 from onenet.errors import UserError
 from onenet.expansion import expand
 from onenet.record import cut_back

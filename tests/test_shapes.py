@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from onenet.config import compose
+from onenet.config.compose import compose
 from onenet.data.images import DrawnImages
 from onenet.data.shapes import (
     BODIES,

@@ -15,7 +15,7 @@ import pytest
 
 from onenet import planned as planning
 from onenet import slurm, sweep
-from onenet.config import compose
+from onenet.config.compose import compose
 from onenet.errors import UserError
 from onenet.expansion import expand
 from onenet.identity import run_id

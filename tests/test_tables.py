@@ -17,7 +17,7 @@ import pytest
 from analysis import tables
 from analysis.rows import read_paper
 from onenet import expansion
-from onenet.config import to_dict
+from onenet.config.compose import to_dict
 from onenet.expansion import Cell, expand, experiment_names, read_experiment
 from onenet.system.files import REPOSITORY, write_json
 

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from onenet import tracking
-from onenet.config import compose, to_dict
+from onenet.config.compose import compose, to_dict
 from onenet.mirror import Mirror, boxes
 from onenet.runs import RunFolder
 from onenet.system.files import REPOSITORY, write_json

@@ -11,7 +11,8 @@ import torch
 from torch import nan, nn
 
 from onenet import build, checkpoint
-from onenet.config import Config, compose
+from onenet.config.compose import compose
+from onenet.config.schema import Config
 from onenet.data.augment import Augmentation
 from onenet.data.loading import DetectionDataset, training_batches
 from onenet.data.sizes import ImageSize

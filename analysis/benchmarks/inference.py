@@ -13,7 +13,7 @@ from analysis.benchmarks.timing import Row, least_seconds
 from analysis.fps import Network, Speed, network_of
 from analysis.predicates import NETWORKS
 from onenet import build
-from onenet.config import compose
+from onenet.config.compose import compose
 from onenet.data.normalization import normalize
 from onenet.data.sizes import pad_to_multiple
 from onenet.detectors import DETECTORS

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from onenet.config.schema import Data
 from onenet.data.coco import read_coco
 from onenet.data.images import DrawnImages, ImageSource
 from onenet.data.shapes import ShapesConfig, make_annotations
 from onenet.errors import UserError
-from onenet.schema import Data
 
 
 def open_split(data: Data, split: str, cache: Path | None = None) -> ImageSource:

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from onenet.config.schema import Config
 from onenet.detectors import DETECTORS
-from onenet.schema import Config
 
 CHOICES = {
     "detector": tuple(DETECTORS),

@@ -20,9 +20,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from onenet.checks import problems
+from onenet.config.schema import Config
+from onenet.config.validate import problems
 from onenet.errors import UserError
-from onenet.schema import Config
 from onenet.system.files import REPOSITORY
 
 CONF = REPOSITORY / "conf"
