@@ -20,9 +20,9 @@ from analysis.evidence import arrays_of, default_root, named_runs
 from analysis.formats import Block, Sheet, markdown
 from analysis.intervals import LEVEL, Interval
 from onenet.errors import UserError
-from onenet.identity import EvalSpec
 from onenet.per_image import recompute
-from onenet.runs import RunFolder
+from onenet.runs.evaluations import EvalSpec
+from onenet.runs.folder import RunFolder
 
 METRICS = ("AP", "AP50", "AP_nms", "AP50_nms", "nms_gain", "AP50_nms_gain")
 

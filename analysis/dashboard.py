@@ -25,7 +25,7 @@ from analysis.tables import experiments
 from onenet.config.compose import compose
 from onenet.errors import UserError
 from onenet.expansion import Cell, Experiment, expand
-from onenet.identity import default_evaluation
+from onenet.runs.evaluations import default_evaluation
 from onenet.system.files import write_json
 from onenet.wandb_run import at_most, first_line, keep_inside
 

@@ -20,7 +20,7 @@ from analysis.rows import RECORDS, Comparison, Row, compare
 from onenet.config.schema import Config
 from onenet.errors import UserError
 from onenet.expansion import Cell, NoRow, read_experiment
-from onenet.runs import RunFolder, identity, named
+from onenet.runs.folder import RunFolder, named
 from onenet.system.files import REPOSITORY
 
 RESULTS = REPOSITORY / "analysis" / "results"
@@ -68,7 +68,7 @@ def named_runs(root: Path, words: Sequence[str]) -> list[RunFolder]:
     """The runs that the words name: ids, names of folders in the root, or folders. Raises
     UserError."""
     folders = [RunFolder(path) for path in sorted(root.glob("[!.]*")) if path.is_dir()]
-    known = {name for folder in folders for name in (identity(folder), folder.path.name)}
+    known = {name for folder in folders for name in (folder.id, folder.path.name)}
     found = []
     for word in words:
         path = Path(word).expanduser().absolute()

@@ -9,7 +9,7 @@ from analysis.formats import Block
 from onenet.config.schema import Config
 from onenet.data.sizes import ImageSize
 from onenet.errors import UserError
-from onenet.identity import EvalSpec
+from onenet.runs.evaluations import EvalSpec
 from onenet.system.files import read_json, write_json
 
 FILE = "fps.json"

@@ -9,7 +9,7 @@ from onenet.config.schema import Config
 from onenet.data.sizes import ImageSize
 from onenet.detectors import DETECTORS
 from onenet.expansion import Cell
-from onenet.identity import RECIPE
+from onenet.runs.identity import RECIPE
 
 COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 LISTED = 12  # commands below a table

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from analysis import fps
 from analysis.evidence import RECORDS, metric_lines
 from onenet.errors import UserError
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
 from onenet.system.files import REPOSITORY, read_json, write_atomically, write_json
 
 DETAILS = ("assignments.npz", "evaluations/*/per_image.npz")

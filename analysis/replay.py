@@ -36,8 +36,8 @@ from onenet.config.schema import Config
 from onenet.detectors import DETECTORS
 from onenet.errors import UserError
 from onenet.expansion import parse_axes
-from onenet.identity import flat
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
+from onenet.runs.identity import flat
 from onenet.structures import HeadOutput, Target
 
 Variants = Sequence[tuple[str, ...]]  # each: overrides

@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from analysis import fps
 from onenet.errors import UserError
 from onenet.expansion import Cell, Experiment, expand
-from onenet.identity import identity
+from onenet.runs.identity import identity
 from onenet.system.files import REPOSITORY
 
 PAPER = Path(__file__).with_name("paper_tables.csv")

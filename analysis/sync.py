@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from onenet.errors import UserError
-from onenet.runs import RunFolder, named
+from onenet.runs.folder import RunFolder, named
 from onenet.system.files import REPOSITORY
 from onenet.tracking import BUSY, UNANSWERED, rebuilt
 

@@ -23,7 +23,7 @@ from onenet.errors import UserError
 from onenet.evaluate import predict
 from onenet.losses import Loss
 from onenet.record import add_line
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
 from onenet.scoring import Scorer
 from onenet.structures import Matches, Target
 from onenet.system.files import write_atomically

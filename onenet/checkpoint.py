@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from onenet.errors import UserError
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
 from onenet.system.files import write_atomically
 from onenet.train import Progress
 

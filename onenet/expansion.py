@@ -17,8 +17,9 @@ from hydra.errors import HydraException
 from onenet.config.compose import compose
 from onenet.config.schema import Config
 from onenet.errors import UserError
-from onenet.identity import EvalSpec, requested_evaluation, run_id, slug
-from onenet.runs import RunFolder
+from onenet.runs.evaluations import EvalSpec, requested_evaluation
+from onenet.runs.folder import RunFolder
+from onenet.runs.identity import run_id, slug
 from onenet.system.files import REPOSITORY
 
 EXPERIMENTS = REPOSITORY / "experiments"

@@ -25,10 +25,11 @@ from onenet.data.images import ImageSource
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
 from onenet.errors import UserError
-from onenet.identity import default_evaluation, run_id
 from onenet.record import TrainingRecord
-from onenet.request import Request, all_rows
-from onenet.runs import Locked, RunFolder, owner
+from onenet.runs.evaluations import default_evaluation
+from onenet.runs.folder import Locked, RunFolder, owner
+from onenet.runs.identity import run_id
+from onenet.runs.request import Request, all_rows
 from onenet.stopwatch import Stopwatch
 from onenet.system.allocator import keep_freed_memory
 from onenet.system.distributed import World, join, lost_connection

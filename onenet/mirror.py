@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from onenet.runs import Locked, RunFolder
+from onenet.runs.folder import Locked, RunFolder
 from onenet.system.files import read_json, write_json
 from onenet.tracking import BUSY, UNANSWERED, Ending
 from onenet.wandb_run import (

@@ -15,8 +15,8 @@ from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset, collate
 from onenet.data.normalization import normalize
 from onenet.data.sizes import ImageSize
-from onenet.identity import default_evaluation
 from onenet.postprocess import nms_keep, top_k
+from onenet.runs.evaluations import default_evaluation
 from onenet.structures import Detections, HeadOutput, unpadded_sizes
 from onenet.system.files import write_json
 

@@ -14,10 +14,10 @@ from onenet.data.sources import check_splits
 from onenet.errors import UserError
 from onenet.estimate import Estimates, say
 from onenet.expansion import Cell
-from onenet.identity import EvalSpec, default_evaluation
 from onenet.machine import Place
-from onenet.request import Request
-from onenet.runs import RunFolder
+from onenet.runs.evaluations import EvalSpec, default_evaluation
+from onenet.runs.folder import RunFolder
+from onenet.runs.request import Request
 
 
 @dataclass

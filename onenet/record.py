@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from onenet import checkpoint
 from onenet.config.compose import batch_factor, lr_scale
 from onenet.config.schema import Config
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
 from onenet.stopwatch import Stopwatch
 from onenet.system.distributed import World
 from onenet.system.files import write_atomically

@@ -18,10 +18,11 @@ from onenet import build, per_image
 from onenet.config.schema import Config
 from onenet.data.images import ImageSource
 from onenet.evaluate import predict
-from onenet.identity import RECIPE, EvalSpec, run_id
 from onenet.record import add_line
-from onenet.request import Request
-from onenet.runs import RunFolder
+from onenet.runs.evaluations import EvalSpec
+from onenet.runs.folder import RunFolder
+from onenet.runs.identity import RECIPE, run_id
+from onenet.runs.request import Request
 from onenet.scoring import Scorer
 from onenet.system.distributed import World
 from onenet.system.files import REPOSITORY, write_atomically, write_json

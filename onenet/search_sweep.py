@@ -10,7 +10,7 @@ from onenet.errors import UserError
 from onenet.estimate import Estimates, say
 from onenet.machine import places
 from onenet.planned import Planned
-from onenet.runs import Locked
+from onenet.runs.folder import Locked
 from onenet.search import Search
 from onenet.study import Study, require_optuna
 from onenet.summary import failure

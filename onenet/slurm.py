@@ -19,7 +19,7 @@ from pathlib import Path
 from onenet.config.schema import Config
 from onenet.errors import UserError
 from onenet.machine import Place
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
 from onenet.system.signals import EXIT_STATUS
 
 TIME_OUTS = 100  # times that a job may reach its time limit and is queued again

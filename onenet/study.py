@@ -14,9 +14,9 @@ from pathlib import Path
 from onenet.config.compose import GROUPS, to_dict
 from onenet.errors import UserError
 from onenet.expansion import Cell, expand
-from onenet.identity import flat
 from onenet.planned import Planned
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
+from onenet.runs.identity import flat
 from onenet.search import Range, Search
 from onenet.system.files import read_json, write_json
 

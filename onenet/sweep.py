@@ -12,7 +12,7 @@ from onenet import slurm
 from onenet.errors import UserError
 from onenet.machine import Place, places
 from onenet.planned import Planned, check_data, count, freeze
-from onenet.request import note_rows
+from onenet.runs.request import note_rows
 from onenet.system.files import REPOSITORY
 
 POLL = 0.5  # seconds between looks at the runs

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onenet.config.schema import Config
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
 from onenet.system.files import REPOSITORY
 from onenet.system.signals import Preempted
 from onenet.wandb_run import POLL_SECONDS

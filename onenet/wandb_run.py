@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     import wandb

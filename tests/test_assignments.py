@@ -19,8 +19,8 @@ from onenet.data.normalization import normalize
 from onenet.data.sources import open_split
 from onenet.detectors import DETECTORS
 from onenet.evaluate import predict
-from onenet.identity import default_evaluation
-from onenet.runs import RunFolder
+from onenet.runs.evaluations import default_evaluation
+from onenet.runs.folder import RunFolder
 from onenet.scoring import Scorer
 from onenet.structures import unpadded_sizes
 from tests.conftest import Pictures, make_annotations

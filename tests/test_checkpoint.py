@@ -12,7 +12,7 @@ import torch
 
 from onenet import checkpoint
 from onenet.errors import UserError
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
 from tests.test_train import Run, assert_equal
 
 

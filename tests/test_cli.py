@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from onenet.expansion import expand
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
 from onenet.system.files import REPOSITORY
 
 TINY = ["debug=tiny", "tracker=none"]

@@ -19,7 +19,7 @@ from analysis import dashboard
 from analysis.tables import experiments
 from onenet.expansion import expand
 from onenet.planned import Planned, group
-from onenet.request import Request, note_rows
+from onenet.runs.request import Request, note_rows
 from onenet.sweep import run_all
 from onenet.system.files import REPOSITORY
 from tests.test_tracking import KEY, make_run, places  # noqa: F401, a fixture of every test

@@ -9,9 +9,9 @@ import torch
 from onenet import build
 from onenet.config.compose import compose
 from onenet.detectors import DETECTORS
-from onenet.identity import default_evaluation
 from onenet.ops.fusion import for_inference
 from onenet.postprocess import top_k
+from onenet.runs.evaluations import default_evaluation
 from onenet.structures import unpadded_sizes
 from tests.conftest import random_target, seeded
 from tests.test_train import Run

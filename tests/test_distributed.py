@@ -21,7 +21,7 @@ from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
 from onenet.detectors import DETECTORS
 from onenet.evaluate import predict
-from onenet.identity import requested_evaluation
+from onenet.runs.evaluations import requested_evaluation
 from onenet.scoring import Scorer
 from onenet.system.distributed import ALONE, World, join
 from onenet.system.files import REPOSITORY

@@ -16,7 +16,8 @@ from onenet.data.loading import DetectionDataset
 from onenet.data.sizes import ImageSize
 from onenet.errors import UserError
 from onenet.evaluate import predict
-from onenet.identity import requested_evaluation, run_id
+from onenet.runs.evaluations import requested_evaluation
+from onenet.runs.identity import run_id
 from onenet.scoring import EVALUATORS
 from onenet.structures import Detections
 from tests.conftest import Pictures, make_annotations

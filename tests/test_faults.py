@@ -25,8 +25,8 @@ import torch
 from onenet.assignments import NAME
 from onenet.config.compose import to_dict
 from onenet.expansion import Cell, expand
-from onenet.request import Request
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
+from onenet.runs.request import Request
 from onenet.system.files import REPOSITORY
 
 TINY = ["debug=tiny", "tracker=none", "save_every=0"]

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from onenet import identity
 from onenet.config.compose import compose
 from onenet.errors import UserError
 from onenet.expansion import expand, experiment_names
-from onenet.identity import default_evaluation, requested_evaluation, run_id, slug
+from onenet.runs import identity
+from onenet.runs.evaluations import default_evaluation, requested_evaluation
+from onenet.runs.identity import run_id, slug
 from onenet.system.files import digest
 
 IDS = Path(__file__).parent / "table_ids.json"

@@ -13,9 +13,9 @@ import pytest
 from analysis import bootstrap as command
 from analysis.bootstrap import bootstrap
 from analysis.intervals import paired, t_interval
-from onenet.identity import EvalSpec
 from onenet.per_image import pack, recompute
-from onenet.runs import RunFolder
+from onenet.runs.evaluations import EvalSpec
+from onenet.runs.folder import RunFolder
 from onenet.system.files import write_json
 from tests.conftest import make_annotations, make_predictions
 

@@ -12,7 +12,7 @@ import pytest
 from analysis import claims, publish
 from analysis.evidence import RECORDS, RESULTS, Evidence, with_root
 from onenet.expansion import expand
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
 from tests.test_cli import run_py
 
 CURRENT = "python analysis/publish.py makes it current"

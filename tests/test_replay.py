@@ -17,7 +17,7 @@ from analysis.replay import AS_TRAINED, COLUMNS, config_with
 from onenet import build
 from onenet.config.compose import compose, to_dict
 from onenet.errors import UserError
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
 from onenet.system.files import write_json
 from tests.conftest import Pictures, make_annotations
 from tests.test_assignments import arrays, seen

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from onenet import machine, runs, summary
+from onenet import machine, summary
 from onenet.config.compose import compose
 from onenet.errors import UserError
 from onenet.expansion import expand
 from onenet.record import cut_back
-from onenet.runs import Locked, RunFolder
+from onenet.runs.folder import Locked, RunFolder, owner
 from onenet.system.files import REPOSITORY, write_atomically, write_json
 
 
@@ -53,7 +53,7 @@ def test_a_torn_status_is_no_status(folder):
 
 def test_the_lock_is_exclusive_and_ends_with_its_process(folder):
     code = (
-        "import sys, time; from pathlib import Path; from onenet.runs import RunFolder\n"
+        "import sys, time; from pathlib import Path; from onenet.runs.folder import RunFolder\n"
         f"with RunFolder(Path({str(folder.path)!r})).lock():\n"
         "    print('mine', flush=True); time.sleep(60)"
     )
@@ -79,7 +79,7 @@ def test_an_interrupted_write_leaves_the_old_content(folder, monkeypatch):
     def no_space(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(runs.os, "fsync", no_space)
+    monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space"):
         write_atomically(target, "new")
     assert target.read_text() == "old"
@@ -182,7 +182,7 @@ def test_labels_say_what_tells_runs_apart():
 
 
 def test_an_owner_names_process_host_and_time():
-    owner = runs.owner()
-    assert owner["pid"] == os.getpid()
-    assert owner["host"]
-    assert abs(owner["started"] - time.time()) < 5
+    description = owner()
+    assert description["pid"] == os.getpid()
+    assert description["host"]
+    assert abs(description["started"] - time.time()) < 5

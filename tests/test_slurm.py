@@ -18,8 +18,8 @@ from onenet import slurm, sweep
 from onenet.config.compose import compose
 from onenet.errors import UserError
 from onenet.expansion import expand
-from onenet.identity import run_id
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
+from onenet.runs.identity import run_id
 from onenet.system.files import REPOSITORY
 from tests.slurm_cluster import ask, missing, slurm_cluster
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from analysis import sync
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
 from onenet.system.files import write_json
 from onenet.tracking import BUSY, UNANSWERED, mirrored
 from tests.test_tracking import (

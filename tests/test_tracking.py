@@ -23,7 +23,7 @@ from PIL import Image
 from onenet import tracking
 from onenet.config.compose import compose, to_dict
 from onenet.mirror import Mirror, boxes
-from onenet.runs import RunFolder
+from onenet.runs.folder import RunFolder
 from onenet.system.files import REPOSITORY, write_json
 from onenet.tracking import mirrored
 from tests.wandb_offline import offline_runs

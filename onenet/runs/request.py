@@ -4,8 +4,8 @@ import contextlib
 import json
 from dataclasses import asdict, dataclass, field
 
-from onenet.identity import EvalSpec
-from onenet.runs import Locked, RunFolder
+from onenet.runs.evaluations import EvalSpec
+from onenet.runs.folder import Locked, RunFolder
 
 
 @dataclass

@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from onenet.errors import UserError
-from onenet.identity import EvalSpec
+from onenet.runs.evaluations import EvalSpec
 from onenet.system.files import read_json, write_atomically, write_json
 
 LOCK_TRIES = 5  # a tenth of a second apart
@@ -29,6 +29,11 @@ STATES = ("done", "partial", "running", "failed", "missing")
 @dataclass(frozen=True)
 class RunFolder:
     path: Path
+
+    @property
+    def id(self) -> str:
+        """The run's id: what W&B knows it by."""
+        return self.status().get("id") or self.path.name.rsplit("-", 1)[-1]
 
     @property
     def config_file(self) -> Path:
@@ -177,15 +182,10 @@ def _try_lock(file, kind: int) -> bool:
         return False
 
 
-def identity(folder: RunFolder) -> str:
-    """The run's id: what W&B knows it by."""
-    return folder.status().get("id") or folder.path.name.rsplit("-", 1)[-1]
-
-
 def named(root: Path, folders: Sequence[RunFolder], words: Sequence[str]) -> list[RunFolder]:
     """Those of the root's folders that the words name, by id or by name. Raises UserError, with
     what is near."""
-    names = {word: folder for folder in folders for word in (identity(folder), folder.path.name)}
+    names = {word: folder for folder in folders for word in (folder.id, folder.path.name)}
     for word in words:
         if word not in names:
             near = [name for name in names if word in name]
