@@ -20,7 +20,7 @@ from analysis.evidence import arrays_of, default_root, named_runs
 from analysis.formats import Block, Sheet, markdown
 from analysis.intervals import LEVEL, Interval
 from onenet.errors import UserError
-from onenet.per_image import recompute
+from onenet.evaluation.per_image import recompute
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder
 

@@ -20,11 +20,11 @@ from onenet.costs import CostWeights, MatchingCost, Pairs
 from onenet.data.annotations import Annotations
 from onenet.data.loading import Batch, DetectionDataset
 from onenet.errors import UserError
-from onenet.evaluate import predict
+from onenet.evaluation.coco_metrics import Scorer
+from onenet.evaluation.predict import predict
 from onenet.losses import Loss
 from onenet.record import add_line
 from onenet.runs.folder import RunFolder
-from onenet.scoring import Scorer
 from onenet.structures import Matches, Target
 from onenet.system.files import write_atomically
 

@@ -18,11 +18,11 @@ from onenet.detectors import DETECTORS
 from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import make_neck
 from onenet.errors import UserError
+from onenet.evaluation.coco_metrics import Scorer
 from onenet.losses import DetectionLoss, Loss
 from onenet.optim import Schedule, make_optimizer
 from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import RunFolder
-from onenet.scoring import Scorer
 
 WIDE = 256  # channels
 

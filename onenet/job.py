@@ -31,9 +31,9 @@ from onenet.runs.folder import Locked, RunFolder, owner
 from onenet.runs.identity import run_id
 from onenet.runs.request import Request, all_rows
 from onenet.stopwatch import Stopwatch
-from onenet.system.allocator import keep_freed_memory
 from onenet.system.distributed import World, join, lost_connection
 from onenet.system.files import write_json
+from onenet.system.memory import keep_freed_memory
 from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest, end_with_driver
 from onenet.tracking import mirrored
 from onenet.train import Progress, train

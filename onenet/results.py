@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from onenet import build, per_image
+from onenet import build
 from onenet.config.schema import Config
 from onenet.data.images import ImageSource
-from onenet.evaluate import predict
+from onenet.evaluation import per_image
+from onenet.evaluation.coco_metrics import Scorer
+from onenet.evaluation.predict import predict
 from onenet.record import add_line
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import RECIPE, run_id
 from onenet.runs.request import Request
-from onenet.scoring import Scorer
 from onenet.system.distributed import World
 from onenet.system.files import REPOSITORY, write_atomically, write_json
 from onenet.train import Progress

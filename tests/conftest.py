@@ -12,9 +12,9 @@ from torch import Tensor
 
 from onenet.boxes import grid_points
 from onenet.data.annotations import Annotations
-from onenet.evaluate import NMS_IOUS
+from onenet.evaluation.predict import NMS_IOUS
+from onenet.evaluation.predictions import Predictions
 from onenet.postprocess import nms_keep
-from onenet.scoring import Predictions
 from onenet.structures import Detections, HeadOutput, Target
 
 torch.set_num_threads(1)

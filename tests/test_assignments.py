@@ -18,10 +18,10 @@ from onenet.data.loading import collate
 from onenet.data.normalization import normalize
 from onenet.data.sources import open_split
 from onenet.detectors import DETECTORS
-from onenet.evaluate import predict
+from onenet.evaluation.coco_metrics import Scorer
+from onenet.evaluation.predict import predict
 from onenet.runs.evaluations import default_evaluation
 from onenet.runs.folder import RunFolder
-from onenet.scoring import Scorer
 from onenet.structures import unpadded_sizes
 from tests.conftest import Pictures, make_annotations
 from tests.test_train import Run, assert_equal

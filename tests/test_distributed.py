@@ -20,9 +20,9 @@ from onenet.config.compose import compose
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
 from onenet.detectors import DETECTORS
-from onenet.evaluate import predict
+from onenet.evaluation.coco_metrics import Scorer
+from onenet.evaluation.predict import predict
 from onenet.runs.evaluations import requested_evaluation
-from onenet.scoring import Scorer
 from onenet.system.distributed import ALONE, World, join
 from onenet.system.files import REPOSITORY
 from onenet.train import Progress, train

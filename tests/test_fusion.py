@@ -14,7 +14,7 @@ from onenet.data.sizes import ImageSize
 from onenet.detectors.backbones import TIMM_NAMES, make_backbone, timm
 from onenet.detectors.necks import NECKS
 from onenet.detectors.onenet import OneNet
-from onenet.evaluate import predict
+from onenet.evaluation.predict import predict
 from onenet.ops.fusion import FusedConv, for_inference, fused
 from tests.conftest import Pictures, make_annotations, seeded
 

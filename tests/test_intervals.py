@@ -13,7 +13,7 @@ import pytest
 from analysis import bootstrap as command
 from analysis.bootstrap import bootstrap
 from analysis.intervals import paired, t_interval
-from onenet.per_image import pack, recompute
+from onenet.evaluation.per_image import pack, recompute
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder
 from onenet.system.files import write_json

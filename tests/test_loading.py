@@ -32,7 +32,7 @@ from onenet.data.sizes import ImageSize, pad_to_multiple
 from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import FPN
 from onenet.detectors.onenet import OneNet
-from onenet.evaluate import predict
+from onenet.evaluation.predict import predict
 from onenet.structures import HeadOutput
 from tests import conftest
 from tests.conftest import Pictures, make_target

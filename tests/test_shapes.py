@@ -27,7 +27,7 @@ from onenet.data.shapes import (
     scene_of,
 )
 from onenet.data.sources import open_split
-from onenet.scoring import Scorer
+from onenet.evaluation.coco_metrics import Scorer
 from tests.conftest import make_predictions
 from tests.test_boxes import scalar_iou_and_giou
 

@@ -38,7 +38,7 @@ def test_freed_memory_is_kept():
     """After some rounds, tensors of 12 to 48 MiB find their pages there."""
     script = """
 import resource, sys, torch
-from onenet.system.allocator import keep_freed_memory
+from onenet.system.memory import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

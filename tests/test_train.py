@@ -17,12 +17,12 @@ from onenet.data.augment import Augmentation
 from onenet.data.loading import DetectionDataset, training_batches
 from onenet.data.sizes import ImageSize
 from onenet.data.sources import open_split
-from onenet.evaluate import predict
+from onenet.evaluation.coco_metrics import Scorer
+from onenet.evaluation.predict import predict
 from onenet.losses import DetectionLoss, LossWeights
 from onenet.optim import Schedule
 from onenet.runs.evaluations import requested_evaluation
 from onenet.runs.folder import RunFolder
-from onenet.scoring import Scorer
 from onenet.system.signals import Preempted
 from onenet.train import Progress, train
 from tests.conftest import Pictures, make_annotations

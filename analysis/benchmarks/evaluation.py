@@ -13,9 +13,11 @@ from pycocotools.cocoeval import COCOeval
 
 from analysis.benchmarks.timing import Row, least_seconds
 from onenet.data.annotations import Annotations
+from onenet.evaluation.coco_metrics import Scorer
+from onenet.evaluation.predictions import MAX_DETECTIONS, Predictions
 from onenet.postprocess import nms_keep
-from onenet.scoring import MAX_DETECTIONS, Predictions, Scorer, without_collection
 from onenet.structures import Detections
+from onenet.system.memory import without_collection
 
 CLASSES = 80
 SIZE_WH = np.array([640, 480])

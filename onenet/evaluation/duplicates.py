@@ -5,18 +5,13 @@ duplicate is a detection left unmatched although it has IoU >= 0.5 with an objec
 another detection has found. Crowds are left out. D detections and N objects of all images.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onenet.overlaps import IOU, Overlaps, find_overlaps, greedy, turns
-
-if TYPE_CHECKING:
-    from onenet.data.annotations import Annotations
-    from onenet.scoring import Predictions
+from onenet.data.annotations import Annotations
+from onenet.evaluation.overlaps import IOU, Overlaps, find_overlaps, greedy, turns
+from onenet.evaluation.predictions import Predictions
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,11 @@ last true positive of their class change no AP and are left out. `recompute` nee
 that analysis can resample images (a bootstrap) without pycocotools.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from onenet.overlaps import Overlaps, find_overlaps, greedy, turns
-
-if TYPE_CHECKING:
-    from onenet.data.annotations import Annotations
-    from onenet.scoring import Predictions
+from onenet.data.annotations import Annotations
+from onenet.evaluation.overlaps import Overlaps, find_overlaps, greedy, turns
+from onenet.evaluation.predictions import Predictions
 
 RECALLS = np.linspace(0, 1, 101)
 IOUS = 10

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from onenet.data.annotations import Annotations
-    from onenet.scoring import Predictions
+from onenet.data.annotations import Annotations
+from onenet.evaluation.predictions import Predictions
 
 IOU = 0.5  # the least at which a detection may have an object
 BLOCK = 2**15  # detections that are held against their objects at a time

@@ -5,10 +5,7 @@ I images, D detections of all images, K classes.
 """
 
 import contextlib
-import gc
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import faster_coco_eval
 import numpy as np
@@ -16,8 +13,10 @@ import pycocotools.coco
 from faster_coco_eval import COCOeval_faster
 from pycocotools.cocoeval import COCOeval
 
-from onenet import duplicates
 from onenet.data.annotations import Annotations
+from onenet.evaluation import duplicates
+from onenet.evaluation.predictions import Predictions
+from onenet.system.memory import without_collection
 
 EVALUATORS = {  # eval.backend -> its index of a data set, its evaluation
     "pycocotools": (pycocotools.coco.COCO, COCOeval),
@@ -25,50 +24,7 @@ EVALUATORS = {  # eval.backend -> its index of a data set, its evaluation
 }
 AREA_BOUNDS = (32**2, 96**2)  # small | medium | large, square pixels at a shortest side of 512
 AREAS = ("all", "small", "medium", "large")
-MAX_DETECTIONS = 100
 SCORES = (0.01, 0.02, *(round(0.05 * step, 2) for step in range(1, 20)))  # of the curves
-
-
-@contextlib.contextmanager
-def without_collection() -> Iterator[None]:
-    """Without the search for cycles, which goes through a million small lists again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """All detections of a data set, in pixels of the original images. The rows of an image, at most
-    100, stand together, best score first."""
-
-    image: np.ndarray  # [D] int64 in 0..I-1
-    boxes_xyxy: np.ndarray  # [D, 4] float64
-    scores: np.ndarray  # [D] float64 in 0..1
-    labels: np.ndarray  # [D] int64 in 0..K-1
-    nms_keep: dict[float, np.ndarray]  # IoU threshold -> [D] bool: what class-wise NMS leaves
-
-    def to_xywh(self) -> np.ndarray:
-        """[D, 4]: the boxes as they are stored and scored, (x, y, width, height), 3 decimals."""
-        corner = self.boxes_xyxy[:, :2]
-        return np.round(np.hstack([corner, self.boxes_xyxy[:, 2:] - corner]), 3)
-
-    @without_collection()
-    def to_coco(self, annotations: Annotations) -> list[dict]:
-        """COCO's results format."""
-        rows = zip(
-            annotations.image_ids[self.image].tolist(),
-            self.to_xywh().tolist(),
-            self.scores.tolist(),
-            np.asarray(annotations.category_ids)[self.labels].tolist(),
-            strict=True,
-        )
-        keys = ("image_id", "bbox", "score", "category_id")
-        return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
 def area_ranges(area_scale: float) -> list[list[float]]:

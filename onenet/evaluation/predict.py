@@ -8,9 +8,9 @@ from torch import nn
 
 from onenet.data.loading import Batch, DetectionDataset, evaluation_batches
 from onenet.data.normalization import normalize
+from onenet.evaluation.predictions import MAX_DETECTIONS, Predictions
 from onenet.ops.fusion import for_inference
 from onenet.postprocess import nms_keep, top_k
-from onenet.scoring import MAX_DETECTIONS, Predictions
 from onenet.structures import unpadded_sizes
 from onenet.system.distributed import ALONE, World
 

@@ -1,6 +1,6 @@
 """One pass over a data set in which an image cannot be read; what the choice of a backend touches.
 
-Run: pytest tests/test_evaluate.py
+Run: pytest tests/test_predict.py
 """
 
 from importlib import metadata
@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from onenet import evaluate, results
+from onenet import results
 from onenet.config.compose import compose
 from onenet.data.images import BadImage
 from onenet.data.loading import DetectionDataset
 from onenet.data.sizes import ImageSize
 from onenet.errors import UserError
-from onenet.evaluate import predict
+from onenet.evaluation.coco_metrics import EVALUATORS
+from onenet.evaluation.predict import predict
 from onenet.runs.evaluations import requested_evaluation
 from onenet.runs.identity import run_id
-from onenet.scoring import EVALUATORS
 from onenet.structures import Detections
 from tests.conftest import Pictures, make_annotations
 
@@ -41,7 +41,7 @@ def whole_image(_, sizes_hw, k, peaks):
 
 
 def test_an_image_that_cannot_be_read_has_no_detections(monkeypatch):
-    monkeypatch.setattr(evaluate, "top_k", whole_image)
+    monkeypatch.setattr("onenet.evaluation.predict.top_k", whole_image)
 
     class Torn(Pictures):
         def read(self, image):

@@ -1,7 +1,7 @@
 """Scores by both backends against pycocotools used plainly, hand-computed AP, and scalar counts of
 duplicates.
 
-Run: pytest tests/test_scoring.py
+Run: pytest tests/test_coco_metrics.py
 """
 
 import io
@@ -17,10 +17,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_iou
 
-from onenet import duplicates, overlaps, per_image
 from onenet.data.annotations import Annotations
-from onenet.overlaps import Overlaps
-from onenet.scoring import EVALUATORS, Predictions, Scorer, area_ranges
+from onenet.evaluation import duplicates, overlaps, per_image
+from onenet.evaluation.coco_metrics import EVALUATORS, Scorer, area_ranges
+from onenet.evaluation.overlaps import Overlaps
+from onenet.evaluation.predictions import Predictions
 from onenet.system.files import REPOSITORY
 from tests.conftest import make_annotations, make_predictions
 
@@ -677,7 +678,7 @@ def test_weights_of_images_without_objects_leave_nothing_to_compute():
 
 def test_the_file_is_read_with_numpy_alone():
     code = (
-        "import sys, onenet.per_image\n"
+        "import sys, onenet.evaluation.per_image\n"
         "assert not {'torch', 'pycocotools', 'faster_coco_eval'} & {*sys.modules}"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)

@@ -1,7 +1,10 @@
-"""What the C library does with memory that is given back."""
+"""Memory that is given back: what the C library does with it, and Python's search for cycles."""
 
+import contextlib
 import ctypes
+import gc
 import platform
+from collections.abc import Iterator
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -16,3 +19,15 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Without the search for cycles, which goes through a million small lists again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
