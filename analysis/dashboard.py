@@ -27,7 +27,7 @@ from onenet.errors import UserError
 from onenet.expansion import Cell, Experiment, expand
 from onenet.runs.evaluations import default_evaluation
 from onenet.system.files import write_json
-from onenet.wandb_run import at_most, first_line, keep_inside
+from onenet.tracking.wandb_run import at_most, first_line, keep_inside
 
 try:
     import wandb_workspaces.reports.v2 as wr

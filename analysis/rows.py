@@ -184,7 +184,7 @@ def _value(metrics: dict, metric: str) -> float | None:
 
 def _require_comparable(comparison: Comparison) -> None:
     """Raises UserError that says what there is several of. Evaluators may differ in name: they give
-    the same numbers, as tests/test_scoring.py holds them to."""
+    the same numbers, as tests/test_coco_metrics.py holds them to."""
     table, root = comparison.experiment.table, comparison.cells[0].config.runs_root
     data = [
         {key: value for key, value in identity(cell.config).items() if key.startswith("data.")}

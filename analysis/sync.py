@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder, named
 from onenet.system.files import REPOSITORY
-from onenet.tracking import BUSY, UNANSWERED, rebuilt
+from onenet.tracking.tracker import BUSY, UNANSWERED, rebuilt
 
 WAIT_SECONDS = 300
 OUTCOMES = ("skipped", "failed", "not tried")  # beside "rebuilt"

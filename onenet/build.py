@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from onenet import checkpoint, costs, losses
+from onenet import costs, losses
 from onenet.assigners import make_matcher
 from onenet.assignments import Observer
 from onenet.config.schema import Config
@@ -20,9 +20,10 @@ from onenet.detectors.necks import make_neck
 from onenet.errors import UserError
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.losses import DetectionLoss, Loss
-from onenet.optim import Schedule, make_optimizer
 from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import RunFolder
+from onenet.training import checkpoint
+from onenet.training.optim import Schedule, make_optimizer
 
 WIDE = 256  # channels
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from onenet import build, checkpoint, pictures, results
+from onenet import build, pictures, results
 from onenet.config.compose import from_dict
 from onenet.config.schema import Config
 from onenet.data.images import ImageSource
@@ -30,13 +30,14 @@ from onenet.runs.evaluations import default_evaluation
 from onenet.runs.folder import Locked, RunFolder, owner
 from onenet.runs.identity import run_id
 from onenet.runs.request import Request, all_rows
-from onenet.stopwatch import Stopwatch
 from onenet.system.distributed import World, join, lost_connection
 from onenet.system.files import write_json
 from onenet.system.memory import keep_freed_memory
 from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest, end_with_driver
-from onenet.tracking import mirrored
-from onenet.train import Progress, train
+from onenet.tracking.tracker import mirrored
+from onenet.training import checkpoint
+from onenet.training.loop import Progress, train
+from onenet.training.stopwatch import Stopwatch
 
 
 class Job:

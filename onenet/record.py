@@ -6,14 +6,14 @@ import time
 from torch import nn
 from torch.optim import Optimizer
 
-from onenet import checkpoint
 from onenet.config.compose import batch_factor, lr_scale
 from onenet.config.schema import Config
 from onenet.runs.folder import RunFolder
-from onenet.stopwatch import Stopwatch
 from onenet.system.distributed import World
 from onenet.system.files import write_atomically
-from onenet.train import Progress
+from onenet.training import checkpoint
+from onenet.training.loop import Progress
+from onenet.training.stopwatch import Stopwatch
 
 SAY_EVERY = 10  # seconds between lines on the screen
 

@@ -27,7 +27,7 @@ from onenet.runs.identity import RECIPE, run_id
 from onenet.runs.request import Request
 from onenet.system.distributed import World
 from onenet.system.files import REPOSITORY, write_atomically, write_json
-from onenet.train import Progress
+from onenet.training.loop import Progress
 
 
 def evaluate(

@@ -24,7 +24,7 @@ from onenet.runs.evaluations import default_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.structures import unpadded_sizes
 from tests.conftest import Pictures, make_annotations
-from tests.test_train import Run, assert_equal
+from tests.test_loop import Run, assert_equal
 
 WORDS = {
     "onenet": ["neck.channels=8", "cost=loc_cls"],

@@ -10,10 +10,10 @@ import signal
 import pytest
 import torch
 
-from onenet import checkpoint
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
-from tests.test_train import Run, assert_equal
+from onenet.training import checkpoint
+from tests.test_loop import Run, assert_equal
 
 
 @pytest.fixture

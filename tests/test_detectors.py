@@ -14,7 +14,7 @@ from onenet.postprocess import top_k
 from onenet.runs.evaluations import default_evaluation
 from onenet.structures import unpadded_sizes
 from tests.conftest import random_target, seeded
-from tests.test_train import Run
+from tests.test_loop import Run
 
 CLASSES = 4
 VARIANTS = [

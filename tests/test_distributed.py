@@ -25,7 +25,7 @@ from onenet.evaluation.predict import predict
 from onenet.runs.evaluations import requested_evaluation
 from onenet.system.distributed import ALONE, World, join
 from onenet.system.files import REPOSITORY
-from onenet.train import Progress, train
+from onenet.training.loop import Progress, train
 
 OVERRIDES = ("debug=tiny", "batch=5", "steps=3", "neck.channels=8", "heads=2", "lr=0.01")
 

@@ -279,8 +279,8 @@ def test_a_run_that_exits_in_the_middle_takes_no_other_with_it(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         f"if {exits.folder.path.name!r} in ' '.join(sys.orig_argv):\n"
-        "    import onenet.train\n"
-        "    onenet.train.train = lambda *_, **__: sys.exit(7)\n"
+        "    import onenet.training.loop\n"
+        "    onenet.training.loop.train = lambda *_, **__: sys.exit(7)\n"
     )
     path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
     status, said = ran(*words, env={**os.environ, "PYTHONPATH": path})

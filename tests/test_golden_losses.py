@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from onenet.expansion import read_experiment
-from tests.test_train import Run
+from tests.test_loop import Run
 
 FILE = Path(__file__).parent / "golden" / "first_losses.json"
 RUNS = {

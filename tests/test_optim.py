@@ -8,7 +8,7 @@ import torch
 
 from onenet.config.compose import compose
 from onenet.errors import UserError
-from onenet.optim import Schedule, make_optimizer
+from onenet.training.optim import Schedule, make_optimizer
 
 PAPER = Schedule(lr=5e-5, steps=270_000)
 

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from onenet import stopwatch
-from onenet.stopwatch import STEP_PARTS, Stopwatch
+from onenet.training import stopwatch
+from onenet.training.stopwatch import STEP_PARTS, Stopwatch
 
 
 def test_the_mean_of_each_part_over_the_steps_since_it_was_asked(monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from analysis import sync
 from onenet.runs.folder import RunFolder
 from onenet.system.files import write_json
-from onenet.tracking import BUSY, UNANSWERED, mirrored
+from onenet.tracking.tracker import BUSY, UNANSWERED, mirrored
 from tests.test_tracking import (
     CONFIG,
     KEY,

@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from onenet import tracking
 from onenet.config.compose import compose, to_dict
-from onenet.mirror import Mirror, boxes
 from onenet.runs.folder import RunFolder
 from onenet.system.files import REPOSITORY, write_json
-from onenet.tracking import mirrored
+from onenet.tracking import tracker
+from onenet.tracking.mirror import Mirror, boxes
+from onenet.tracking.tracker import mirrored
 from tests.wandb_offline import offline_runs
 from tests.wandb_server import refusing_url, serving
 
@@ -194,8 +194,8 @@ def test_a_killed_run_is_marked_failed_and_its_mirror_ends(tmp_path):
 import os, time
 from pathlib import Path
 from onenet.config import compose
-from onenet.runs import RunFolder
-from onenet.tracking import mirrored
+from onenet.runs.folder import RunFolder
+from onenet.tracking.tracker import mirrored
 with mirrored(RunFolder(Path({str(folder.path)!r})), compose(["debug=tiny", "tracker=wandb"])):
     if worker := os.fork():  # like a data worker, the child holds the pipe open
         print(worker, flush=True)
@@ -232,7 +232,7 @@ def processes_with(text: str) -> list[int]:
             command = (process / "cmdline").read_bytes().decode()
         except OSError:
             continue
-        if text in command and ("-m\0onenet.mirror" in command or "wandb-core" in command):
+        if text in command and ("-m\0onenet.tracking.mirror" in command or "wandb-core" in command):
             found.append(int(process.name))
     return found
 
@@ -325,7 +325,7 @@ def test_a_mirror_that_cannot_be_started_is_one_line(tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize("signal_number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_mirror_that_hangs_or_dies_is_one_line(tmp_path, monkeypatch, capsys, signal_number):
-    monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.5)
+    monkeypatch.setattr(tracker, "FINISH_SECONDS", 0.5)
     folder = make_run(tmp_path / "run")
     with mirrored(folder, CONFIG):
         wait_for(lambda: processes_with(str(folder.path)))
@@ -345,7 +345,7 @@ def test_no_tracker_starts_nothing(tmp_path, monkeypatch):
 
 
 def test_the_run_itself_never_imports_wandb():
-    code = "import sys, onenet.tracking; sys.exit('wandb' in sys.modules)"
+    code = "import sys, onenet.tracking.tracker; sys.exit('wandb' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
 
 

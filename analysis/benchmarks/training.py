@@ -24,9 +24,9 @@ from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import make_neck
 from onenet.detectors.onenet import OneNet
 from onenet.losses import DetectionLoss
-from onenet.optim import make_optimizer
 from onenet.structures import HeadOutput, Target
 from onenet.system.memory import keep_freed_memory
+from onenet.training.optim import make_optimizer
 
 SIDE, CLASSES, OBJECTS, ROUNDS = 512, 80, 7, 5
 WHERE = f"ResNet-18, neck=deconv, {SIDE}×{SIDE}, {OBJECTS} objects an image"

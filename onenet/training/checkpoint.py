@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
 from onenet.system.files import write_atomically
-from onenet.train import Progress
+from onenet.training.loop import Progress
 
 NEEDED = {"id", "progress", "model", "optimizer"}
 DAMAGE = (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)

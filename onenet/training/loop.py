@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 from onenet.data.loading import Batch
 from onenet.data.normalization import normalize
 from onenet.losses import Loss
-from onenet.optim import Schedule
-from onenet.stopwatch import Stopwatch
 from onenet.structures import unpadded_sizes
 from onenet.system.distributed import ALONE, World, without_sync
 from onenet.system.signals import Preempted
+from onenet.training.optim import Schedule
+from onenet.training.stopwatch import Stopwatch
 
 COUNTS = ("objects", "conflicts")
 

@@ -23,8 +23,8 @@ from PIL import Image
 
 from onenet.runs.folder import Locked, RunFolder
 from onenet.system.files import read_json, write_json
-from onenet.tracking import BUSY, UNANSWERED, Ending
-from onenet.wandb_run import (
+from onenet.tracking.tracker import BUSY, UNANSWERED, Ending
+from onenet.tracking.wandb_run import (
     BESIDE_A_RUN,
     POLL_SECONDS,
     NotOpened,

@@ -1,7 +1,7 @@
 """Weights & Biases, seen from a run: a mirror of its files that another process makes.
 
-`mirrored` starts `python -m onenet.mirror FOLDER` and tells it at the end how the run went. So
-whatever W&B or the network do, they cannot end a run, and they hold it up at its end by
+`mirrored` starts `python -m onenet.tracking.mirror FOLDER` and tells it at the end how the run
+went. So whatever W&B or the network do, they cannot end a run, and they hold it up at its end by
 FINISH_SECONDS at most.
 """
 
@@ -20,7 +20,7 @@ from onenet.config.schema import Config
 from onenet.runs.folder import RunFolder
 from onenet.system.files import REPOSITORY
 from onenet.system.signals import Preempted
-from onenet.wandb_run import POLL_SECONDS
+from onenet.tracking.wandb_run import POLL_SECONDS
 
 FINISH_SECONDS = 12  # a run waits for its mirror no longer
 BUSY, UNANSWERED = 3, 4  # what a mirror that should have rebuilt a run exits with
@@ -72,7 +72,7 @@ def _start(folder: RunFolder, *words: str) -> subprocess.Popen:
     _log_file(folder).parent.mkdir(parents=True, exist_ok=True)
     with open(_log_file(folder), "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "onenet.mirror", str(folder.path.absolute()), *words],
+            [sys.executable, "-m", "onenet.tracking.mirror", str(folder.path.absolute()), *words],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,6 +1,6 @@
 """The training loop: it learns, it repeats, it resumes bit for bit, it stops before a bad step.
 
-Run: pytest tests/test_train.py (also -m slow: every conflict policy and the Hungarian assigner)
+Run: pytest tests/test_loop.py (also -m slow: every conflict policy and the Hungarian assigner)
 """
 
 import copy
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nan, nn
 
-from onenet import build, checkpoint
+from onenet import build
 from onenet.config.compose import compose
 from onenet.config.schema import Config
 from onenet.data.augment import Augmentation
@@ -20,11 +20,12 @@ from onenet.data.sources import open_split
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
 from onenet.losses import DetectionLoss, LossWeights
-from onenet.optim import Schedule
 from onenet.runs.evaluations import requested_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.system.signals import Preempted
-from onenet.train import Progress, train
+from onenet.training import checkpoint
+from onenet.training.loop import Progress, train
+from onenet.training.optim import Schedule
 from tests.conftest import Pictures, make_annotations
 
 LOGGED = {
