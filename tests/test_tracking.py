@@ -193,7 +193,7 @@ def test_a_killed_run_is_marked_failed_and_its_mirror_ends(tmp_path):
     code = f"""
 import os, time
 from pathlib import Path
-from onenet.config import compose
+from onenet.config.compose import compose
 from onenet.runs.folder import RunFolder
 from onenet.tracking.tracker import mirrored
 with mirrored(RunFolder(Path({str(folder.path)!r})), compose(["debug=tiny", "tracker=wandb"])):
