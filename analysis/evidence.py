@@ -178,7 +178,7 @@ def by_seed(row: Row, metric: str) -> dict[int, float]:
 
 @cache
 def looks(folder: RunFolder) -> dict[str, np.ndarray]:
-    """The arrays of assignments.npz (onenet/assignments.py); empty if there is none. Raises
+    """The arrays of assignments.npz (onenet/job/snapshots.py); empty if there is none. Raises
     UserError."""
     file = folder.assignments_file
     return arrays_of(file) if file.is_file() else {}

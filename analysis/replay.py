@@ -29,13 +29,13 @@ from torch import Tensor
 from analysis.evidence import arrays_of, default_root, named_runs
 from analysis.formats import Block, Sheet, markdown
 from analysis.tables import write
-from onenet import build
 from onenet.boxes import iou_and_giou
 from onenet.config.compose import compose
 from onenet.config.schema import Config
 from onenet.detectors import DETECTORS
 from onenet.errors import UserError
 from onenet.expansion import parse_axes
+from onenet.job import build
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import flat
 from onenet.structures import HeadOutput, Target

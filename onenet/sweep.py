@@ -45,7 +45,7 @@ def run_all(console: Console, planned: list[Planned]) -> bool:
 
 def take_part(planned: list[Planned]) -> int:
     """Does the only run as one of the processes that `torchrun` started. The exit status."""
-    from onenet import job  # torch: nothing else here needs it
+    from onenet.job.run import work  # torch: nothing else here needs it
 
     if len(planned) > 1:
         raise UserError(
@@ -57,7 +57,7 @@ def take_part(planned: list[Planned]) -> int:
         check_data(Console(), [run])
         freeze([run])
     threads = int(os.environ.get("OMP_NUM_THREADS", 1))
-    return job.work(run.folder, run.request(threads), run.config.device)
+    return work(run.folder, run.request(threads), run.config.device)
 
 
 def _share(free: list[Place]) -> str:

@@ -15,13 +15,13 @@ import torch
 import yaml
 from torch import nn
 
-from onenet import build
 from onenet.config.compose import compose
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
 from onenet.detectors import DETECTORS
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
+from onenet.job import build
 from onenet.runs.evaluations import requested_evaluation
 from onenet.system.distributed import ALONE, World, join
 from onenet.system.files import REPOSITORY

@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 import torch
 
-from onenet.assignments import NAME
 from onenet.config.compose import to_dict
 from onenet.expansion import Cell, expand
+from onenet.job.snapshots import NAME
 from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request
 from onenet.system.files import REPOSITORY

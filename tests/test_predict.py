@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from onenet import results
 from onenet.config.compose import compose
 from onenet.data.images import BadImage
 from onenet.data.loading import DetectionDataset
@@ -17,6 +16,7 @@ from onenet.data.sizes import ImageSize
 from onenet.errors import UserError
 from onenet.evaluation.coco_metrics import EVALUATORS
 from onenet.evaluation.predict import predict
+from onenet.job import results
 from onenet.runs.evaluations import requested_evaluation
 from onenet.runs.identity import run_id
 from onenet.structures import Detections

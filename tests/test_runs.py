@@ -16,7 +16,7 @@ from onenet import machine, summary
 from onenet.config.compose import compose
 from onenet.errors import UserError
 from onenet.expansion import expand
-from onenet.record import cut_back
+from onenet.job.recorder import cut_back
 from onenet.runs.folder import Locked, RunFolder, owner
 from onenet.system.files import REPOSITORY, write_atomically, write_json
 

@@ -12,12 +12,12 @@ from torchvision.models import detection
 from analysis.benchmarks.timing import Row, least_seconds
 from analysis.fps import Network, Speed, network_of
 from analysis.predicates import NETWORKS
-from onenet import build
 from onenet.config.compose import compose
 from onenet.data.normalization import normalize
 from onenet.data.sizes import pad_to_multiple
 from onenet.detectors import DETECTORS
 from onenet.expansion import expand
+from onenet.job import build
 from onenet.ops.fusion import for_inference
 from onenet.postprocess import nms_keep, top_k
 

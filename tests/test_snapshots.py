@@ -1,6 +1,6 @@
 """The looks at a training: each choice against brute force, and no trace of them in the weights.
 
-Run: pytest tests/test_assignments.py
+Run: pytest tests/test_snapshots.py
 """
 
 import json
@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from onenet import build
-from onenet.assignments import IMAGES, NAME, REPLAYED, TERMS
 from onenet.costs import center_cost, focal_cost, giou_cost, iou_cost, l1_cost
 from onenet.data.images import BadImage
 from onenet.data.loading import collate
@@ -20,6 +18,8 @@ from onenet.data.sources import open_split
 from onenet.detectors import DETECTORS
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
+from onenet.job import build
+from onenet.job.snapshots import IMAGES, NAME, REPLAYED, TERMS
 from onenet.runs.evaluations import default_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.structures import unpadded_sizes

@@ -8,7 +8,6 @@ from torch.optim import AdamW
 
 from onenet import costs, losses
 from onenet.assigners import make_matcher
-from onenet.assignments import Observer
 from onenet.config.schema import Config
 from onenet.data.augment import Augmentation
 from onenet.data.images import ImageSource
@@ -19,6 +18,7 @@ from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import make_neck
 from onenet.errors import UserError
 from onenet.evaluation.coco_metrics import Scorer
+from onenet.job.snapshots import Observer
 from onenet.losses import DetectionLoss, Loss
 from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import RunFolder

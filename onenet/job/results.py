@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from onenet import build
 from onenet.config.schema import Config
 from onenet.data.images import ImageSource
 from onenet.evaluation import per_image
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
-from onenet.record import add_line
+from onenet.job import build
+from onenet.job.recorder import add_line
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import RECIPE, run_id

@@ -1,31 +1,27 @@
-"""One run in its own process: train what is not trained, evaluate what is asked for, write it down.
+"""One run: train what is not trained, evaluate what is asked for, write it down.
 
-`python -m onenet.job FOLDER --request JSON` is what the sweep starts; the folder holds the frozen
-config. Everything that a user sees of a run is written here or by what is called from here. With
-several processes (torchrun) all of them train and predict, and the first one writes.
+Everything that a user sees of a run is written here or by what is called from here. With several
+processes (torchrun) all of them train and predict, and the first one writes.
 """
 
-import argparse
 import contextlib
-import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from itertools import chain
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from onenet import build, pictures, results
 from onenet.config.compose import from_dict
 from onenet.config.schema import Config
 from onenet.data.images import ImageSource
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
 from onenet.errors import UserError
-from onenet.record import TrainingRecord
+from onenet.job import build, pictures, results
+from onenet.job.recorder import TrainingRecord
 from onenet.runs.evaluations import default_evaluation
 from onenet.runs.folder import Locked, RunFolder, owner
 from onenet.runs.identity import run_id
@@ -33,7 +29,7 @@ from onenet.runs.request import Request, all_rows
 from onenet.system.distributed import World, join, lost_connection
 from onenet.system.files import write_json
 from onenet.system.memory import keep_freed_memory
-from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest, end_with_driver
+from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest
 from onenet.tracking.tracker import mirrored
 from onenet.training import checkpoint
 from onenet.training.loop import Progress, train
@@ -224,18 +220,6 @@ class Job:
         return look
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--request", type=Request.parse, required=True, help="JSON of a Request")
-    parser.add_argument("--driver", action="store_true", help="end when standard input does")
-    given = parser.parse_args(arguments)
-    if given.driver:
-        end_with_driver()
-    folder = RunFolder(given.folder)
-    return work(folder, given.request, folder.config()["device"])
-
-
 def work(folder: RunFolder, request: Request, device: str) -> int:
     """Does the run, alone or with the other processes that `torchrun` started. The exit status: 0
     done, 1 failed, 2 the input cannot work, 3 somebody else is at it, 75 stopped, to be continued.
@@ -258,11 +242,3 @@ def work(folder: RunFolder, request: Request, device: str) -> int:
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    # os._exit: whatever still lingers (a tracker's thread, a worker) must not delay the sweep.
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

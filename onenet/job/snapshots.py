@@ -22,8 +22,8 @@ from onenet.data.loading import Batch, DetectionDataset
 from onenet.errors import UserError
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
+from onenet.job.recorder import add_line
 from onenet.losses import Loss
-from onenet.record import add_line
 from onenet.runs.folder import RunFolder
 from onenet.structures import Matches, Target
 from onenet.system.files import write_atomically

@@ -1,0 +1,1 @@
+"""One run in its own process: built from its config, trained, evaluated, written down."""

@@ -1,0 +1,34 @@
+"""One run in its own process: `python -m onenet.job FOLDER --request JSON`.
+
+A sweep starts it. The folder holds the frozen config, the request what the sweep asks of the run.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from onenet.job.run import work
+from onenet.runs.folder import RunFolder
+from onenet.runs.request import Request
+from onenet.system.signals import end_with_driver
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--request", type=Request.parse, required=True, help="JSON of a Request")
+    parser.add_argument("--driver", action="store_true", help="end when standard input does")
+    given = parser.parse_args(arguments)
+    if given.driver:
+        end_with_driver()
+    folder = RunFolder(given.folder)
+    return work(folder, given.request, folder.config()["device"])
+
+
+if __name__ == "__main__":
+    # os._exit: whatever still lingers (a tracker's thread, a worker) must not delay the sweep.
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
