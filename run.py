@@ -18,10 +18,10 @@ import sys
 import yaml
 from rich.console import Console
 
-from onenet import planned, search, search_sweep, summary, sweep
 from onenet.config.compose import to_dict
 from onenet.errors import UserError
-from onenet.expansion import expand
+from onenet.sweeps import launch, plan, search, search_sweep, summary
+from onenet.sweeps.experiments import expand
 from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest
 
 
@@ -45,14 +45,14 @@ def main(arguments: list[str]) -> int:
             for cell in cells:
                 print(yaml.safe_dump({"id": cell.id, **to_dict(cell.config)}, sort_keys=False))
             return 0
-        runs = planned.group(cells)
-        planned.require_one_root(runs)
+        runs = plan.group(cells)
+        plan.require_one_root(runs)
         if cells[0].config.plan:
-            planned.print_plan(console, runs)
+            plan.print_plan(console, runs)
             return 0
         if "LOCAL_RANK" in os.environ:
-            return sweep.take_part(runs)
-        complete = sweep.run_all(console, runs)
+            return launch.take_part(runs)
+        complete = launch.run_all(console, runs)
         summary.print_results(console, runs)
         return 0 if complete else 1
     except UserError as error:

@@ -9,7 +9,7 @@ import numpy as np
 from analysis.evidence import Evidence, finished, look_lines, looks, metric_lines
 from analysis.predicates import KNOWS_PARTS, knows_parts
 from analysis.rows import Row
-from onenet.expansion import Cell
+from onenet.sweeps.experiments import Cell
 
 SMOOTH = 10  # points of the conflict rate's curve
 

@@ -29,7 +29,7 @@ from analysis.predicates import PREDICATES, Part
 from analysis.rows import RECORDS, Row, command_of
 from analysis.tables import SUFFIXES, write
 from onenet.errors import UserError
-from onenet.expansion import NoRow, read_experiment
+from onenet.sweeps.experiments import NoRow, read_experiment
 
 CLAIMS = Path(__file__).with_name("claims.csv")
 EXPLANATIONS = RESULTS / "explanations.yaml"  # of verdicts on the committed records, by hand

@@ -24,8 +24,8 @@ from analysis.rows import command_of
 from analysis.tables import experiments
 from onenet.config.compose import compose
 from onenet.errors import UserError
-from onenet.expansion import Cell, Experiment, expand
 from onenet.runs.evaluations import default_evaluation
+from onenet.sweeps.experiments import Cell, Experiment, expand
 from onenet.system.files import write_json
 from onenet.tracking.wandb_run import at_most, first_line, keep_inside
 

@@ -19,8 +19,8 @@ import numpy as np
 from analysis.rows import RECORDS, Comparison, Row, compare
 from onenet.config.schema import Config
 from onenet.errors import UserError
-from onenet.expansion import Cell, NoRow, read_experiment
 from onenet.runs.folder import RunFolder, named
+from onenet.sweeps.experiments import Cell, NoRow, read_experiment
 from onenet.system.files import REPOSITORY
 
 RESULTS = REPOSITORY / "analysis" / "results"

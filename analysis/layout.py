@@ -8,8 +8,8 @@ from analysis.rows import Comparison, Row, Stat, elsewhere, evaluator, why_missi
 from onenet.config.schema import Config
 from onenet.data.sizes import ImageSize
 from onenet.detectors import DETECTORS
-from onenet.expansion import Cell
 from onenet.runs.identity import RECIPE
+from onenet.sweeps.experiments import Cell
 
 COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 LISTED = 12  # commands below a table

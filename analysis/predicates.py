@@ -10,7 +10,7 @@ from analysis import fps
 from analysis.evidence import Evidence, by_seed, inside, nearest, share_by_seed
 from analysis.intervals import paired
 from analysis.rows import Row
-from onenet.expansion import NoRow
+from onenet.sweeps.experiments import NoRow
 
 NOISE = 1.0  # AP: a gain up to this is none (the bound of the issue that asked for the claims)
 

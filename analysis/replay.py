@@ -34,11 +34,11 @@ from onenet.config.compose import compose
 from onenet.config.schema import Config
 from onenet.detectors import DETECTORS
 from onenet.errors import UserError
-from onenet.expansion import parse_axes
 from onenet.job import build
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import flat
 from onenet.structures import HeadOutput, Target
+from onenet.sweeps.experiments import parse_axes
 
 Variants = Sequence[tuple[str, ...]]  # each: overrides
 MATCHING = ("cost", "assigner", "location")  # the only keys that a choice depends on

@@ -12,8 +12,8 @@ from statistics import fmean, stdev
 
 from analysis import fps
 from onenet.errors import UserError
-from onenet.expansion import Cell, Experiment, expand
 from onenet.runs.identity import identity
+from onenet.sweeps.experiments import Cell, Experiment, expand
 from onenet.system.files import REPOSITORY
 
 PAPER = Path(__file__).with_name("paper_tables.csv")

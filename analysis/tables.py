@@ -20,7 +20,7 @@ from analysis.evidence import command_line, say_where, with_root
 from analysis.layout import COCO, missing, sheet
 from analysis.rows import Comparison, Stat, compare
 from onenet.errors import UserError
-from onenet.expansion import Experiment, experiment_names, read_experiment
+from onenet.sweeps.experiments import Experiment, experiment_names, read_experiment
 
 HEADER = ("table", "row", "metric", "paper", "ours_mean", "ours_std", "n", "gap", "ids")
 TIDY = (

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import torch
 
-from onenet.expansion import Cell, expand
 from onenet.runs.folder import RunFolder
+from onenet.sweeps.experiments import Cell, expand
 from onenet.system.files import REPOSITORY
 
 TINY = ["debug=tiny", "tracker=none", "save_every=0", "sweep.jobs=2", "sweep.threads=1"]

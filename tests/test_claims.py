@@ -18,7 +18,7 @@ from analysis.evidence import Evidence
 from analysis.intervals import Interval, t_interval
 from analysis.predicates import PREDICATES, Part
 from analysis.rows import RECORDS
-from onenet.expansion import expand
+from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY
 from tests.test_fps import speed
 from tests.test_tables import fill

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from onenet.expansion import expand
 from onenet.runs.folder import RunFolder
+from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY
 
 TINY = ["debug=tiny", "tracker=none"]

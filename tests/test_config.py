@@ -9,8 +9,8 @@ import pytest
 
 from onenet.config.compose import CONF, compose, from_dict, to_dict
 from onenet.errors import UserError
-from onenet.expansion import expand, experiment_names
 from onenet.runs import identity
+from onenet.sweeps.experiments import expand, experiment_names
 
 
 def test_the_default_run_is_the_papers_method_on_the_built_in_data():

@@ -17,10 +17,10 @@ from rich.console import Console
 
 from analysis import dashboard
 from analysis.tables import experiments
-from onenet.expansion import expand
-from onenet.planned import Planned, group
 from onenet.runs.request import Request, note_rows
-from onenet.sweep import run_all
+from onenet.sweeps.experiments import expand
+from onenet.sweeps.launch import run_all
+from onenet.sweeps.plan import Planned, group
 from onenet.system.files import REPOSITORY
 from tests.test_tracking import KEY, make_run, places  # noqa: F401, a fixture of every test
 from tests.wandb_offline import offline_runs

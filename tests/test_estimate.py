@@ -6,7 +6,7 @@ Run: pytest tests/test_estimate.py
 import pytest
 
 from onenet.config.compose import compose, to_dict
-from onenet.estimate import Estimates, say
+from onenet.sweeps.estimate import Estimates, say
 from onenet.system.files import write_json
 
 

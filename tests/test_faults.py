@@ -23,10 +23,10 @@ import pytest
 import torch
 
 from onenet.config.compose import to_dict
-from onenet.expansion import Cell, expand
 from onenet.job.snapshots import NAME
 from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request
+from onenet.sweeps.experiments import Cell, expand
 from onenet.system.files import REPOSITORY
 
 TINY = ["debug=tiny", "tracker=none", "save_every=0"]

@@ -13,7 +13,7 @@ from PIL import Image
 from analysis import claims, figures, records, tables
 from analysis.charts import changes, charts, conflicts, duplicates, nms_threshold
 from analysis.evidence import RECORDS, Evidence
-from onenet.expansion import Cell, expand
+from onenet.sweeps.experiments import Cell, expand
 from onenet.system.files import read_json, write_json
 from tests.test_tables import fill
 

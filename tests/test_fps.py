@@ -11,8 +11,8 @@ import torch
 from analysis import fps, tables
 from analysis.benchmarks import inference
 from analysis.fps import Network, Speed, network_of
-from onenet.expansion import expand
 from onenet.structures import Detections
+from onenet.sweeps.experiments import expand
 
 NETWORK = Network("onenet", "resnet50", "deconv_dcn", 64, 1, 1, "512x853")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from onenet.expansion import read_experiment
+from onenet.sweeps.experiments import read_experiment
 from tests.test_loop import Run
 
 FILE = Path(__file__).parent / "golden" / "first_losses.json"

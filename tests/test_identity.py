@@ -10,10 +10,10 @@ import pytest
 
 from onenet.config.compose import compose
 from onenet.errors import UserError
-from onenet.expansion import expand, experiment_names
 from onenet.runs import identity
 from onenet.runs.evaluations import default_evaluation, requested_evaluation
 from onenet.runs.identity import run_id, slug
+from onenet.sweeps.experiments import expand, experiment_names
 from onenet.system.files import digest
 
 IDS = Path(__file__).parent / "table_ids.json"

@@ -11,8 +11,8 @@ import pytest
 
 from analysis import claims, publish
 from analysis.evidence import RECORDS, RESULTS, Evidence, with_root
-from onenet.expansion import expand
 from onenet.runs.folder import RunFolder
+from onenet.sweeps.experiments import expand
 from tests.test_cli import run_py
 
 CURRENT = "python analysis/publish.py makes it current"

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from onenet import machine, summary
 from onenet.config.compose import compose
 from onenet.errors import UserError
-from onenet.expansion import expand
 from onenet.job.recorder import cut_back
 from onenet.runs.folder import Locked, RunFolder, owner
+from onenet.sweeps import machine, summary
+from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY, write_atomically, write_json
 
 

@@ -14,11 +14,11 @@ import time
 import pytest
 from rich.console import Console
 
-from onenet import expansion, search, search_sweep, sweep
 from onenet.errors import UserError
-from onenet.expansion import experiment_names, search_names
-from onenet.search import CHOICES, Range, requested
-from onenet.study import Study
+from onenet.sweeps import experiments, launch, search, search_sweep
+from onenet.sweeps.experiments import experiment_names, search_names
+from onenet.sweeps.search import CHOICES, Range, requested
+from onenet.sweeps.study import Study
 from onenet.system.files import REPOSITORY, read_json, write_json
 
 TINY = ["debug=tiny", "tracker=none"]
@@ -60,7 +60,7 @@ class Runner:
 @pytest.fixture
 def runner(monkeypatch) -> Runner:
     runner = Runner()
-    monkeypatch.setattr(sweep, "run_all", lambda console, runs: runner(console, runs))
+    monkeypatch.setattr(launch, "run_all", lambda console, runs: runner(console, runs))
     return runner
 
 
@@ -139,7 +139,7 @@ def test_wrong_words_are_told_what_to_type(words, named, tmp_path):
     ],
 )
 def test_a_wrong_space_is_named(space, named, tmp_path, monkeypatch):
-    monkeypatch.setattr(expansion, "EXPERIMENTS", tmp_path)
+    monkeypatch.setattr(experiments, "EXPERIMENTS", tmp_path)
     (tmp_path / "mine.yaml").write_text(f"title: a\nquestion: b?\nsearch: {{space: {space}}}\n")
     with pytest.raises(UserError) as caught:
         Study(requested(["+experiment=mine", *TINY, f"runs_root={tmp_path}"]))
@@ -226,7 +226,7 @@ def test_where_its_file_is_lost_the_sequence_comes_again(tmp_path, runner):
 
 
 def test_equal_values_share_a_run(tmp_path, runner, monkeypatch):
-    monkeypatch.setattr(expansion, "EXPERIMENTS", tmp_path)
+    monkeypatch.setattr(experiments, "EXPERIMENTS", tmp_path)
     text = "title: a\nquestion: b?\nsearch: {sampler: random, trials: 12, space: {heads: [1, 2]}}\n"
     (tmp_path / "mine.yaml").write_text(text)
     words = ["+experiment=mine", *TINY, "sweep.jobs=2", f"runs_root={tmp_path / 'runs'}"]

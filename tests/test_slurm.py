@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from onenet import planned as planning
-from onenet import slurm, sweep
 from onenet.config.compose import compose
 from onenet.errors import UserError
-from onenet.expansion import expand
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import run_id
+from onenet.sweeps import launch, slurm
+from onenet.sweeps import plan as planning
+from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY
 from tests.slurm_cluster import ask, missing, slurm_cluster
 
@@ -60,7 +60,7 @@ def planned(tmp_path: Path, *words: str) -> planning.Planned:
 def started(run: planning.Planned) -> slurm.SlurmJob:
     cluster = slurm.Cluster(run.config)
     (place,) = slurm.places(run.config, 1)
-    return sweep.start(run, place, cluster).process
+    return launch.start(run, place, cluster).process
 
 
 def submitted_command(tmp_path: Path) -> list[str]:

@@ -16,9 +16,9 @@ import pytest
 
 from analysis import tables
 from analysis.rows import read_paper
-from onenet import expansion
 from onenet.config.compose import to_dict
-from onenet.expansion import Cell, expand, experiment_names, read_experiment
+from onenet.sweeps import experiments
+from onenet.sweeps.experiments import Cell, expand, experiment_names, read_experiment
 from onenet.system.files import REPOSITORY, write_json
 
 BEST = "predicted + class"  # the paper: AP 35.7, AP(+NMS) 35.5
@@ -325,7 +325,7 @@ def test_text_is_escaped(tmp_path, root, capsys, monkeypatch):
         "{label: 'a|b & c_d', overrides: [heads=2]}]}"
     )
     (tmp_path / "table5.yaml").write_text(experiment)
-    monkeypatch.setattr(expansion, "EXPERIMENTS", tmp_path)
+    monkeypatch.setattr(experiments, "EXPERIMENTS", tmp_path)
     page = printed(capsys, root, "--format", "markdown")
     assert "| OneNet, ResNet-101, (512, 853) [1] |" in page
     assert "- [1] APs 40.6 is a misprint" in page

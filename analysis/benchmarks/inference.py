@@ -16,10 +16,10 @@ from onenet.config.compose import compose
 from onenet.data.normalization import normalize
 from onenet.data.sizes import pad_to_multiple
 from onenet.detectors import DETECTORS
-from onenet.expansion import expand
 from onenet.job import build
 from onenet.ops.fusion import for_inference
 from onenet.postprocess import nms_keep, top_k
+from onenet.sweeps.experiments import expand
 
 CLASSES = 80
 ROUNDS = 5  # in each of which all networks are measured

@@ -1,17 +1,14 @@
 """From words to runs: grids, experiments, narrowing and multiplying.
 
-Run: pytest tests/test_expansion.py
+Run: pytest tests/test_experiments.py
 """
-
-import subprocess
-import sys
 
 import pytest
 
-from onenet import expansion
 from onenet.errors import UserError
-from onenet.expansion import expand, experiment_names, read_experiment
-from onenet.planned import group
+from onenet.sweeps import experiments
+from onenet.sweeps.experiments import expand, experiment_names, read_experiment
+from onenet.sweeps.plan import group
 
 
 def test_the_main_job_is_four_runs():
@@ -104,16 +101,7 @@ def test_wrong_words_are_told_what_to_type(words, multirun, named):
 
 
 def test_a_broken_experiment_file_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(expansion, "EXPERIMENTS", tmp_path)
+    monkeypatch.setattr(experiments, "EXPERIMENTS", tmp_path)
     (tmp_path / "mine.yaml").write_text("rows: [{label: a}]")
     with pytest.raises(UserError, match=r"mine\.yaml is not an experiment"):
         expand(["+experiment=mine"])
-
-
-def test_planning_imports_no_torch():
-    code = (
-        "import sys; from onenet import planned, sweep; from onenet.expansion import expand; "
-        "planned.group(expand(['+experiment=table1'])); print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from onenet.config.schema import Config
 from onenet.errors import UserError
-from onenet.machine import Place
 from onenet.runs.folder import RunFolder
+from onenet.sweeps.machine import Place
 from onenet.system.signals import EXIT_STATUS
 
 TIME_OUTS = 100  # times that a job may reach its time limit and is queued again

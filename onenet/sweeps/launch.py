@@ -8,11 +8,11 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from onenet import slurm
 from onenet.errors import UserError
-from onenet.machine import Place, places
-from onenet.planned import Planned, check_data, count, freeze
 from onenet.runs.request import note_rows
+from onenet.sweeps import slurm
+from onenet.sweeps.machine import Place, places
+from onenet.sweeps.plan import Planned, check_data, count, freeze
 from onenet.system.files import REPOSITORY
 
 POLL = 0.5  # seconds between looks at the runs

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import yaml
 
-from onenet import expansion
 from onenet.errors import UserError
-from onenet.expansion import parse_axes
+from onenet.sweeps import experiments
+from onenet.sweeps.experiments import parse_axes
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 _GAINS = ("AP_nms_06", "AP_nms_07", "nms_gain", "AP50_nms_gain")
@@ -58,7 +58,7 @@ def requested(words: list[str], multirun: bool = True) -> Search | None:
     """
     axes = parse_axes(words)
     names = axes.pop("experiment", [])
-    if not {*names} & {*expansion.search_names()}:
+    if not {*names} & {*experiments.search_names()}:
         return None
     if len(names) > 1:
         raise UserError(f"experiment={','.join(names)}: a search goes alone, without others.")
@@ -81,7 +81,7 @@ def requested(words: list[str], multirun: bool = True) -> Search | None:
 
 
 def _read(name: str) -> Search:
-    path = expansion.EXPERIMENTS / f"{name}.yaml"
+    path = experiments.EXPERIMENTS / f"{name}.yaml"
     try:
         values = yaml.safe_load(path.read_text())
         search = values.pop("search")

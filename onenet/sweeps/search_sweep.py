@@ -5,15 +5,15 @@ import os
 from rich.console import Console
 from rich.table import Table
 
-from onenet import planned, slurm, sweep
 from onenet.errors import UserError
-from onenet.estimate import Estimates, say
-from onenet.machine import places
-from onenet.planned import Planned
 from onenet.runs.folder import Locked
-from onenet.search import Search
-from onenet.study import Study, require_optuna
-from onenet.summary import failure
+from onenet.sweeps import launch, plan, slurm
+from onenet.sweeps.estimate import Estimates, say
+from onenet.sweeps.machine import places
+from onenet.sweeps.plan import Planned
+from onenet.sweeps.search import Search
+from onenet.sweeps.study import Study, require_optuna
+from onenet.sweeps.summary import failure
 
 SHOWN = 10  # trials in the table at the end
 
@@ -38,9 +38,9 @@ def print_plan(console: Console, study: Study) -> None:
         console.out(f"  {found}", highlight=False)
     runs = study.runs()
     if runs:
-        planned.print_plan(console, runs)
+        plan.print_plan(console, runs)
     else:
-        planned.check_data(console, [Planned([study.base])])
+        plan.check_data(console, [Planned([study.base])])
     done = sum(trial.run.state() == "done" for trial in study.trials)
     left = study.count() - len(study.trials)
     base = study.base.config
@@ -84,7 +84,7 @@ def _work(console: Console, study: Study) -> None:
         best = f", {study.best()} so far" if study.ranked() else ""
         numbers = ", ".join(str(trial.number) for trial in todo)
         console.out(f"trial {numbers} of {study.count()}{best}", highlight=False)
-        sweep.run_all(console, runs)
+        launch.run_all(console, runs)
         study.save()
         todo = []
         failures = len({t.run.name for t in study.trials if t.run.ended_with})

@@ -5,9 +5,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from onenet import answer
-from onenet.expansion import Cell
-from onenet.planned import Planned
+from onenet.sweeps import answer
+from onenet.sweeps.experiments import Cell
+from onenet.sweeps.plan import Planned
 
 
 def print_results(console: Console, planned: list[Planned]) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from onenet.config.compose import GROUPS, to_dict
 from onenet.errors import UserError
-from onenet.expansion import Cell, expand
-from onenet.planned import Planned
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import flat
-from onenet.search import Range, Search
+from onenet.sweeps.experiments import Cell, expand
+from onenet.sweeps.plan import Planned
+from onenet.sweeps.search import Range, Search
 from onenet.system.files import read_json, write_json
 
 

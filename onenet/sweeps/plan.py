@@ -7,17 +7,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import TaskID
 
-from onenet import slurm
 from onenet.config.compose import to_dict
 from onenet.config.schema import Config
 from onenet.data.sources import check_splits
 from onenet.errors import UserError
-from onenet.estimate import Estimates, say
-from onenet.expansion import Cell
-from onenet.machine import Place
 from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request
+from onenet.sweeps import slurm
+from onenet.sweeps.estimate import Estimates, say
+from onenet.sweeps.experiments import Cell
+from onenet.sweeps.machine import Place
 
 
 @dataclass

@@ -75,7 +75,7 @@ def experiment_names() -> list[str]:
 
 
 def search_names() -> list[str]:
-    """The files of experiments/ that describe a search (onenet/search.py)."""
+    """The files of experiments/ that describe a search (onenet/sweeps/search.py)."""
     files = EXPERIMENTS.glob("*.yaml")
     return sorted(f.stem for f in files if re.search("^search:", f.read_text(), re.MULTILINE))
 
