@@ -1,0 +1,1 @@
+"""Commands that read runs: tables, claims, figures, the report, benchmarks."""

@@ -22,10 +22,10 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # so is what it finds abo
 
 import torch
 
-from analysis import fps
-from analysis.benchmarks import data, evaluation, inference, matching, training
-from analysis.benchmarks.timing import Curve, Row
-from analysis.formats import Block, Sheet, markdown
+from analysis.core import fps
+from analysis.core.formats import Block, Sheet, markdown
+from analysis.speed import data, evaluation, inference, matching, training
+from analysis.speed.timing import Curve, Row
 from onenet.errors import UserError
 from onenet.system.files import REPOSITORY, write_json
 

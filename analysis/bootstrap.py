@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from analysis.evidence import arrays_of, default_root, named_runs
-from analysis.formats import Block, Sheet, markdown
-from analysis.intervals import LEVEL, Interval
+from analysis.core.evidence import arrays_of, default_root, named_runs
+from analysis.core.formats import Block, Sheet, markdown
+from analysis.core.intervals import LEVEL, Interval
 from onenet.errors import UserError
 from onenet.evaluation.per_image import recompute
 from onenet.runs.evaluations import EvalSpec

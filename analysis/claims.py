@@ -6,7 +6,7 @@
 
 A claim is `reproduced` if the 95 % t-interval of each of its numbers, paired by seed, lies entirely
 on its side; `contradicted` if one lies entirely on the other; else `too noisy`; or `not run`. What
-the numbers and sides are: analysis/predicates.py. Words after `--` are run.py's.
+the numbers and sides are: analysis/core/predicates.py. Words after `--` are run.py's.
 """
 
 import csv
@@ -21,17 +21,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import yaml
 
-from analysis import formats
-from analysis.evidence import OWN, RESULTS, Evidence, command_line, finished, say_where, with_root
-from analysis.intervals import Interval, t_interval
-from analysis.layout import number
-from analysis.predicates import PREDICATES, Part
-from analysis.rows import RECORDS, Row, command_of
+from analysis.core import formats
+from analysis.core.evidence import (
+    OWN,
+    RESULTS,
+    Evidence,
+    command_line,
+    finished,
+    say_where,
+    with_root,
+)
+from analysis.core.intervals import Interval, t_interval
+from analysis.core.layout import number
+from analysis.core.predicates import PREDICATES, Part
+from analysis.core.rows import RECORDS, Row, command_of
 from analysis.tables import SUFFIXES, write
 from onenet.errors import UserError
 from onenet.sweeps.experiments import NoRow, read_experiment
+from onenet.system.files import REPOSITORY
 
-CLAIMS = Path(__file__).with_name("claims.csv")
+CLAIMS = REPOSITORY / "analysis" / "paper" / "claims.csv"
 EXPLANATIONS = RESULTS / "explanations.yaml"  # of verdicts on the committed records, by hand
 HEADER = ("id", "quotation", "effect", "low", "high", "n", "verdict")
 VERDICTS = ("reproduced", "too noisy", "contradicted", "not run")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.rows import command_of
+from analysis.core.rows import command_of
 from analysis.tables import experiments
 from onenet.config.compose import compose
 from onenet.errors import UserError

@@ -21,9 +21,9 @@ os.environ.setdefault("MPLCONFIGDIR", tempfile.gettempdir())
 import matplotlib
 from matplotlib.figure import Figure
 
-from analysis.charts import CURVES, Chart, charts
-from analysis.evidence import Evidence, command_line, say_where, with_root
-from analysis.samples import SAMPLES
+from analysis.core.charts import CURVES, Chart, charts
+from analysis.core.evidence import Evidence, command_line, say_where, with_root
+from analysis.core.samples import SAMPLES
 from onenet.errors import UserError
 
 STYLE = {"svg.hashsalt": "onenet", "svg.fonttype": "none", "font.size": 9}

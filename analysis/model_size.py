@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from analysis.formats import Block, Sheet, markdown
+from analysis.core.formats import Block, Sheet, markdown
 from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import NECKS
 from onenet.detectors.onenet import OneNet

@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tabulate import tabulate
 
 from analysis import claims, figures, tables
-from analysis.evidence import BCCD, RECORDS, RESULTS, Evidence, with_root
-from analysis.formats import markdown
-from analysis.layout import number, sheet, with_std
-from analysis.predicates import KNOWS_PARTS, LARGER, LONGER
-from analysis.rows import Comparison, Row, Stat
+from analysis.core.evidence import BCCD, RECORDS, RESULTS, Evidence, with_root
+from analysis.core.formats import markdown
+from analysis.core.layout import number, sheet, with_std
+from analysis.core.predicates import KNOWS_PARTS, LARGER, LONGER
+from analysis.core.rows import Comparison, Row, Stat
 from onenet.system.files import REPOSITORY
 
 README = REPOSITORY / "README.md"

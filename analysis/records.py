@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis import fps
-from analysis.evidence import RECORDS, metric_lines
+from analysis.core import fps
+from analysis.core.evidence import RECORDS, metric_lines
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
 from onenet.system.files import REPOSITORY, read_json, write_atomically, write_json

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.evidence import arrays_of, default_root, named_runs
-from analysis.formats import Block, Sheet, markdown
+from analysis.core.evidence import arrays_of, default_root, named_runs
+from analysis.core.formats import Block, Sheet, markdown
 from analysis.tables import write
 from onenet.boxes import iou_and_giou
 from onenet.config.compose import compose

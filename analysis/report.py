@@ -24,16 +24,16 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from analysis import claims
-from analysis.charts import charts
 from analysis.claims import Judged
-from analysis.evidence import BCCD, Evidence, command_line, say_where, with_root
+from analysis.core.charts import charts
+from analysis.core.evidence import BCCD, Evidence, command_line, say_where, with_root
+from analysis.core.formats import Block, Sheet
+from analysis.core.intervals import Interval
+from analysis.core.layout import number, sheet, with_std
+from analysis.core.predicates import KNOWS_PARTS, LARGER, LONGER
+from analysis.core.rows import Comparison
+from analysis.core.samples import SAMPLES
 from analysis.figures import draw
-from analysis.formats import Block, Sheet
-from analysis.intervals import Interval
-from analysis.layout import number, sheet, with_std
-from analysis.predicates import KNOWS_PARTS, LARGER, LONGER
-from analysis.rows import Comparison
-from analysis.samples import SAMPLES
 from analysis.tables import read_tidy
 from onenet.errors import UserError
 from onenet.system.files import write_atomically

@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis import formats
-from analysis.evidence import command_line, say_where, with_root
-from analysis.layout import COCO, missing, sheet
-from analysis.rows import Comparison, Stat, compare
+from analysis.core import formats
+from analysis.core.evidence import command_line, say_where, with_root
+from analysis.core.layout import COCO, missing, sheet
+from analysis.core.rows import Comparison, Stat, compare
 from onenet.errors import UserError
 from onenet.sweeps.experiments import Experiment, experiment_names, read_experiment
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from analysis import benchmark
-from analysis.benchmarks import plain, training
-from analysis.benchmarks.scenes import scene
-from analysis.benchmarks.timing import Curve, Row, least_seconds, peak_bytes
+from analysis.speed import plain, training
+from analysis.speed.scenes import scene
+from analysis.speed.timing import Curve, Row, least_seconds, peak_bytes
 from onenet.assigners import make_matcher
 from onenet.costs import MatchingCost
 from onenet.losses import DetectionLoss

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import claims, fps, predicates, tables
+from analysis import claims, tables
 from analysis.claims import Judged, judge_part
-from analysis.evidence import Evidence
-from analysis.intervals import Interval, t_interval
-from analysis.predicates import PREDICATES, Part
-from analysis.rows import RECORDS
+from analysis.core import fps, predicates
+from analysis.core.evidence import Evidence
+from analysis.core.intervals import Interval, t_interval
+from analysis.core.predicates import PREDICATES, Part
+from analysis.core.rows import RECORDS
 from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY
 from tests.test_fps import speed

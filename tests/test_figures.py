@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from analysis import claims, figures, records, tables
-from analysis.charts import changes, charts, conflicts, duplicates, nms_threshold
-from analysis.evidence import RECORDS, Evidence
+from analysis.core.charts import changes, charts, conflicts, duplicates, nms_threshold
+from analysis.core.evidence import RECORDS, Evidence
 from onenet.sweeps.experiments import Cell, expand
 from onenet.system.files import read_json, write_json
 from tests.test_tables import fill

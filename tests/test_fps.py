@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from analysis import fps, tables
-from analysis.benchmarks import inference
-from analysis.fps import Network, Speed, network_of
+from analysis import tables
+from analysis.core import fps
+from analysis.core.fps import Network, Speed, network_of
+from analysis.speed import inference
 from onenet.structures import Detections
 from onenet.sweeps.experiments import expand
 

@@ -12,7 +12,7 @@ import pytest
 
 from analysis import bootstrap as command
 from analysis.bootstrap import bootstrap
-from analysis.intervals import paired, t_interval
+from analysis.core.intervals import paired, t_interval
 from onenet.evaluation.per_image import pack, recompute
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder

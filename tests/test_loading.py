@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from analysis.benchmarks.data import plain_batch
+from analysis.speed.data import plain_batch
 from onenet.data.augment import Augmentation, View, draw_view, whole_view
 from onenet.data.images import BadImage, DrawnImages, ImageFiles
 from onenet.data.loading import (

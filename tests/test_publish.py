@@ -10,7 +10,7 @@ from statistics import stdev
 import pytest
 
 from analysis import claims, publish
-from analysis.evidence import RECORDS, RESULTS, Evidence, with_root
+from analysis.core.evidence import RECORDS, RESULTS, Evidence, with_root
 from onenet.runs.folder import RunFolder
 from onenet.sweeps.experiments import expand
 from tests.test_cli import run_py

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from analysis import report
-from analysis.evidence import RECORDS
+from analysis.core.evidence import RECORDS
 from onenet.system.files import REPOSITORY
 from tests.test_figures import run, table1
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from analysis import tables
-from analysis.rows import read_paper
+from analysis.core.rows import read_paper
 from onenet.config.compose import to_dict
 from onenet.sweeps import experiments
 from onenet.sweeps.experiments import Cell, expand, experiment_names, read_experiment

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from analysis.benchmarks import plain
-from analysis.benchmarks.scenes import STRIDE, scene
-from analysis.benchmarks.timing import Row
+from analysis.speed import plain
+from analysis.speed.scenes import STRIDE, scene
+from analysis.speed.timing import Row
 from onenet.assigners import make_matcher
 from onenet.costs import MatchingCost
 from onenet.detectors.backbones import make_backbone

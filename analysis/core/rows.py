@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-from analysis import fps
+from analysis.core import fps
 from onenet.errors import UserError
 from onenet.runs.identity import identity
 from onenet.sweeps.experiments import Cell, Experiment, expand
 from onenet.system.files import REPOSITORY
 
-PAPER = Path(__file__).with_name("paper_tables.csv")
+PAPER = REPOSITORY / "analysis" / "paper" / "tables.csv"
 RECORDS = REPOSITORY / "analysis" / "results" / "records"  # what is committed of our own runs
 
 

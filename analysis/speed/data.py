@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from analysis.benchmarks.timing import Row, least_seconds
+from analysis.speed.timing import Row, least_seconds
 from onenet.data.augment import Augmentation, View
 from onenet.data.coco import read_coco
 from onenet.data.images import ImageFiles

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.evidence import Evidence, finished, look_lines, looks, metric_lines
-from analysis.predicates import KNOWS_PARTS, knows_parts
-from analysis.rows import Row
+from analysis.core.evidence import Evidence, finished, look_lines, looks, metric_lines
+from analysis.core.predicates import KNOWS_PARTS, knows_parts
+from analysis.core.rows import Row
 from onenet.sweeps.experiments import Cell
 
 SMOOTH = 10  # points of the conflict rate's curve

@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from analysis.rows import RECORDS, Comparison, Row, compare
+from analysis.core.rows import RECORDS, Comparison, Row, compare
 from onenet.config.schema import Config
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder, named

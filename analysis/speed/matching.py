@@ -2,9 +2,9 @@
 
 import torch
 
-from analysis.benchmarks import plain
-from analysis.benchmarks.scenes import MAP_HW, scene
-from analysis.benchmarks.timing import Curve, Row, least_seconds, peak_bytes
+from analysis.speed import plain
+from analysis.speed.scenes import MAP_HW, scene
+from analysis.speed.timing import Curve, Row, least_seconds, peak_bytes
 from onenet.assigners import make_matcher
 from onenet.costs import MatchingCost
 from onenet.ops.focal import focal_loss

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from analysis import fps
-from analysis.evidence import Evidence, by_seed, inside, nearest, share_by_seed
-from analysis.intervals import paired
-from analysis.rows import Row
+from analysis.core import fps
+from analysis.core.evidence import Evidence, by_seed, inside, nearest, share_by_seed
+from analysis.core.intervals import paired
+from analysis.core.rows import Row
 from onenet.sweeps.experiments import NoRow
 
 NOISE = 1.0  # AP: a gain up to this is none (the bound of the issue that asked for the claims)

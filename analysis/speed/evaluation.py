@@ -11,7 +11,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from analysis.benchmarks.timing import Row, least_seconds
+from analysis.speed.timing import Row, least_seconds
 from onenet.data.annotations import Annotations
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predictions import MAX_DETECTIONS, Predictions

@@ -5,7 +5,7 @@ by the tables. They depend on the network, not on the run. No torch.
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from analysis.formats import Block
+from analysis.core.formats import Block
 from onenet.config.schema import Config
 from onenet.data.sizes import ImageSize
 from onenet.errors import UserError

@@ -3,8 +3,8 @@
 import shlex
 from pathlib import Path
 
-from analysis.formats import Block, Sheet
-from analysis.rows import Comparison, Row, Stat, elsewhere, evaluator, why_missing
+from analysis.core.formats import Block, Sheet
+from analysis.core.rows import Comparison, Row, Stat, elsewhere, evaluator, why_missing
 from onenet.config.schema import Config
 from onenet.data.sizes import ImageSize
 from onenet.detectors import DETECTORS

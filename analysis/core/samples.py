@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
-from analysis.charts import table1_by_data
-from analysis.evidence import Evidence, finished, inside, looks, nearest, share_by_seed
-from analysis.rows import Row
+from analysis.core.charts import table1_by_data
+from analysis.core.evidence import Evidence, finished, inside, looks, nearest, share_by_seed
+from analysis.core.rows import Row
 from onenet.system.files import read_json
 
 IMAGES = 4

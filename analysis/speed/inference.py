@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torchvision.models import detection
 
-from analysis.benchmarks.timing import Row, least_seconds
-from analysis.fps import Network, Speed, network_of
-from analysis.predicates import NETWORKS
+from analysis.core.fps import Network, Speed, network_of
+from analysis.core.predicates import NETWORKS
+from analysis.speed.timing import Row, least_seconds
 from onenet.config.compose import compose
 from onenet.data.normalization import normalize
 from onenet.data.sizes import pad_to_multiple
