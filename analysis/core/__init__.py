@@ -1,1 +1,1 @@
-"""From the files of runs to tables, verdicts and charts; what the commands share."""
+"""From the files of runs to tables, verdicts and charts: what the commands share."""

@@ -1,4 +1,4 @@
-"""Where tables, claims and figures get their runs from. No torch.
+"""Where tables, claims and figures get their runs from.
 
 The runs root is run.py's (`runs/`); in a fresh clone, where there is none, the committed records.
 """

@@ -1,4 +1,4 @@
-"""A finished table as Markdown, LaTeX or HTML. Knows text only. No torch."""
+"""A finished table as Markdown, LaTeX or HTML. Knows text only."""
 
 import html
 import re

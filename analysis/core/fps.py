@@ -1,5 +1,5 @@
 """Frames a second: measured by `analysis/benchmark.py fps`, kept in a file of the runs root, joined
-by the tables. They depend on the network, not on the run. No torch.
+by the tables. They depend on the network, not on the run.
 """
 
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""How sure a mean over seeds is: Student's interval. No torch."""
+"""How sure a mean over seeds is: Student's interval."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How a table is laid out for people: which columns, which notes, which commands. No torch."""
+"""How a table is laid out for people: which columns, which notes, which commands."""
 
 import shlex
 from pathlib import Path

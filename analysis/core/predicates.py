@@ -1,5 +1,5 @@
 """The paper's claims as statements about runs: each one or more numbers a seed, and the side of a
-bound on which they must lie. The ids are those of claims.csv. No torch.
+bound on which they must lie. The ids are those of claims.csv.
 """
 
 from collections.abc import Callable

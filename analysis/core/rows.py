@@ -1,5 +1,5 @@
 """The rows of a table: the paper's numbers beside the results of exactly the ids that the table's
-experiment resolves to. No torch.
+experiment resolves to.
 """
 
 import contextlib

@@ -1,1 +1,1 @@
-"""What analysis/benchmark.py measures: each part beside a plain version of it."""
+"""What `analysis/benchmark.py` measures, each part beside a plain version of it."""

@@ -1,7 +1,7 @@
 """The configuration of a run: how it is composed from conf/ and made absolute.
 
 Hydra composes conf/config.yaml with overrides; here that becomes a plain, typed `Config` in which
-everything is an absolute value. Values have their home in conf/, not here. No torch.
+everything is an absolute value. Values have their home in conf/, not here.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""The keys of a configuration and their types. Their values have their home in conf/. No torch."""
+"""The keys of a configuration and their types. Their values have their home in conf/."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,6 +1,6 @@
 """What the types of a configuration cannot say: ranges, choices, combinations that cannot work.
 
-The tables below are by key. No torch.
+The tables below are by key.
 """
 
 import re

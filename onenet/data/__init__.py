@@ -1,1 +1,1 @@
-"""Data sets: the built-in `shapes` and any COCO-format folder. Reading them needs no torch."""
+"""Files to batches: the built-in shapes and COCO-format folders, sizes, normalisation."""

@@ -1,4 +1,4 @@
-"""Which part of an image is seen, how large and which way round (section 5). No torch."""
+"""Which part of an image is seen, how large and which way round (section 5)."""
 
 from dataclasses import dataclass
 

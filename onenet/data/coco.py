@@ -1,4 +1,4 @@
-"""Reading a COCO-format data set: an annotation file and the folder of its images. No torch.
+"""Reading a COCO-format data set: an annotation file and the folder of its images.
 
 I images, A annotations, K classes. `where` names the config key and the file in every message.
 """

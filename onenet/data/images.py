@@ -1,4 +1,4 @@
-"""Where the pixels of a data set come from. No torch."""
+"""Where the pixels of a data set come from."""
 
 import os
 from collections.abc import Sequence

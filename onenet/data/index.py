@@ -1,6 +1,6 @@
 """What was read out of an annotation file, kept as arrays: reading it again takes a moment.
 
-No torch. I images.
+I images.
 """
 
 import contextlib

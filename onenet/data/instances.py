@@ -1,6 +1,6 @@
 """The JSON content of COCO's instances_*.json without its masks: boxes are all that is used.
 
-Masks are two thirds of the file. No torch.
+Masks are two thirds of the file.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""In which order images are visited, as a function of the seed. No torch."""
+"""In which order images are visited, as a function of the seed."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""From the `data` part of a configuration to images and annotations. No torch."""
+"""From the `data` part of a configuration to images and annotations."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which detectors there are. A module or a package each. No torch."""
+"""Images to outputs: backbones, necks, OneNet and the detectors beside it, and which there are."""
 
 from dataclasses import dataclass
 from importlib import import_module

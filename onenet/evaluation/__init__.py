@@ -1,1 +1,1 @@
-"""What a trained network finds, and how good that is: predictions, COCO metrics, duplicates."""
+"""What a network finds, and how good that is: predictions, COCO metrics, duplicates."""

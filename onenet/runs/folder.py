@@ -1,4 +1,4 @@
-"""A run's folder: its files, its state, and who may write into it. No torch.
+"""A run's folder: its files, its state, and who may write into it.
 
 The files are the record. Whoever trains holds an exclusive lock on `.lock`, which the operating
 system releases when the process ends, however it ends.

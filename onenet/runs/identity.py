@@ -1,4 +1,4 @@
-"""What a run is: its id hashes what can change the result, and nothing else. No torch.
+"""What a run is: its id hashes what can change the result, and nothing else.
 
 The id is built from absolute values, not from the names of groups or presets; a key that has no
 effect in a configuration counts as null, and null does not count. So a key that is added later at a

@@ -1,4 +1,4 @@
-"""What a sweep asks of a run, beside its frozen config. No torch."""
+"""What a sweep asks of a run, beside its frozen config."""
 
 import contextlib
 import json

@@ -1,1 +1,1 @@
-"""Many runs: which ones an experiment asks for, starting them, searches, what a sweep says."""
+"""Many runs: what an experiment asks for, processes and Slurm jobs, searches, what a sweep says."""

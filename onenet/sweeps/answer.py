@@ -1,5 +1,5 @@
 """The picture of the answer: for each run of a sweep its AP without and with NMS, and what its
-redundant boxes number. No torch.
+redundant boxes number.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""How long a run will take, from comparable runs that are done. No torch."""
+"""How long a run will take, from comparable runs that are done."""
 
 from pathlib import Path
 from statistics import median

@@ -1,5 +1,5 @@
 """From what the person typed to the list of runs: the one piece of code that the sweep, `plan=true`
-and the tables share. No torch.
+and the tables share.
 """
 
 import difflib

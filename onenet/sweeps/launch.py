@@ -1,4 +1,4 @@
-"""Runs what is planned: a process a run, several at a time, and their progress. No torch."""
+"""Runs what is planned: a process a run, several at a time, and their progress."""
 
 import os
 import subprocess

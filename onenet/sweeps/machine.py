@@ -1,4 +1,4 @@
-"""The cores and GPUs of this machine, and how runs share them. No torch."""
+"""The cores and GPUs of this machine, and how runs share them."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The trainings that a sweep wants, their states, and how long they will take. No torch."""
+"""The trainings that a sweep wants, their states, and how long they will take."""
 
 import subprocess
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a search is: a file of experiments/ with the keys whose best values it looks for. No torch.
+"""What a search is: a file of experiments/ with the keys whose best values it looks for.
 
 What the command line makes of the file is here, its trials in study.py, their runs in
 search_sweep.py.

@@ -1,4 +1,4 @@
-"""Does a search: the runs of its trials, and what it says at its end. No torch."""
+"""Does a search: the runs of its trials, and what it says at its end."""
 
 import os
 

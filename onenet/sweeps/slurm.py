@@ -3,7 +3,7 @@
 A job goes on without the sweep that submitted it. When Slurm announces that it takes the machine
 away, or that the time is up, the run writes its checkpoint, and the same job is queued again. The
 runs root must be on a file system that all nodes see; submitit's files lie in its `.slurm/`. Needs
-no accounting (sacct). No torch.
+no accounting (sacct).
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The trials of a search, and the next one, drawn from the results so far. No torch.
+"""The trials of a search, and the next one, drawn from the results so far.
 
 A trial is an ordinary run. As many are drawn at a time as run at a time, and a draw follows from
 the search, the trial's number and the results of earlier draws alone: the sequence is the same in

@@ -1,4 +1,4 @@
-"""What a sweep says at its end: the table of its runs, its picture, and what failed. No torch."""
+"""What a sweep says at its end: the table of its runs, its picture, and what failed."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Being asked to stop: by a signal, or because the sweep that started the run is gone. No torch."""
+"""Being asked to stop: by a signal, or because the sweep that started the run is gone."""
 
 import contextlib
 import os

@@ -1,0 +1,53 @@
+"""The folders that the README lists are those that there are, each with its sentence.
+
+Run: pytest tests/test_tree.py
+"""
+
+import ast
+import re
+
+import pytest
+
+from onenet.system.files import REPOSITORY
+
+LINE = re.compile(r"^ *- \[(\w+)/\]\(([\w/]+)\) (.+)$", re.MULTILINE)
+LISTED = {
+    path: sentence for _, path, sentence in LINE.findall((REPOSITORY / "README.md").read_text())
+}
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def folders(*parents: str) -> set[str]:
+    """The folders in these, with a file that is not generated."""
+    return {
+        str(folder.relative_to(REPOSITORY))
+        for parent in parents
+        for folder in (REPOSITORY / parent).iterdir()
+        if folder.is_dir()
+        and not folder.name.startswith((".", "__"))
+        and any(f.is_file() and f.suffix != ".pyc" for f in folder.rglob("*"))
+    }
+
+
+def test_the_readme_lists_every_folder_and_no_other():
+    # Nothing else may lie at the top but what git ignores.
+    ignored = set((REPOSITORY / ".gitignore").read_text().replace("/", "").split())
+    top = {name for name in folders(".") if name not in ignored and "egg-info" not in name}
+    assert set(LISTED) == top | folders("onenet", "analysis")
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in LISTED if (REPOSITORY / path / "__init__.py").is_file()]
+)
+def test_a_package_says_what_the_readme_says_of_it(path):
+    module = ast.parse((REPOSITORY / path / "__init__.py").read_text())
+    if path != "tests":
+        assert ast.get_docstring(module) == LISTED[path]
+
+
+@pytest.mark.parametrize("page", ["README.md", "onenet/README.md"])
+def test_links_lead_somewhere(page):
+    file = REPOSITORY / page
+    links = [link for link in LINK.findall(file.read_text()) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (file.parent / link).exists()] == []
