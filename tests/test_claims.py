@@ -325,6 +325,7 @@ def test_several_rows_are_refused(root, capsys):
     assert "+experiment=table1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_needs_no_torch_and_works_from_anywhere(tmp_path):
     code = (
         "import sys; sys.argv = ['claims.py', '--format', 'csv']\n"

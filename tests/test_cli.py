@@ -149,6 +149,7 @@ def test_a_run_of_an_older_version_is_evaluated_again(swept):
     assert cell.folder.checkpoint_file.stat().st_mtime == trained
 
 
+@pytest.mark.slow
 def test_a_failing_run_stops_no_other_and_is_told_at_the_end(tmp_path):
     words = ["-m", "lr=1e30,1e-3", *TINY, f"runs_root={tmp_path}"]
     done = run_py(*words)

@@ -676,6 +676,7 @@ def test_weights_of_images_without_objects_leave_nothing_to_compute():
     assert per_image.recompute(arrays, "raw", without) == (None, None)
 
 
+@pytest.mark.slow
 def test_the_file_is_read_with_numpy_alone():
     code = (
         "import sys, onenet.evaluation.per_image\n"

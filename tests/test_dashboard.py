@@ -196,6 +196,7 @@ def made(url: str, *words: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 def test_a_report_and_a_view_are_saved_and_nothing_lies_elsewhere(
     places,  # noqa: F811
     monkeypatch,
@@ -221,6 +222,7 @@ def test_a_report_and_a_view_are_saved_and_nothing_lies_elsewhere(
     assert [list(place.rglob("*")) for place in places.values()] == [[], []]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -249,6 +251,7 @@ def test_without_a_key_the_error_says_what_to_do(monkeypatch, capsys):
     assert "--json FILE" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["refuses", "hangs", "fails"])
 def test_a_server_that_does_not_answer_is_an_error_within_seconds(monkeypatch, capsys, kind):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -262,6 +265,7 @@ def test_a_server_that_does_not_answer_is_an_error_within_seconds(monkeypatch, c
     assert f"error: W&B at {url} does not take it: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_server_that_is_lost_before_the_report_is_saved_is_an_error(monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(dashboard, "SAVE_SECONDS", 1)

@@ -1,6 +1,6 @@
 """Several processes, or several forward passes, give the update and the AP of one.
 
-Run: pytest tests/test_distributed.py (two processes by torchrun, over gloo)
+Run: pytest tests/test_distributed.py (-m slow: two processes by torchrun, over gloo)
 """
 
 import json
@@ -127,6 +127,7 @@ def two_processes(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_processes_give_the_update_of_one(whole, two_processes, accumulate):
     first, second = (process["learnt"][accumulate] for process in two_processes)
@@ -136,12 +137,14 @@ def test_two_processes_give_the_update_of_one(whole, two_processes, accumulate):
         assert all(map(torch.equal, a, b))
 
 
+@pytest.mark.slow
 def test_two_processes_predict_what_one_does(two_processes):
     """The same weights, so the same numbers to the last digit."""
     alone = predicted_alone(ALONE)
     assert [process["metrics"] for process in two_processes] == [alone, None]
 
 
+@pytest.mark.slow
 def test_what_processes_tell_each_other(two_processes):
     assert [process["shared"] for process in two_processes] == ["from 0"] * 2
     assert [process["gathered"] for process in two_processes] == [[0, 1], []]
@@ -184,12 +187,9 @@ def run_folder(root: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "starter",
-    [
-        pytest.param(["run.py", "processes=2"], id="run.py", marks=pytest.mark.slow),
-        pytest.param(["torchrun", "run.py"], id="torchrun"),
-    ],
+    "starter", [["run.py", "processes=2"], ["torchrun", "run.py"]], ids=lambda s: s[0]
 )
 def test_a_run_of_two_processes_leaves_one_record(tmp_path, starter):
     words = ["debug=tiny", "log_every=1", f"runs_root={tmp_path}"]

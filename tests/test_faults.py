@@ -346,6 +346,7 @@ def test_a_sweep_that_is_asked_to_stop_saves_its_runs_and_goes_on_later(group, w
         assert_whole(cell, resumes=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=["USR1", "USR2"])
 def test_a_job_that_is_told_its_machine_goes_away_saves_and_says_so(number, tmp_path):
     (cell,) = expand([*TINY, "steps=1000", "save_every=1000", f"runs_root={tmp_path}"])
@@ -361,6 +362,7 @@ def test_a_job_that_is_told_its_machine_goes_away_saves_and_says_so(number, tmp_
     assert "the same command goes on from here" in said
 
 
+@pytest.mark.slow
 def test_a_job_that_is_told_twice_while_it_evaluates_still_says_so(tmp_path):
     """As when a whole process group is asked to stop, and then its sweep asks the runs."""
     many = ["steps=2", "data.limit=null", "data.shapes.val_images=600"]
@@ -410,6 +412,7 @@ def test_one_of_two_sweeps_is_killed_and_the_work_is_not_lost(tmp_path):
     assert sorted(cell.folder.status()["resumes"] for cell in cells) == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_after_so_many_failures_the_others_are_not_started_but_listed(tmp_path):
     sweep = ["sweep.max_failures=1", "sweep.jobs=1", "sweep.threads=1"]
     words = ["-m", "lr=1e30,2e30,3e30", *TINY, *sweep, f"runs_root={tmp_path}"]

@@ -115,6 +115,7 @@ def test_offline_a_killed_and_resumed_run_is_rebuilt_to_exactly_its_file(tmp_pat
         assert [len(files) for _, files in life.artifacts] == [2]
 
 
+@pytest.mark.slow
 def test_online_a_partly_mirrored_run_is_complete_and_goes_on_without_repeats(
     tmp_path, monkeypatch, capsys
 ):
@@ -157,6 +158,7 @@ def test_online_a_partly_mirrored_run_is_complete_and_goes_on_without_repeats(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["refuses", "hangs"])
 def test_a_server_that_does_not_answer_changes_nothing(tmp_path, monkeypatch, capsys, kind):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -176,6 +178,7 @@ def test_a_server_that_does_not_answer_changes_nothing(tmp_path, monkeypatch, ca
     assert [*old.parent.glob("*run-*")] == [old]
 
 
+@pytest.mark.slow
 def test_what_a_server_refuses_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     folder = make_run(tmp_path / NAME)

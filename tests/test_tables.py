@@ -354,6 +354,7 @@ def test_input_that_cannot_work_is_told_in_a_few_lines(capsys, arguments, says):
     assert says in refused(capsys, *arguments)
 
 
+@pytest.mark.slow
 def test_the_command_works_from_anywhere_without_torch(tmp_path):
     script = REPOSITORY / "analysis" / "tables.py"
     code = (

@@ -111,6 +111,7 @@ def run_folder(folder: RunFolder) -> Path:
 # --- offline ---
 
 
+@pytest.mark.slow
 def test_a_run_without_a_key_is_mirrored_whole_and_nothing_lies_elsewhere(tmp_path, places, capsys):
     # A path too long for a socket: wandb must then find another place for that, and clean it up.
     folder = make_run(tmp_path / "runs" / ("long" * 40))
@@ -154,6 +155,7 @@ def test_a_run_without_a_key_is_mirrored_whole_and_nothing_lies_elsewhere(tmp_pa
     assert {entry.name for entry in folder.path.parent.iterdir()} == {folder.path.name}
 
 
+@pytest.mark.slow
 def test_a_resumed_and_later_evaluated_run_has_each_step_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -187,6 +189,7 @@ def test_a_resumed_and_later_evaluated_run_has_each_step_once(tmp_path, monkeypa
     assert [step for step, _ in rows(server.history, "train/loss")] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_marked_failed_and_its_mirror_ends(tmp_path):
     folder = make_run(tmp_path / "run")
     add_steps(folder, 1, 2)
@@ -240,6 +243,7 @@ def processes_with(text: str) -> list[int]:
 # --- online ---
 
 
+@pytest.mark.slow
 def test_an_online_run_finds_the_login_and_sends_each_row_once(
     tmp_path, places, monkeypatch, capsys
 ):
@@ -344,6 +348,7 @@ def test_no_tracker_starts_nothing(tmp_path, monkeypatch):
     assert not run_folder(folder).exists()
 
 
+@pytest.mark.slow
 def test_the_run_itself_never_imports_wandb():
     code = "import sys, onenet.tracking.tracker; sys.exit('wandb' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
