@@ -1,7 +1,6 @@
 """Bottom-up feature extractors: timm models at strides 4, 8, 16 and 32 (section 4, "Backbone")."""
 
 import contextlib
-import sys
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -10,15 +9,11 @@ from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor, nn
 
 from onenet.errors import UserError
+from onenet.system.imports import hidden
 
-# timm imports wandb where it can. That is the mirror's: half a second, and files in /tmp.
-if hidden := "wandb" not in sys.modules:
-    sys.modules["wandb"] = None
-import timm
-from timm.layers import freeze_batch_norm_2d
-
-if hidden:
-    del sys.modules["wandb"]
+with hidden("wandb"):  # timm imports it where it can: half a second, and files in /tmp
+    import timm
+    from timm.layers import freeze_batch_norm_2d
 
 TIMM_NAMES = {
     "tiny": "test_resnet",  # 0.4 M parameters, for proxies and tests

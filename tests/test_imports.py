@@ -1,0 +1,28 @@
+"""A module that is hidden cannot be imported for a while.
+
+Run: pytest tests/test_imports.py
+"""
+
+import sys
+
+import pytest
+
+from onenet.system.imports import hidden
+
+
+def test_a_hidden_module_is_not_found_and_comes_back(monkeypatch):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with hidden("colorsys"), pytest.raises(ImportError):
+        import colorsys
+    import colorsys
+
+    assert colorsys.__name__ == "colorsys"
+
+
+def test_what_was_imported_before_stays():
+    import json
+
+    with hidden("json"):
+        import json as again
+    assert again is json
+    assert sys.modules["json"] is json
