@@ -11,7 +11,7 @@ import numpy as np
 
 from onenet.data.annotations import Annotations
 from onenet.evaluation.overlaps import IOU, Overlaps, find_overlaps, greedy, turns
-from onenet.evaluation.predictions import Predictions
+from onenet.evaluation.predictions import Predictions, to_xywh
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,7 @@ class Found:
 
 def find(predictions: Predictions, annotations: Annotations) -> Found:
     """The matching of a data set."""
-    found, truth = predictions.boxes_xyxy, annotations.boxes_xyxy
-    overlaps = find_overlaps(predictions, annotations, lambda d, n: _iou(found[d], truth[n]))
+    overlaps = find_overlaps(predictions, annotations, to_xywh(predictions.boxes_xyxy))
     overlaps = overlaps[~annotations.crowd[overlaps.object]]
     return match(overlaps, predictions.scores, turns(predictions.image, predictions.scores))
 
@@ -67,13 +66,3 @@ def per_object(found: Found, share_of_recall: float) -> float | None:
 def counts(found: Found, least: float) -> tuple[int, int]:
     """How many duplicates and how many matched objects there are from the score `least` up."""
     return int((found.duplicate_scores >= least).sum()), int((found.matched_scores >= least).sum())
-
-
-def _iou(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> np.ndarray:
-    """[P, 4], [P, 4] -> [P]."""
-    low = np.maximum(a_xyxy[:, :2], b_xyxy[:, :2])
-    high = np.minimum(a_xyxy[:, 2:], b_xyxy[:, 2:])
-    overlap = np.clip(high - low, 0, None).prod(-1)
-    area_a = (a_xyxy[:, 2:] - a_xyxy[:, :2]).prod(-1)
-    area_b = (b_xyxy[:, 2:] - b_xyxy[:, :2]).prod(-1)
-    return overlap / np.maximum(area_a + area_b - overlap, 1e-12)

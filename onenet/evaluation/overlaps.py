@@ -5,13 +5,12 @@ All images at once. D detections, N objects, P pairs of one of each, T IoU thres
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from onenet.data.annotations import Annotations
-from onenet.evaluation.predictions import Predictions
+from onenet.evaluation.predictions import Predictions, to_xywh
 
 IOU = 0.5  # the least at which a detection may have an object
 BLOCK = 2**15  # detections that are held against their objects at a time
@@ -29,12 +28,25 @@ class Overlaps:
         return Overlaps(self.detection[rows], self.object[rows], self.iou[rows])
 
 
+def coco_iou(a_xywh: np.ndarray, b_xywh: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """COCOeval's IoU of pairs, in [0, 1]: [P, 4], [P, 4], [P] bool -> [P].
+
+    Where `b` is a crowd it is the part of `a` that lies in it. Boxes without area overlap nothing.
+    """
+    low = np.maximum(a_xywh[:, :2], b_xywh[:, :2])
+    high = np.minimum(a_xywh[:, :2] + a_xywh[:, 2:], b_xywh[:, :2] + b_xywh[:, 2:])
+    sides = high - low
+    overlap = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0)
+    area, other = a_xywh[:, 2:].prod(axis=1), b_xywh[:, 2:].prod(axis=1)
+    union = np.where(crowd, area, area + other - overlap)
+    return np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
+
+
 def find_overlaps(
-    predictions: Predictions,
-    annotations: Annotations,
-    iou: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    predictions: Predictions, annotations: Annotations, detections_xywh: np.ndarray
 ) -> Overlaps:
-    """In the order of the detections. `iou`: of detections [P] with objects [P], by their rows."""
+    """The pairs in the order of the detections, whose boxes [D, 4] may be rounded."""
+    objects_xywh = to_xywh(annotations.boxes_xyxy)
     classes = len(annotations.category_ids)
     image = np.repeat(np.arange(len(annotations)), np.diff(annotations.first))
     group = image * classes + annotations.labels
@@ -47,7 +59,8 @@ def find_overlaps(
         detection = start + np.repeat(np.arange(len(count)), count)
         nth = np.arange(len(detection)) - np.repeat(count.cumsum() - count, count)
         of_detection = by_group[first[detection] + nth]
-        values = iou(detection, of_detection)
+        boxes = detections_xywh[detection], objects_xywh[of_detection]
+        values = coco_iou(*boxes, annotations.crowd[of_detection])
         near = values >= IOU
         found.append((detection[near], of_detection[near], values[near]))
     return Overlaps(*(np.concatenate(column) for column in zip(*found, strict=True)))

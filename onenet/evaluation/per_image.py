@@ -44,20 +44,7 @@ def pack(annotations: Annotations, predictions: Predictions) -> dict[str, np.nda
 def _overlaps(annotations: Annotations, predictions: Predictions) -> Overlaps:
     """What overlaps by COCOeval's IoU: of the boxes as they are stored, in a crowd the share of the
     detection. A detection's objects stand in the order in which COCOeval would give it them."""
-    detections = predictions.to_xywh()
-    corner = annotations.boxes_xyxy[:, :2]
-    objects = np.hstack([corner, annotations.boxes_xyxy[:, 2:] - corner])
-
-    def iou(detection: np.ndarray, object_: np.ndarray) -> np.ndarray:
-        a, b = detections[detection], objects[object_]
-        low = np.maximum(a[:, :2], b[:, :2])
-        sides = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:]) - low
-        overlap = np.where((sides > 0).all(axis=1), sides.prod(axis=1), 0)
-        area, other = a[:, 2:].prod(axis=1), b[:, 2:].prod(axis=1)
-        union = np.where(annotations.crowd[object_], area, area + other - overlap)
-        return np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0)
-
-    found = find_overlaps(predictions, annotations, iou)
+    found = find_overlaps(predictions, annotations, predictions.to_xywh())
     crowd = annotations.crowd[found.object]
     return found[np.lexsort((-found.object, -found.iou, crowd, found.detection))]
 

@@ -13,6 +13,12 @@ from onenet.system.memory import without_collection
 MAX_DETECTIONS = 100  # an image
 
 
+def to_xywh(boxes_xyxy: np.ndarray) -> np.ndarray:
+    """[D, 4] -> [D, 4]: (x, y, width, height)."""
+    corner = boxes_xyxy[:, :2]
+    return np.hstack([corner, boxes_xyxy[:, 2:] - corner])
+
+
 @dataclass(frozen=True)
 class Predictions:
     """All detections of a data set, in pixels of the original images. The rows of an image, at most
@@ -26,8 +32,7 @@ class Predictions:
 
     def to_xywh(self) -> np.ndarray:
         """[D, 4]: the boxes as they are stored and scored, (x, y, width, height), 3 decimals."""
-        corner = self.boxes_xyxy[:, :2]
-        return np.round(np.hstack([corner, self.boxes_xyxy[:, 2:] - corner]), 3)
+        return np.round(to_xywh(self.boxes_xyxy), 3)
 
     @without_collection()
     def to_coco(self, annotations: Annotations) -> list[dict]:
