@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import imread
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from analysis.core.charts import table1_by_data
 from analysis.core.evidence import Evidence, finished, inside, looks, nearest, share_by_seed
 from analysis.core.rows import Row
+from onenet.job import drawing
 from onenet.system.files import read_json
 
 IMAGES = 4
 BINS = 15
-COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#00a5a5", "#9a6324", "#f032e6")
 Made = tuple[str, str, Figure]  # title, caption
 
 
@@ -30,7 +30,7 @@ def figure5(runs: Evidence) -> Made | None:
         f"The same validation images ({shown[0]}), seed {shown[1]}: each object's positive sample "
         "at the end of training, a dot, by the matching cost of the row."
     )
-    return title, caption, _grid(shown[2], _draw_positives, lambda listing: "")
+    return title, caption, _grid(shown[2], _positives, lambda listing: "")
 
 
 def figure6(runs: Evidence) -> Made | None:
@@ -45,7 +45,7 @@ def figure6(runs: Evidence) -> Made | None:
     return (
         title,
         caption,
-        _grid(shown[2], _draw_boxes, lambda listing: f"score ≥ {listing['threshold']:.2f}"),
+        _grid(shown[2], _boxes, lambda listing: f"score ≥ {listing['threshold']:.2f}"),
     )
 
 
@@ -106,35 +106,20 @@ def _grid(rows: list[tuple[Row, Path, dict]], draw: Callable, note: Callable) ->
     axes = figure.subplots(len(rows), count, squeeze=False)
     for line, (row, folder, listing) in zip(axes, rows, strict=True):
         for axis, entry in zip(line, listing["images"], strict=False):
-            axis.imshow(imread(folder / entry["file"]))
+            with Image.open(folder / entry["file"]) as picture:
+                axis.imshow(draw(picture, entry))
             axis.set_xticks([])
             axis.set_yticks([])
-            axis.set_autoscale_on(False)
-            draw(axis, entry)
         line[0].set_ylabel("\n".join(filter(None, [row.label, note(listing)])))
     return figure
 
 
-def _draw_positives(axis: Axes, entry: dict) -> None:
-    for x1, y1, x2, y2, label in entry["ground_truth"]:
-        axis.add_patch(_box(x1, y1, x2, y2, label, 0.8))
-    for x, y, label in entry["positives"]:
-        axis.plot(x, y, "o", color=_color(label), markeredgecolor="white", markersize=6)
+def _positives(picture: Image.Image, entry: dict) -> Image.Image:
+    return drawing.with_positives(picture, entry["ground_truth"], entry["positives"])
 
 
-def _draw_boxes(axis: Axes, entry: dict) -> None:
-    for x1, y1, x2, y2, label, _ in entry["before_nms"]:
-        axis.add_patch(_box(x1, y1, x2, y2, label, 1.3))
-
-
-def _box(x1: float, y1: float, x2: float, y2: float, label: float, width: float) -> Rectangle:
-    return Rectangle(
-        (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=_color(label), linewidth=width
-    )
-
-
-def _color(label: float) -> str:
-    return COLORS[int(label) % len(COLORS)]
+def _boxes(picture: Image.Image, entry: dict) -> Image.Image:
+    return drawing.with_boxes(picture, entry["before_nms"])
 
 
 def _heat_map(axis: Axes, row: Row, data: str) -> None:

@@ -14,7 +14,7 @@ from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset, collate
 from onenet.data.normalization import normalize
 from onenet.data.sizes import ImageSize
-from onenet.job import build
+from onenet.job import build, drawing
 from onenet.postprocess import nms_keep, top_k
 from onenet.runs.evaluations import default_evaluation
 from onenet.structures import Detections, HeadOutput, unpadded_sizes
@@ -22,7 +22,6 @@ from onenet.system.files import write_json
 
 IMAGES = 4
 SHORTEST_SIDE = 256  # pixels of a picture
-COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#00a5a5", "#9a6324", "#f032e6")
 
 
 @torch.inference_mode()
@@ -103,24 +102,13 @@ def _panel(picture: Image.Image, entry: dict) -> Image.Image:
     titles = ("positive samples", "boxes without NMS", "boxes with NMS")
     width, height, gap, head = *picture.size, 8, 18
     panel = Image.new("RGB", (3 * width + 2 * gap, height + head), "white")
-    for column, title in enumerate(titles):
-        copy = picture.copy()
-        canvas = ImageDraw.Draw(copy)
-        if column == 0:
-            for *box, label in entry["ground_truth"]:
-                canvas.rectangle(box, outline=_color(label), width=1)
-            for x, y, label in entry["positives"]:
-                around = (x - 6, y - 6, x + 6, y + 6)
-                canvas.ellipse(around, outline="white", width=4)
-                canvas.ellipse(around, outline=_color(label), width=2)
-        else:
-            for *box, label, _ in entry["before_nms" if column == 1 else "after_nms"]:
-                canvas.rectangle(box, outline=_color(label), width=2)
+    copies = (
+        drawing.with_positives(picture, entry["ground_truth"], entry["positives"]),
+        drawing.with_boxes(picture, entry["before_nms"]),
+        drawing.with_boxes(picture, entry["after_nms"]),
+    )
+    for column, (title, copy) in enumerate(zip(titles, copies, strict=True)):
         left = column * (width + gap)
         panel.paste(copy, (left, head))
         ImageDraw.Draw(panel).text((left + 2, 3), title, fill="black")
     return panel
-
-
-def _color(label: float) -> str:
-    return COLORS[int(label) % len(COLORS)]

@@ -1,0 +1,41 @@
+"""Figures 5 and 6 on one picture: positive samples, and boxes. For runs and for the analysis.
+
+Coordinates are pixels of the picture; a label picks the color.
+"""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#00a5a5", "#9a6324", "#f032e6")
+RADIUS = 5  # of a positive sample's dot
+
+
+def with_positives(
+    picture: Image.Image,
+    ground_truth: Sequence[Sequence[float]],
+    positives: Sequence[Sequence[float]],
+) -> Image.Image:
+    """Figure 5: a copy with the objects' boxes, rows of (x1, y1, x2, y2, label), and a dot at each
+    positive sample, rows of (x, y, label)."""
+    copy = with_boxes(picture, ground_truth, width=1)
+    canvas = ImageDraw.Draw(copy)
+    for x, y, label in positives:
+        around = (x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS)
+        canvas.ellipse(around, fill=_color(label), outline="white")
+    return copy
+
+
+def with_boxes(
+    picture: Image.Image, boxes: Sequence[Sequence[float]], width: int = 2
+) -> Image.Image:
+    """Figure 6: a copy with boxes, rows of (x1, y1, x2, y2, label) or with a score after that."""
+    copy = picture.convert("RGB")
+    canvas = ImageDraw.Draw(copy)
+    for x1, y1, x2, y2, label, *_ in boxes:
+        canvas.rectangle((x1, y1, x2, y2), outline=_color(label), width=width)
+    return copy
+
+
+def _color(label: float) -> str:
+    return COLORS[int(label) % len(COLORS)]
