@@ -14,15 +14,15 @@ from torchvision.ops import roi_align
 from onenet.assigners import make_matcher
 from onenet.costs import MatchingCost
 from onenet.detectors.backbones import make_backbone
-from onenet.detectors.sparse_rcnn.model import SparseRCNN
-from onenet.detectors.sparse_rcnn.pyramid import Pyramid, assign_levels, pyramid_roi_align
-from onenet.detectors.sparse_rcnn.stage import (
+from onenet.detectors.sparse_rcnn import (
     FARTHEST,
     MAX_LOG_SCALE,
     DynamicInteraction,
+    SparseRCNN,
     apply_deltas,
 )
 from onenet.losses import DetectionLoss
+from onenet.ops.roi_align import Pyramid, assign_levels, pyramid_roi_align
 from tests.conftest import make_target, random_boxes, random_target, seeded
 
 K, N = 5, 12

@@ -26,6 +26,6 @@ DETECTORS = {
     "onenet": Detector("onenet:OneNet", (*MATCHED, "location", "neck", "head", "heads")),
     "centernet": Detector("centernet.model:CenterNet", ("neck",), peaks=True),
     "deformable_detr": Detector("deformable_detr.model:DeformableDETR", MATCHED),
-    "sparse_rcnn": Detector("sparse_rcnn.model:SparseRCNN", MATCHED),
+    "sparse_rcnn": Detector("sparse_rcnn:SparseRCNN", MATCHED),
 }
 SELECTIVE = frozenset(key for detector in DETECTORS.values() for key in detector.reads)

@@ -1,9 +1,17 @@
 """RoIAlign on a feature pyramid (FPN, arXiv 1612.03144, section 4.2; Mask R-CNN, section 3).
 
-A bin is a weighted sum of 16 cells of one map: 2×2 bilinear samples of 4 cells each.
-Here the maps of all levels and images are rows of one table, and one embedding bag computes all
-sums. It gives what torchvision's `roi_align` gives level by level. But it does not wait for a GPU
-to say which boxes are on which level, and its backward is several times faster on a processor.
+Equals, for each box of image b on its level l (`assign_levels`),
+
+    torchvision.ops.roi_align(
+        maps[l][b : b + 1], [box[None]], pooled, 1 / (4 * 2**l), SAMPLES, aligned=True
+    )
+
+A bin is a weighted sum of 16 cells of one map: 2×2 bilinear samples of 4 cells each. Here the maps
+of all levels and images are rows of one table, and one embedding bag computes all sums, so that
+nothing waits for a GPU to say which boxes are on which level. torchvision's MultiScaleRoIAlign
+waits for that, and has no `aligned=True`. On one thread of an AMD EPYC, proxy scale (8 images of
+64×96, 50 boxes, 64 channels), it takes 12 ms forward and 66 ms backward, this 3.5 and 17 ms; at the
+paper's scale (2 images of 800×1344, 100 boxes, 256 channels) 63 and 250 ms, this 215 and 294 ms.
 
 B images, N boxes an image, C channels, L levels, S = `pooled`.
 """

@@ -1,1 +1,0 @@
-"""Sparse R-CNN (arXiv 2011.12450): learned proposals, refined stage after stage."""
