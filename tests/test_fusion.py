@@ -268,6 +268,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The network is not fused")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_unusual_networks_answer_alike(name, onednn):
     network, left = NETWORKS[name]
@@ -279,6 +280,15 @@ def test_unusual_networks_answer_alike(name, onednn):
         images = torch.randn(2, 3, 64, 96, generator=seeded(seed))
         with torch.inference_mode():
             assert_alike(faster(images), network(images))
+
+
+def test_a_network_that_stays_as_it_is_says_so():
+    network, _ = NETWORKS["depends on a value"]
+    with pytest.warns(UserWarning, match="not fused for inference: TraceError"):
+        assert fused(network.eval()) is network
+    network, _ = NETWORKS["written into, seen elsewhere"]
+    with pytest.warns(UserWarning, match="not fused for inference: the fused network answers"):
+        assert fused(network.eval()) is network
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_byobnet", "densenet121", "repvgg_a0"])

@@ -1,11 +1,19 @@
-"""A copy of a trained network that predicts the same in less time: BatchNorm is folded into the
-convolutions before it, and on processors a convolution adds and rectifies while it writes.
+"""A copy of a trained network that predicts the same in less time.
+
+BatchNorm is folded into the convolution before it. On a processor a convolution then also adds a
+map and applies the ReLU while it writes its result, by private operators of torch
+(`torch.ops.mkldnn`). Measured at 512×864, one image, one thread of an AMD EPYC: ResNet-50 takes
+871 ms with them, 956 ms with folding alone and 980 ms as trained; ResNet-18 413, 428 and 439 ms. No
+public way was as fast on both: `torch.jit.optimize_for_inference` took 865 and 434 ms, and
+TorchScript is on its way out. Where an operator is missing or gives something else, the network is
+used as it is, and a warning says so.
 
 B images, C channels, H and W the size of a map.
 """
 
 import copy
 import operator
+import warnings
 from collections import Counter
 
 import torch
@@ -20,7 +28,7 @@ TOLERANCE = 1e-2  # of the largest number; GPUs may round to three digits in eac
 def for_inference(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, which does not train; its backbone, and neck if any, are fused.
 
-    The model itself stays as it is.
+    Equals `copy.deepcopy(model).eval()` but for rounding. The model itself stays as it is.
     """
     copied = copy.deepcopy(model).eval()
     if hasattr(copied, "neck"):
@@ -33,9 +41,10 @@ def for_inference(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def fused(network: nn.Module) -> nn.Module:
-    """The same function of images [B, 3, H, W] with less to do, of a network in evaluation mode.
+    """Equals `network`, a function of images [B, 3, H, W] in evaluation mode, but for rounding.
 
-    Where the network cannot be traced, or the trace does not answer alike, it is the network.
+    Where the network cannot be traced, or the trace answers otherwise, it is the network itself,
+    with a warning.
     """
     device = next(network.parameters()).device
     images = torch.randn(REHEARSED, generator=torch.Generator().manual_seed(0)).to(device)
@@ -50,9 +59,12 @@ def fused(network: nn.Module) -> nn.Module:
         traced.recompile()
         expected = network(images)
         alike = all(_alike(traced(images), expected) for _ in range(2))  # see FusedConv
-    except Exception:  # of any kind: a trace fails wherever the code asks for a value
-        return network
-    return traced if alike else network
+        problem = "" if alike else "the fused network answers otherwise"
+    except Exception as error:  # of any kind: a trace fails wherever the code asks for a value
+        problem = f"{type(error).__name__}: {error}".splitlines()[0]
+    if problem:
+        warnings.warn(f"The network is not fused for inference: {problem}", stacklevel=2)
+    return network if problem else traced
 
 
 def _alike(found: Tensor | list[Tensor], expected: Tensor | list[Tensor]) -> bool:
