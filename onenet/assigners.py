@@ -1,8 +1,10 @@
-"""Label assignment: one positive sample an object, all other slots negative (section 3.2).
+"""Label assignment: which slot is the positive sample of which object (section 3.2).
 
-P prediction slots, N ground truths, M matches. An assigner takes a finite cost [P, N] of one image
-and returns `Matches`; a matcher takes the cost function and the predictions of a batch. None of
-them asks which head or detector it serves.
+B images, P prediction slots of an image, N ground truths of an image, M of the whole batch.
+
+`min_cost` and `hungarian` are what training runs. Both take the matching cost, the predictions of
+one head for a batch, and the batch's objects; they return a `Matches` for each image. All other
+slots are negative samples. Neither asks which detector it serves.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,64 +15,73 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from onenet.costs import MatchingCost
+from onenet.ops.groups import not_first_of_group
 from onenet.ops.tiled_argmin import cheapest_slots
 from onenet.structures import HeadOutput, Matches, Target
 
-Assigner = Callable[[Tensor], Matches]
 Matcher = Callable[[MatchingCost, HeadOutput, Sequence[Target]], list[Matches]]
 
 
-def min_cost(cost: Tensor, conflict: str = "keep") -> Matches:
-    """Minimum Cost Assignment (section 3.2, Algorithm 1): each object takes its cheapest slot.
+@torch.no_grad()
+def min_cost(
+    cost: MatchingCost, output: HeadOutput, targets: Sequence[Target], conflict: str = "keep"
+) -> list[Matches]:
+    """Minimum Cost Assignment (Algorithm 1): each object takes its cheapest slot.
 
-    Equal costs: the lower slot index wins, then the lower object index. [P, N] -> M <= N matches,
-    in the order of the objects. `conflict`: see `settle`. Training takes the same answer from
-    `match_cheapest`, for a batch.
+    The line of Algorithm 1 that does it, `_, src_ind = torch.min(cost_mat, dim=0)`, is here, for
+    each image of the batch,
+
+        lowest, slot = cost(output, image, target).min(dim=0)
+
+    `cheapest_slots` gives exactly that without computing every cost. Of equal costs the lower slot
+    index wins. The matches of an image are in the order of its objects. `conflict`: what happens
+    when two objects take one slot, see `resolve_conflicts`.
+
+    Raises FloatingPointError, naming image, object and term, if a cost is not finite. On a GPU that
+    would mean waiting for the device; there the loss is not finite either, which stops training.
     """
-    lowest, pred_idx = cost.min(dim=0)
-    return settle(pred_idx, late_objects(lowest, pred_idx), conflict, lowest, lambda: cost)
+    lowest, slot = cheapest_slots(cost, output, targets)  # [M], [M]: all objects of the batch
+    if lowest.device.type == "cpu" and not lowest.isfinite().all():
+        for image, target in enumerate(targets):
+            cost(output, image, target)  # raises
+
+    image = torch.cat([torch.full_like(t.gt_labels, i) for i, t in enumerate(targets)])
+    loses = not_first_of_group(image * output.boxes_xyxy.shape[1] + slot, lowest)
+    counts = [len(target.gt_labels) for target in targets]
+    of_images = zip(*(part.split(counts) for part in (lowest, slot, loses)), strict=True)
+    return [
+        resolve_conflicts(*of_image, conflict, partial(cost, output, image, targets[image]))
+        for image, of_image in enumerate(of_images)
+    ]
 
 
-def late_objects(lowest: Tensor, slot: Tensor) -> Tensor:
-    """Which objects ask for a slot that another object gets, by its lower cost or, between equal
-    costs, its lower index: [N] costs and [N] numbers of slots -> [N] bool."""
-    order = lowest.argsort(stable=True)
-    order = order[slot[order].argsort(stable=True)]  # by slot, in it by cost, then by index
-    result = torch.zeros_like(slot, dtype=torch.bool)
-    result[order[1:]] = slot[order[1:]] == slot[order[:-1]]
-    return result
-
-
-def settle(
-    pred_idx: Tensor,
-    late: Tensor,
-    conflict: str,
-    lowest: Tensor,
-    whole_cost: Callable[[], Tensor],
+def resolve_conflicts(
+    lowest: Tensor, slot: Tensor, loses: Tensor, conflict: str, cost_matrix: Callable[[], Tensor]
 ) -> Matches:
-    """What becomes of the objects' cheapest slots and of those who come `late`: [N] -> M <= N
-    matches.
+    """What becomes of two objects that ask for one slot; the paper does not say.
 
-    Two objects can ask for one slot. `conflict` says what happens then:
+    `lowest`, `slot`, `loses` [N]: each object's lowest cost, the slot that has it, and whether
+    another object has a better claim to that slot: a lower cost or, between equal costs, a lower
+    index. `conflict` is one of
 
-    - `keep`: both have it. The slot is positive for both labels and regresses to both boxes.
-    - `next_best`: objects choose in the order of their `lowest` cost; who comes late takes the
-      cheapest slot that is free. Needs N <= P, the surplus is left out.
-    - `drop`: the object with the lower cost has it, the other has no positive sample.
+    - `keep`: both take it. The slot is positive for both classes and regresses to both boxes.
+    - `next_best`: objects choose in the order of their lowest cost; whoever finds a slot taken
+      takes the cheapest free one. With more objects than slots the last ones get none.
+    - `drop`: the object with the better claim takes it, the other has no positive sample.
 
-    `whole_cost` gives [P, N], which `next_best` needs where there are conflicts.
+    `cost_matrix()` is the image's [P, N]; only `next_best` needs it, and only if there is a
+    conflict. Returns at most N matches; `Matches.conflicts` counts the objects that lose.
     """
-    gt_idx = torch.arange(len(pred_idx), device=pred_idx.device)
-    conflicts = late.sum()
+    gt_idx, conflicts = torch.arange(len(slot), device=slot.device), loses.sum()
     if conflict == "drop":
-        pred_idx, gt_idx = pred_idx[~late], gt_idx[~late]
+        slot, gt_idx = slot[~loses], gt_idx[~loses]
     elif conflict == "next_best" and conflicts:
-        pred_idx, gt_idx = _take_free_slots(whole_cost(), lowest.argsort(stable=True))
-    return Matches(pred_idx, gt_idx, conflicts)
+        slot, gt_idx = _next_best(cost_matrix(), order=lowest.argsort(stable=True))
+    return Matches(slot, gt_idx, conflicts)
 
 
-def _take_free_slots(cost: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """The objects, in this order, each take their cheapest slot that nobody has taken."""
+def _next_best(cost: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """One object after the other takes its cheapest free slot: [P, N], [N] -> slots, objects."""
     free = cost.clone()
     chosen = torch.full_like(order, -1)
     for gt in order[: cost.shape[0]].tolist():
@@ -80,53 +91,27 @@ def _take_free_slots(cost: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     return chosen[gt_idx], gt_idx
 
 
-def hungarian(cost: Tensor) -> Matches:
-    """The one-to-one assignment of least total cost (the released code's): [P, N] -> min(P, N)
-    matches in the order of the objects. `conflicts` counts what `min_cost` would have met.
-    """
-    pred_idx, gt_idx = linear_sum_assignment(cost.cpu().numpy())
-    order = gt_idx.argsort()
-    device = cost.device
-    return Matches(
-        torch.as_tensor(pred_idx[order], device=device),
-        torch.as_tensor(gt_idx[order], device=device),
-        min_cost(cost).conflicts,
-    )
-
-
-def make_matcher(name: str, conflict: str) -> Matcher:
-    """`name`: `min_cost` or `hungarian`; `conflict` matters to the former only."""
-    if name == "hungarian":
-        return partial(match_each, hungarian)
-    return partial(match_cheapest, conflict)
-
-
-def match_each(
-    assigner: Assigner, cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
-) -> list[Matches]:
-    """Hands the assigner the whole cost [P, N] of one image after the other."""
-    return [assigner(cost(output, image, target)) for image, target in enumerate(targets)]
-
-
 @torch.no_grad()
-def match_cheapest(
-    conflict: str, cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
-) -> list[Matches]:
-    """`assigners.min_cost` of every image.
+def hungarian(cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]) -> list[Matches]:
+    """The one-to-one assignment of least total cost, as in DETR and in the code that was released
+    with the paper: min(P, N) matches an image, in the order of its objects.
 
-    On a processor a cost that is not finite raises FloatingPointError, which names it. On a GPU
-    that would have to be waited for: the loss is not finite either then.
+    `Matches.conflicts` counts the objects that would lose their slot with `min_cost`. Raises
+    FloatingPointError as `min_cost` does.
     """
-    counts = [len(target.gt_labels) for target in targets]
-    lowest, pred_idx = cheapest_slots(cost, output, targets)
-    if lowest.device.type == "cpu" and not lowest.isfinite().all():
-        match_each(min_cost, cost, output, targets)  # raises
-    slots = output.boxes_xyxy.shape[1]
-    first = torch.arange(0, slots * len(counts), slots).repeat_interleave(torch.tensor(counts))
-    late = late_objects(lowest, pred_idx + first.to(pred_idx.device, non_blocking=True))
-    of_images = (part.split(counts) for part in (lowest, pred_idx, late))
     matches = []
-    for image, (lowest, pred_idx, late) in enumerate(zip(*of_images, strict=True)):
-        whole_cost = partial(cost, output, image, targets[image])
-        matches.append(settle(pred_idx, late, conflict, lowest, whole_cost))
+    for image, target in enumerate(targets):
+        cost_matrix = cost(output, image, target)  # [P, N]
+        pred_idx, gt_idx = (
+            torch.as_tensor(index, device=cost_matrix.device)
+            for index in linear_sum_assignment(cost_matrix.cpu().numpy())
+        )
+        order = gt_idx.argsort()
+        conflicts = not_first_of_group(cost_matrix.min(dim=0).indices).sum()
+        matches.append(Matches(pred_idx[order], gt_idx[order], conflicts))
     return matches
+
+
+def make_matcher(assigner: str, conflict: str = "keep") -> Matcher:
+    """`assigner`: `min_cost`, to which `conflict` matters, or `hungarian`."""
+    return hungarian if assigner == "hungarian" else partial(min_cost, conflict=conflict)

@@ -1,24 +1,28 @@
-"""Matching costs: how expensive it is to make a slot the positive sample of an object (section 3).
+"""The matching cost: what it costs to make a slot the positive sample of an object (section 3).
 
-P prediction slots, K classes, N ground truths. Every term is a pure function of pairs of a slot and
-an object that broadcast against each other, lower is better; `MatchingCost` sums those whose weight
-is not zero, in float32 and without a gradient. What depends on all pairs is [P, N].
+P prediction slots, K classes, N ground truths. Each term is a pure function of slots and objects
+that broadcast against each other, so that it serves all pairs, [P, N], as well as some of them.
+Lower is better. `MatchingCost` adds up the terms whose weight is not zero, in float32.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from onenet.boxes import iou_and_giou
+from onenet.ops.rounding import rounded_alike
 from onenet.structures import HeadOutput, Target
 
 
 def focal_cost(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss of calling the slot positive for the object's class, less that of calling it
-    negative (C_cls of equation 3): logits of that class [...] -> [...]. May be below zero; falls
-    as the logit rises.
+    """C_cls of equation 3, focal: the logits of the objects' classes [...] -> [...].
+
+    The focal loss that the slot has as a positive sample of the class, minus the one that it has as
+    a negative sample. Can be negative; falls as the logit rises.
     """
     prob = logits.sigmoid()
     positive = alpha * (1 - prob) ** gamma * F.softplus(-logits)
@@ -27,16 +31,15 @@ def focal_cost(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tenso
 
 
 def cross_entropy_cost(logits: Tensor) -> Tensor:
-    """-log p(class of the object) (Algorithm 1): its logits [...] -> [...], >= 0."""
+    """C_cls of Algorithm 1, -log p: the logits of the objects' classes [...] -> [...], >= 0."""
     return F.softplus(-logits)
 
 
 def l1_cost(boxes_xyxy: Tensor, gt_xyxy: Tensor, whwh: Tensor, l1_format: str = "cxcywh") -> Tensor:
-    """L1 distance of the boxes, normalized by the image (C_L1 of equations 1 and 3):
-    [..., 4], [..., 4] pixels -> [...], >= 0.
+    """C_L1 of equations 1 and 3: L1 distance of the boxes, normalized by the image size.
 
-    `whwh` [4] or [..., 4]: width, height, width, height of the image, pixels. `l1_format`: `cxcywh`
-    as in the paper, `xyxy` as in its released code.
+    [..., 4], [..., 4] pixels -> [...], >= 0. `whwh` [4] or [..., 4]: width, height, width, height
+    of the image, pixels. `l1_format`: `cxcywh` as in the paper, `xyxy` as in its released code.
     """
     slots = normalized(boxes_xyxy, whwh, l1_format)
     objects = normalized(gt_xyxy, whwh, l1_format)
@@ -44,7 +47,7 @@ def l1_cost(boxes_xyxy: Tensor, gt_xyxy: Tensor, whwh: Tensor, l1_format: str = 
 
 
 def normalized(boxes_xyxy: Tensor, whwh: Tensor, l1_format: str) -> list[Tensor]:
-    """The four numbers that the L1 terms compare, as shares of the image: [..., 4] -> 4 × [...]."""
+    """The four numbers that L1 terms compare, as fractions of the image: [..., 4] -> 4 × [...]."""
     x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
     numbers = x1, y1, x2, y2
     if l1_format == "cxcywh":
@@ -53,18 +56,20 @@ def normalized(boxes_xyxy: Tensor, whwh: Tensor, l1_format: str) -> list[Tensor]
 
 
 def iou_cost(boxes_xyxy: Tensor, gt_xyxy: Tensor) -> Tensor:
-    """1 - IoU (C_iou of equation 1): [..., 4], [..., 4] pixels -> [...], in [0, 1]."""
+    """C_iou of equation 1, 1 - IoU: [..., 4], [..., 4] pixels -> [...], in [0, 1]."""
     return 1 - iou_and_giou(boxes_xyxy, gt_xyxy)[0]
 
 
 def giou_cost(boxes_xyxy: Tensor, gt_xyxy: Tensor) -> Tensor:
-    """1 - GIoU (C_giou of equation 3): [..., 4], [..., 4] pixels -> [...], in [0, 2]."""
+    """C_giou of equation 3, 1 - GIoU: [..., 4], [..., 4] pixels -> [...], in [0, 2]."""
     return 1 - iou_and_giou(boxes_xyxy, gt_xyxy)[1]
 
 
 def center_cost(points_xy: Tensor, gt_xyxy: Tensor, whwh: Tensor) -> Tensor:
-    """L1 distance from grid point to object centre, normalized by the image: the pre-defined
-    location cost of section 5.2, Point Assignment of Figure 2b. [..., 2], [..., 4] -> [...], >= 0.
+    """The pre-defined location cost (section 5.2; Point Assignment in Figure 2b): L1 distance from
+    the slot's grid point to the object's centre, normalized by the image size.
+
+    [..., 2], [..., 4] pixels -> [...], >= 0. `whwh`: see `l1_cost`.
     """
     centers = normalized(gt_xyxy, whwh, "cxcywh")[:2]
     points = [xy / unit for xy, unit in zip(points_xy.unbind(-1), whwh.unbind(-1), strict=False)]
@@ -73,19 +78,19 @@ def center_cost(points_xy: Tensor, gt_xyxy: Tensor, whwh: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Slots and objects that broadcast against each other, float32. Fast where every coordinate is
-    contiguous."""
+    """Slots and objects that broadcast against each other, float32. Fastest where each coordinate
+    is contiguous in memory."""
 
     logits: Tensor  # [...] of the object's class at the slot
     boxes_xyxy: Tensor  # [..., 4] of the slot, pixels
-    points_xy: Tensor  # [..., 2] of the slot, pixels
+    points_xy: Tensor  # [..., 2] grid point of the slot, pixels
     gt_xyxy: Tensor  # [..., 4] of the object, pixels
-    whwh: Tensor  # [4] or [..., 4] of the object's image, pixels
+    whwh: Tensor  # [4] or [..., 4] width and height of the object's image, twice, pixels
 
 
 @dataclass(frozen=True)
 class CostWeights:
-    """The coefficients λ of equations 1-3. A zero switches the term off: it is not computed."""
+    """The coefficients λ of equations 1 to 3. A term of weight 0 is not computed."""
 
     cls: float = 2.0
     l1: float = 5.0
@@ -96,9 +101,10 @@ class CostWeights:
 
 @dataclass(frozen=True)
 class MatchingCost:
-    """C = λ_cls C_cls + C_loc (equation 2).
+    """C = λ_cls C_cls + C_loc (equation 2), where C_loc is the weighted sum of all other terms.
 
-    `cls_form`: `focal` (equation 3) or `cross_entropy` (Algorithm 1).
+    `cls_form`: `focal` (equation 3) or `cross_entropy` (Algorithm 1). `alpha`, `gamma`: of the
+    focal form. `l1_format`: see `l1_cost`.
     """
 
     weights: CostWeights = CostWeights()
@@ -108,20 +114,14 @@ class MatchingCost:
     l1_format: str = "cxcywh"
 
     def class_cost(self, logits: Tensor) -> Tensor:
-        """C_cls, falling: logits of the objects' classes [...] -> [...]."""
-        # The last few entries of an array are computed by other instructions, which round exp and
-        # log otherwise. Filled up, equal logits have equal costs wherever they stand.
-        flat = logits.flatten()
-        if missing := -len(flat) % 64:
-            flat = F.pad(flat, (0, missing))
+        """C_cls: the logits of the objects' classes [...] -> [...]. Equal logits cost the same."""
+        term = cross_entropy_cost
         if self.cls_form == "focal":
-            cost = focal_cost(flat, self.alpha, self.gamma)
-        else:
-            cost = cross_entropy_cost(flat)
-        return cost[: logits.numel()].view(logits.shape)
+            term = partial(focal_cost, alpha=self.alpha, gamma=self.gamma)
+        return rounded_alike(term, logits)
 
-    def terms(self, pairs: Pairs):
-        """Yields (name, weight, [...]) of each term that is switched on."""
+    def terms(self, pairs: Pairs) -> Iterator[tuple[str, float, Tensor]]:
+        """Name, weight and unweighted cost [...] of each term that is switched on."""
         boxes, gt, whwh, w = pairs.boxes_xyxy, pairs.gt_xyxy, pairs.whwh, self.weights
         if w.cls:
             yield "cls", w.cls, self.class_cost(pairs.logits)
@@ -140,18 +140,18 @@ class MatchingCost:
 
     @torch.no_grad()
     def __call__(self, output: HeadOutput, image: int, target: Target) -> Tensor:
-        """[P, N] for one image of the batch.
+        """The cost matrix of one image of the batch: [P, N].
 
-        Raises FloatingPointError, naming image, object and term, where a term is not finite:
+        Raises FloatingPointError, naming image, object and term, if a cost is not finite:
         `torch.min` would silently pick a NaN.
         """
         pairs = all_pairs(output, image, target)
         total = self.of(pairs)
         if not torch.isfinite(total).all():
-            self._name_the_culprit(pairs, target)
+            self._raise_not_finite(pairs, target)
         return total
 
-    def _name_the_culprit(self, pairs: Pairs, target: Target) -> None:
+    def _raise_not_finite(self, pairs: Pairs, target: Target) -> None:
         for name, _, term in self.terms(pairs):
             bad = ~torch.isfinite(term)
             if bad.any():
@@ -164,7 +164,7 @@ class MatchingCost:
 
 
 def all_pairs(output: HeadOutput, image: int, target: Target) -> Pairs:
-    """Every slot of the image with every object: [P, N]."""
+    """Every slot of an image of the batch with every object of it: [P, N] pairs."""
     height, width = target.size_hw
     gt = target.gt_xyxy
     return Pairs(
@@ -177,7 +177,7 @@ def all_pairs(output: HeadOutput, image: int, target: Target) -> Pairs:
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
-    """One after the other, in this order; the first may be overwritten."""
+    """From the first to the last, so that every caller rounds alike."""
     total, *others = terms
     for term in others:
         total = total + term

@@ -3,7 +3,7 @@
 B images, P prediction slots (H·W grid points), K classes, N ground truths, M matches.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -37,6 +37,17 @@ def unpadded_sizes(targets: Sequence[Target], device: str | torch.device) -> Ten
     """(height, width) of each image without its padding: [B, 2] int64 pixels on the device."""
     sizes = torch.tensor([target.size_hw for target in targets]).view(-1, 2)
     return sizes.to(device, non_blocking=True)
+
+
+def slots_in_crowds(points_xy: Tensor, target: Target) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each crowd its class, and which slots lie inside it and in no earlier crowd of the class:
+    points [P, 2] pixels -> label [], [P] bool."""
+    labels, points = target.crowd_labels, points_xy[:, None]
+    low, high = target.crowd_xyxy[:, :2], target.crowd_xyxy[:, 2:]
+    inside = ((points >= low) & (points <= high)).all(dim=2)  # [P, C]
+    for crowd, label in enumerate(labels):
+        earlier = inside[:, :crowd] & (labels[:crowd] == label)
+        yield label, inside[:, crowd] & ~earlier.any(dim=1)
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ class Matches:
 
     pred_idx: Tensor  # [M] int64 in 0..P-1
     gt_idx: Tensor  # [M] int64 in 0..N-1, each at most once
-    conflicts: Tensor  # scalar int64: objects less the distinct cheapest slots that they ask for
+    conflicts: Tensor  # scalar int64: objects that lose their cheapest slot to another object
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,20 @@ Run: pytest
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from onenet.assigners import Matcher
 from onenet.boxes import grid_points
+from onenet.costs import CostWeights, Pairs
 from onenet.data.annotations import Annotations
 from onenet.evaluation.predict import NMS_IOUS
 from onenet.evaluation.predictions import Predictions
 from onenet.postprocess import nms_keep
-from onenet.structures import Detections, HeadOutput, Target
+from onenet.structures import Detections, HeadOutput, Matches, Target
 
 torch.set_num_threads(1)
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are for the processor, also beside a GPU
@@ -35,7 +37,7 @@ def random_boxes(count: int, size_hw: tuple[int, int], generator: torch.Generato
 
 def make_target(labels: Sequence[int], boxes_xyxy, size_hw=(40, 60), image_id: int = 1) -> Target:
     return Target(
-        gt_labels=torch.tensor(labels, dtype=torch.int64),
+        gt_labels=torch.tensor(list(labels), dtype=torch.int64),
         gt_xyxy=torch.as_tensor(boxes_xyxy, dtype=torch.float32).reshape(-1, 4),
         size_hw=size_hw,
         image_id=image_id,
@@ -54,6 +56,34 @@ def random_output(images: int, classes: int, generator, grid_hw=(3, 5), stride=1
     boxes = torch.cat([points - sides[..., :2], points + sides[..., 2:]], dim=-1)
     logits = 3 * torch.randn(images, len(points), classes, generator=generator)
     return HeadOutput(logits, boxes, points)
+
+
+class GivenCost:
+    """A matching cost whose matrix is given: its class logits are the costs."""
+
+    cls_form, weights = "cross_entropy", CostWeights(cls=-1.0)  # nothing bounds it from below
+
+    def of(self, pairs: Pairs) -> Tensor:
+        return pairs.logits
+
+    def __call__(self, output: HeadOutput, image: int, target: Target) -> Tensor:
+        return output.class_logits[image][:, target.gt_labels]
+
+
+def assign(matcher: Matcher, cost: Tensor, **settings) -> Matches:
+    """What `min_cost` or `hungarian` does with a cost matrix [P, N] of one image."""
+    slots, objects = cost.shape
+    output = HeadOutput(cost[None], torch.zeros(1, slots, 4), torch.zeros(slots, 2))
+    boxes = torch.tensor([[0.0, 0, 1, 1]]).expand(objects, 4)
+    (matches,) = matcher(GivenCost(), output, [make_target(range(objects), boxes)], **settings)
+    return matches
+
+
+def on_each_matrix(assigner: Callable[[Tensor], Matches]) -> Matcher:
+    """A matcher that hands the assigner the cost matrix of one image after the other."""
+    return lambda cost, output, targets: [
+        assigner(cost(output, image, target)) for image, target in enumerate(targets)
+    ]
 
 
 def make_annotations(

@@ -12,7 +12,7 @@ import torch
 from onenet.assigners import hungarian, min_cost
 from onenet.costs import CostWeights, MatchingCost
 from onenet.structures import HeadOutput
-from tests.conftest import make_target, random_boxes, seeded
+from tests.conftest import assign, make_target, random_boxes, seeded
 
 
 def pairs(matches) -> list[tuple[int, int]]:
@@ -93,17 +93,18 @@ def test_min_cost_equals_the_papers_algorithm_1():
     _, src_ind = torch.min(cost_mat, dim=0)
     tgt_ind = torch.arange(objects)
 
-    matches = min_cost(cost_mat)
+    matches = assign(min_cost, cost_mat)
     assert torch.equal(matches.pred_idx, src_ind)
     assert torch.equal(matches.gt_idx, tgt_ind)
 
     logits = torch.logit(output_class)[None]
     output = HeadOutput(logits, output_box[None], torch.zeros(len(output_box), 2))
-    cost = MatchingCost(
-        CostWeights(cls=1, l1=1, iou=0, giou=0), cls_form="cross_entropy", l1_format="xyxy"
-    )(output, 0, make_target(gt_label.tolist(), gt_box, size_hw=(1, 1)))
-    torch.testing.assert_close(cost, cost_mat)
-    assert torch.equal(min_cost(cost).pred_idx, src_ind)
+    target = make_target(gt_label.tolist(), gt_box, size_hw=(1, 1))
+    weights = CostWeights(cls=1, l1=1, iou=0, giou=0)
+    cost = MatchingCost(weights, cls_form="cross_entropy", l1_format="xyxy")
+    torch.testing.assert_close(cost(output, 0, target), cost_mat)
+    (matches,) = min_cost(cost, output, [target])
+    assert torch.equal(matches.pred_idx, src_ind)
 
 
 # --- conflicts ---
@@ -114,7 +115,7 @@ def test_min_cost_equals_brute_force_with_ties_and_more_objects_than_slots(confl
     seen = 0
     for rows in small_costs(most_slots=6, most_objects=9, count=400):
         slots, objects = len(rows), len(rows[0])
-        matches = min_cost(torch.tensor(rows).reshape(slots, objects), conflict)
+        matches = assign(min_cost, torch.tensor(rows).reshape(slots, objects), conflict=conflict)
         assert pairs(matches) == BRUTE[conflict](rows, slots, objects), rows
         assert matches.conflicts.item() == brute_conflicts(rows, slots, objects), rows
         assert matches.pred_idx.dtype == matches.gt_idx.dtype == torch.int64
@@ -125,56 +126,56 @@ def test_min_cost_equals_brute_force_with_ties_and_more_objects_than_slots(confl
 def test_two_objects_ask_for_one_slot():
     # Objects 0 and 1 both want slot 1, object 1 more so; object 2 wants slot 0.
     cost = torch.tensor([[5.0, 4, 0], [2, 1, 9], [3, 7, 9]])
-    assert pairs(min_cost(cost, "keep")) == [(1, 0), (1, 1), (0, 2)]
-    assert pairs(min_cost(cost, "drop")) == [(1, 1), (0, 2)]
-    assert pairs(min_cost(cost, "next_best")) == [(2, 0), (1, 1), (0, 2)]
-    assert min_cost(cost).conflicts.item() == 1
+    assert pairs(assign(min_cost, cost, conflict="keep")) == [(1, 0), (1, 1), (0, 2)]
+    assert pairs(assign(min_cost, cost, conflict="drop")) == [(1, 1), (0, 2)]
+    assert pairs(assign(min_cost, cost, conflict="next_best")) == [(2, 0), (1, 1), (0, 2)]
+    assert assign(min_cost, cost).conflicts.item() == 1
 
 
 def test_who_comes_late_may_push_out_a_third_object():
     # Object 1 is served first, object 0 then takes object 2's favourite slot 1.
     cost = torch.tensor([[1.0, 0, 9], [2, 9, 3], [9, 9, 4]])
-    assert pairs(min_cost(cost, "next_best")) == [(1, 0), (0, 1), (2, 2)]
+    assert pairs(assign(min_cost, cost, conflict="next_best")) == [(1, 0), (0, 1), (2, 2)]
 
 
 def test_equal_costs_go_to_the_lower_slot_and_then_to_the_lower_object():
     cost = torch.zeros(3, 2)
-    assert pairs(min_cost(cost, "keep")) == [(0, 0), (0, 1)]
-    assert pairs(min_cost(cost, "drop")) == [(0, 0)]
-    assert pairs(min_cost(cost, "next_best")) == [(0, 0), (1, 1)]
+    assert pairs(assign(min_cost, cost, conflict="keep")) == [(0, 0), (0, 1)]
+    assert pairs(assign(min_cost, cost, conflict="drop")) == [(0, 0)]
+    assert pairs(assign(min_cost, cost, conflict="next_best")) == [(0, 0), (1, 1)]
 
 
 def test_equal_costs_go_to_the_lower_index_in_large_problems_too():
     cost = torch.ones(5000, 40)
     cost[[77, 300, 4999]] = 0.0
-    assert pairs(min_cost(cost, "drop")) == [(77, 0)]
-    assert min_cost(cost).pred_idx.tolist() == [77] * 40
-    next_best = min_cost(cost, "next_best").pred_idx.tolist()
+    assert pairs(assign(min_cost, cost, conflict="drop")) == [(77, 0)]
+    assert assign(min_cost, cost).pred_idx.tolist() == [77] * 40
+    next_best = assign(min_cost, cost, conflict="next_best").pred_idx.tolist()
     others = [slot for slot in range(5000) if slot not in (77, 300, 4999)]
     assert next_best == [77, 300, 4999, *others[:37]]
 
 
 def test_next_best_leaves_out_the_most_expensive_objects_where_slots_run_out():
     cost = torch.tensor([[3.0, 1, 2, 5], [4, 6, 2, 5]])
-    assert pairs(min_cost(cost, "next_best")) == [(0, 1), (1, 2)]
+    assert pairs(assign(min_cost, cost, conflict="next_best")) == [(0, 1), (1, 2)]
 
 
 def test_near_copies_of_an_object():
     base = torch.rand(30, 1, generator=seeded())
     cost = base + 1e-7 * torch.arange(5)  # five objects with the same preferences
     best = base.flatten().argsort().tolist()
-    assert min_cost(cost, "keep").pred_idx.tolist() == best[:1] * 5
-    assert pairs(min_cost(cost, "drop")) == [(best[0], 0)]
-    assert min_cost(cost, "next_best").pred_idx.tolist() == best[:5]
-    assert sorted(hungarian(cost).pred_idx.tolist()) == sorted(best[:5])
-    assert min_cost(cost).conflicts.item() == 4
+    assert assign(min_cost, cost, conflict="keep").pred_idx.tolist() == best[:1] * 5
+    assert pairs(assign(min_cost, cost, conflict="drop")) == [(best[0], 0)]
+    assert assign(min_cost, cost, conflict="next_best").pred_idx.tolist() == best[:5]
+    assert sorted(assign(hungarian, cost).pred_idx.tolist()) == sorted(best[:5])
+    assert assign(min_cost, cost).conflicts.item() == 4
 
 
 @pytest.mark.parametrize("conflict", BRUTE)
 def test_the_cost_is_left_alone(conflict):
     cost = torch.rand(6, 9, generator=seeded())
     before = cost.clone()
-    min_cost(cost, conflict)
+    assign(min_cost, cost, conflict=conflict)
     assert torch.equal(cost, before)
 
 
@@ -184,7 +185,7 @@ def test_the_cost_is_left_alone(conflict):
 def test_hungarian_has_the_least_total_cost_of_all_permutations():
     for rows in small_costs(most_slots=6, most_objects=6, count=150):
         slots, objects = len(rows), len(rows[0])
-        matches = hungarian(torch.tensor(rows).reshape(slots, objects))
+        matches = assign(hungarian, torch.tensor(rows).reshape(slots, objects))
         found = pairs(matches)
         assert len(found) == min(slots, objects)
         assert len({slot for slot, _ in found}) == len({gt for _, gt in found}) == len(found)
@@ -196,6 +197,6 @@ def test_hungarian_has_the_least_total_cost_of_all_permutations():
 
 def test_hungarian_gives_way_where_min_cost_does_not():
     cost = torch.tensor([[0.0, 1], [9, 3]])
-    assert pairs(hungarian(cost)) == [(0, 0), (1, 1)]
-    assert pairs(min_cost(cost)) == [(0, 0), (0, 1)]
-    assert hungarian(cost).conflicts.item() == 1
+    assert pairs(assign(hungarian, cost)) == [(0, 0), (1, 1)]
+    assert pairs(assign(min_cost, cost)) == [(0, 0), (0, 1)]
+    assert assign(hungarian, cost).conflicts.item() == 1

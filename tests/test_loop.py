@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nan, nn
 
+from onenet import assigners
 from onenet.config.compose import compose
 from onenet.config.schema import Config
 from onenet.data.augment import Augmentation
@@ -20,8 +21,10 @@ from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
 from onenet.job import build
 from onenet.losses import DetectionLoss, LossWeights
+from onenet.ops import tiled_argmin
 from onenet.runs.evaluations import requested_evaluation
 from onenet.runs.folder import RunFolder
+from onenet.structures import Matches
 from onenet.system.signals import Preempted
 from onenet.training import checkpoint
 from onenet.training.loop import Progress, train
@@ -109,6 +112,30 @@ def weights(model: nn.Module) -> dict:
 
 
 # --- it learns ---
+
+
+@pytest.mark.parametrize(("short", "searched"), [(64, False), (512, True)])
+def test_training_matches_by_what_stands_in_assigners(short, searched, monkeypatch):
+    """Whoever edits `min_cost` changes training, with few pairs and where they are searched."""
+    asked = []
+
+    def last_slots(cost, output, targets, conflict="keep"):
+        """Each object gets a slot of its own in the lower right corner, whatever it costs."""
+        slots = output.boxes_xyxy.shape[1]
+        asked.append(slots * sum(len(target.gt_labels) for target in targets))
+        return [
+            Matches(slots - 1 - torch.arange(n), torch.arange(n), torch.tensor(0))
+            for n in (len(target.gt_labels) for target in targets)
+        ]
+
+    one_step = ("steps=1", f"size.short={short}", "augment.flip=0")
+    plain = Run(*one_step).train()
+    monkeypatch.setattr(assigners, "min_cost", last_slots)
+    changed = Run(*one_step).train()
+    assert [pairs > tiled_argmin.FEW_PAIRS for pairs in asked] == [searched]
+    (before,), (after,) = plain.lines, changed.lines
+    assert before["objects"] == after["objects"] > 0
+    assert after["loss_l1"] > 1.2 * before["loss_l1"]
 
 
 def test_one_image_is_learnt_by_heart():

@@ -4,17 +4,16 @@ Run: pytest tests/test_losses.py
 """
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 import torchvision
 
-from onenet.assigners import hungarian, make_matcher, match_each, min_cost
+from onenet.assigners import hungarian, make_matcher, min_cost
 from onenet.costs import CostWeights, MatchingCost
 from onenet.losses import DetectionLoss, LossWeights
 from onenet.structures import HeadOutput, Matches
-from tests.conftest import make_target, random_output, random_target, seeded
+from tests.conftest import assign, make_target, on_each_matrix, random_output, random_target, seeded
 from tests.test_boxes import scalar_iou_and_giou
 from tests.test_costs import log_one_plus_exp, scalar_l1, sigmoid
 
@@ -23,9 +22,9 @@ PARTS = ("loss_cls", "loss_l1", "loss_giou")
 
 
 def make_loss(**changes) -> DetectionLoss:
-    """`assigner` answers on the whole cost of each image."""
+    """`assigner` answers on the cost matrix of each image."""
     if "assigner" in changes:
-        changes["matcher"] = partial(match_each, changes.pop("assigner"))
+        changes["matcher"] = on_each_matrix(changes.pop("assigner"))
     given = {"matching_cost": MatchingCost(), "matcher": make_matcher("min_cost", "keep")}
     return DetectionLoss(**(given | changes))
 
@@ -84,7 +83,7 @@ LOSSES = {
     "other weights": make_loss(weights=LossWeights(cls=0.7, l1=1.9, giou=3.3)),
     "other focal parameters": make_loss(alpha=0.6, gamma=1.0),
     "l1 of corners": make_loss(l1_format="xyxy"),
-    "hungarian": make_loss(assigner=hungarian),
+    "hungarian": make_loss(matcher=hungarian),
     "location only": make_loss(matching_cost=MatchingCost(CostWeights(cls=0))),
     "grid points": make_loss(matching_cost=MatchingCost(CostWeights(l1=0, giou=0, center=10))),
     "box loss off": make_loss(weights=LossWeights(cls=1, l1=0, giou=0)),
@@ -262,7 +261,7 @@ def test_the_matching_sees_float32_under_autocast():
     def spy(cost):
         seen.append(cost)
         assert not torch.is_autocast_enabled("cpu")
-        return min_cost(cost)
+        return assign(min_cost, cost)
 
     output, target = random_output(1, 4, seeded()), random_target(3, 4, SIZE, seeded())
     loss = make_loss(assigner=spy)

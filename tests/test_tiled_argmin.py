@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from onenet.assigners import hungarian, make_matcher, min_cost
+from onenet.assigners import hungarian, min_cost
 from onenet.boxes import grid_points
 from onenet.costs import CostWeights, MatchingCost
 from onenet.ops import tiled_argmin
 from onenet.ops.tiled_argmin import cheapest_slots
 from onenet.structures import HeadOutput, Target
-from tests.conftest import make_target, random_boxes, random_output, random_target, seeded
+from tests.conftest import assign, make_target, random_boxes, random_output, random_target, seeded
 
 COSTS = {
     "the paper's": MatchingCost(),
@@ -148,9 +148,9 @@ def test_matches_are_those_of_min_cost_on_the_whole_cost(conflict, way):
     output = random_output(3, 4, seeded())
     targets = [random_target(n, 4, (40, 60), seeded(n), n) for n in (9, 0, 4)]  # of 15 slots
     cost, found = MatchingCost(), 0
-    matches = make_matcher("min_cost", conflict)(cost, output, targets)
+    matches = min_cost(cost, output, targets, conflict)
     for image, (match, target) in enumerate(zip(matches, targets, strict=True)):
-        expected = min_cost(cost(output, image, target), conflict)
+        expected = assign(min_cost, cost(output, image, target), conflict=conflict)
         assert all(
             torch.equal(a, b)
             for a, b in zip(vars(match).values(), vars(expected).values(), strict=True)
@@ -162,17 +162,17 @@ def test_matches_are_those_of_min_cost_on_the_whole_cost(conflict, way):
 def test_hungarian_gets_the_whole_cost():
     output = random_output(2, 4, seeded())
     targets = [random_target(n, 4, (40, 60), seeded(n), n) for n in (6, 0)]
-    matches = make_matcher("hungarian", "keep")(MatchingCost(), output, targets)
+    matches = hungarian(MatchingCost(), output, targets)
     for image, (match, target) in enumerate(zip(matches, targets, strict=True)):
-        expected = hungarian(MatchingCost()(output, image, target))
+        expected = assign(hungarian, MatchingCost()(output, image, target))
         assert torch.equal(match.pred_idx, expected.pred_idx)
 
 
-@pytest.mark.parametrize("name", ["min_cost", "hungarian"])
+@pytest.mark.parametrize("assigner", [min_cost, hungarian])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_cost_that_is_not_finite_is_named(name, value, way):
+def test_a_cost_that_is_not_finite_is_named(assigner, value, way):
     output = on_a_grid(2, seeded())
     output.boxes_xyxy[1, 77] = value
     targets = [random_target(3, 7, (96, 160), seeded(i), 40 + i) for i in range(2)]
     with pytest.raises(FloatingPointError, match="'l1' is not finite for object 0 of image 41"):
-        make_matcher(name, "keep")(MatchingCost(), output, targets)
+        assigner(MatchingCost(), output, targets)

@@ -51,3 +51,17 @@ def test_links_lead_somewhere(page):
     links = [link for link in LINK.findall(file.read_text()) if not link.startswith("http")]
     assert links
     assert [link for link in links if not (file.parent / link).exists()] == []
+
+
+def test_each_row_of_the_papers_table_names_what_is_there():
+    """Functions, classes and tests stand in the file whose link is before them."""
+    folder, named = REPOSITORY / "onenet", 0
+    for row in (folder / "README.md").read_text().splitlines():
+        if not row.startswith("| ") or "](" not in row:
+            continue
+        for file, names in re.findall(r"\]\(([\w./]+\.py)\)([^\[|]*)", row):
+            text = (folder / file).read_text()
+            for name in re.findall(r"`(\w+)`", names):
+                assert re.search(rf"^(def|class) {name}\b", text, re.MULTILINE), (file, name)
+                named += 1
+    assert named > 20

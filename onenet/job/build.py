@@ -19,10 +19,11 @@ from onenet.detectors.necks import make_neck
 from onenet.errors import UserError
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.job.snapshots import Observer
-from onenet.losses import DetectionLoss, Loss
+from onenet.losses import DetectionLoss
 from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.training import checkpoint
+from onenet.training.loop import Loss
 from onenet.training.optim import Schedule, make_optimizer
 
 WIDE = 256  # channels

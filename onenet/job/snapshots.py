@@ -23,10 +23,10 @@ from onenet.errors import UserError
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
 from onenet.job.recorder import add_line
-from onenet.losses import Loss
 from onenet.runs.folder import RunFolder
 from onenet.structures import Matches, Target
 from onenet.system.files import write_atomically
+from onenet.training.loop import Loss
 
 IMAGES = 64  # the first of the validation images
 REPLAYED = 32  # of these, the ones of which all predictions are kept

@@ -24,6 +24,12 @@ def focal_loss(
 ) -> Tensor:
     """Sum of the focal loss, all entries taken as negatives, then corrected: [B, P, K] -> scalar.
 
+    Equals, with p = logits.sigmoid(),
+
+        as_positive = alpha * (1 - p) ** gamma * F.softplus(-logits)
+        as_negative = (1 - alpha) * p**gamma * F.softplus(logits)
+        as_negative.sum() + (positive * as_positive[at] + negative * as_negative[at]).sum()
+
     `at`: image, slot and class [Q] each of the corrections; `positive` and `negative` [Q]: how
     often the entry's loss as a positive and as a negative is added. So 1 and -1 make it a positive
     sample, 0 and -1 leave it out. In float32, or float64 if the logits are.

@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,31 @@ from torch.optim import Optimizer
 
 from onenet.data.loading import Batch
 from onenet.data.normalization import normalize
-from onenet.losses import Loss
-from onenet.structures import unpadded_sizes
+from onenet.structures import Matches, Target, unpadded_sizes
 from onenet.system.distributed import ALONE, World, without_sync
 from onenet.system.signals import Preempted
 from onenet.training.optim import Schedule
 from onenet.training.stopwatch import Stopwatch
 
 COUNTS = ("objects", "conflicts")
+
+
+class Loss(Protocol):
+    """What training minimises. `names`: the parts of which the total is the sum."""
+
+    names: tuple[str, ...]
+
+    def match(self, output, targets: Sequence[Target]) -> list[Matches]:
+        """The positive samples of each image."""
+
+    def __call__(
+        self,
+        outputs: Sequence,
+        targets: Sequence[Target],
+        num_objects: int | None = None,
+        lap: Callable[[str], None] = lambda part: None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total, and its parts for the log with the counts `objects` and `conflicts`."""
 
 
 @dataclass

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onenet.assigners import late_objects
-from onenet.losses import crowded
-from onenet.structures import STRIDE, Target
+from onenet.ops.groups import not_first_of_group
+from onenet.structures import STRIDE, Target, slots_in_crowds
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class CenterTargets:
     def conflicts(self) -> Tensor:
         """Objects less the distinct cells that they have: scalar int64."""
         place = self.image * math.prod(self.grid_hw) + self.slot
-        return late_objects(torch.zeros_like(place), place).sum()
+        return not_first_of_group(place).sum()
 
 
 def center_targets(targets: Sequence[Target], grid_hw: tuple[int, int]) -> CenterTargets:
@@ -82,7 +81,7 @@ def draw_heatmap(
     columns = [[n.flatten()] for n in (image, slot, label, value, value == 1)]
     every = torch.arange(len(points_xy), device=slot.device)
     for number, target in enumerate(targets):
-        for crowd, inside in crowded(points_xy, target):
+        for crowd, inside in slots_in_crowds(points_xy, target):
             image, label = torch.full_like(every, number), crowd.expand_as(every)
             entries = (image, every, label, inside.to(value.dtype), torch.zeros_like(inside))
             for column, more in zip(columns, entries, strict=True):
@@ -91,7 +90,7 @@ def draw_heatmap(
     image, slot, label = at
     place = (image * len(points_xy) + slot) * num_classes + label
     # By a higher value at its place, or by an equal one before it: peaks are the first.
-    beaten = late_objects(-value, place)
+    beaten = not_first_of_group(place, -value)
     return Heatmap(tuple(at), value.masked_fill(beaten, 0), peak & ~beaten)
 
 
