@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.ops import box_iou
@@ -417,6 +418,17 @@ def random_images(count: int) -> list[tuple]:
             )
         )
     return images
+
+
+def test_the_iou_is_cocoevals_also_in_crowds_and_of_boxes_without_area():
+    rng = np.random.default_rng(0)
+    a, b = (np.hstack([20 * rng.random((60, 2)), 15 * rng.random((60, 2))]) for _ in range(2))
+    a[:5, 2:], b[5:10, 2:], b[10:20] = 0, 0, a[10:20]
+    crowd = rng.random(60) < 0.5
+    for one, other, many in zip(a, b, crowd, strict=True):
+        expected = mask.iou(one[None], other[None], [int(many)]).item()
+        iou = overlaps.coco_iou(one[None], other[None], np.array([many])).item()
+        assert iou == pytest.approx(expected, abs=1e-12)
 
 
 def test_duplicates_equal_a_scalar_count_at_every_threshold():
