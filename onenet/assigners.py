@@ -33,12 +33,13 @@ def min_cost(
 
         lowest, slot = cost(output, image, target).min(dim=0)
 
-    `cheapest_slots` gives exactly that without computing every cost. Of equal costs the lower slot
-    index wins. The matches of an image are in the order of its objects. `conflict`: what happens
-    when two objects take one slot, see `resolve_conflicts`.
+    `cheapest_slots` gives just that, to the last digit, without computing every cost. Of equal
+    costs the lower slot index wins. The matches of an image are in the order of its objects.
+    `conflict`: what happens when two objects take one slot, see `resolve_conflicts`.
 
-    Raises FloatingPointError, naming image, object and term, if a cost is not finite. On a GPU that
-    would mean waiting for the device; there the loss is not finite either, which stops training.
+    Raises FloatingPointError, naming image, object and term, if the lowest cost of an object is not
+    finite: with a NaN anywhere, or +inf at all slots. On a GPU that would mean waiting for the
+    device; there the loss is not finite either, which stops training.
     """
     lowest, slot = cheapest_slots(cost, output, targets)  # [M], [M]: all objects of the batch
     if lowest.device.type == "cpu" and not lowest.isfinite().all():
@@ -70,7 +71,7 @@ def resolve_conflicts(
     - `drop`: the object with the better claim takes it, the other has no positive sample.
 
     `cost_matrix()` is the image's [P, N]; only `next_best` needs it, and only if there is a
-    conflict. Returns at most N matches; `Matches.conflicts` counts the objects that lose.
+    conflict. Returns at most N matches; `Matches.conflicts` counts `loses`, whatever follows.
     """
     gt_idx, conflicts = torch.arange(len(slot), device=slot.device), loses.sum()
     if conflict == "drop":
@@ -97,7 +98,7 @@ def hungarian(cost: MatchingCost, output: HeadOutput, targets: Sequence[Target])
     with the paper: min(P, N) matches an image, in the order of its objects.
 
     `Matches.conflicts` counts the objects that would lose their slot with `min_cost`. Raises
-    FloatingPointError as `min_cost` does.
+    FloatingPointError, naming image, object and term, if any cost is not finite.
     """
     matches = []
     for image, target in enumerate(targets):

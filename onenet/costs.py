@@ -22,7 +22,8 @@ def focal_cost(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tenso
     """C_cls of equation 3, focal: the logits of the objects' classes [...] -> [...].
 
     The focal loss that the slot has as a positive sample of the class, minus the one that it has as
-    a negative sample. Can be negative; falls as the logit rises.
+    a negative sample: the paper says focal loss, the difference is the released code's. Can be
+    negative; falls as the logit rises.
     """
     prob = logits.sigmoid()
     positive = alpha * (1 - prob) ** gamma * F.softplus(-logits)
@@ -90,7 +91,8 @@ class Pairs:
 
 @dataclass(frozen=True)
 class CostWeights:
-    """The coefficients λ of equations 1 to 3. A term of weight 0 is not computed."""
+    """The coefficients λ of equations 1 to 3, and `center`, that of the pre-defined location cost.
+    A term of weight 0 is not computed."""
 
     cls: float = 2.0
     l1: float = 5.0

@@ -20,13 +20,12 @@ class CascadeHead(nn.Module):
     One head: F1 = relu(conv(F0)). Several: F1 = relu(conv([F0, F0])), Fj = relu(conv([F0, Fj-1])),
     where each head has its own 2C -> C convolution. From each Fj two convolutions, which all heads
     share, predict class logits and, through a ReLU, the distances from the grid point to the four
-    sides of the box. At inference the first `infer_heads` heads are computed and the last of them
-    answers; only the boxes that are asked for are decoded.
+    sides of the box. Outside training a box is only decoded when it is asked for.
 
     `stride`: pixels from one grid point to the next. `box_unit`: pixels that a box output of 1
-    stands for. `prior`: the score in (0, 1) that every slot gives every class before training (as
-    in RetinaNet). `box_bias`: the box output, >= 0, before training; well above 0, its ReLU does
-    not die at a high learning rate.
+    stands for. `prior`: the score in (0, 1) around which every slot scores every class before
+    training (as in RetinaNet). `box_bias`: the box output, >= 0, around which training starts; well
+    above 0, its ReLU does not die at a high learning rate.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class CascadeHead(nn.Module):
         nn.init.constant_(self.box_conv.bias, box_bias)
 
     def forward(self, feature: Tensor, num_heads: int) -> list[HeadOutput | UndecodedOutput]:
-        """[B, C, H, W] -> one output for each of the first `num_heads` heads, 1 <= num_heads."""
+        """[B, C, H, W] -> the outputs of the first `num_heads` heads, 1 <= num_heads <= heads."""
         grid_hw = tuple(feature.shape[-2:])
         points_xy = grid_points(*grid_hw, self.stride, device=feature.device)
         outputs, previous = [], feature

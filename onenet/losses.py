@@ -21,7 +21,7 @@ from onenet.structures import HeadOutput, Matches, Target, slots_in_crowds
 
 @dataclass(frozen=True)
 class LossWeights:
-    """λ_cls, λ_L1, λ_giou of the loss (section 5). The weights of the matching cost are others."""
+    """λ_cls, λ_L1, λ_giou of the loss (section 5), separate from those of the matching cost."""
 
     cls: float = 2.0
     l1: float = 5.0
@@ -80,7 +80,8 @@ class DetectionLoss:
     def parts(
         self, output: HeadOutput, targets: Sequence[Target], matches: Sequence[Matches]
     ) -> dict[str, Tensor]:
-        """One head's weighted losses, summed, not yet divided by the number of objects."""
+        """One head's weighted losses, a scalar for each of `names`, not yet divided by the number
+        of objects."""
         rows = list(zip(targets, matches, strict=True))
         image = torch.cat([torch.full_like(m.pred_idx, i) for i, m in enumerate(matches)])  # [M]
         slot = torch.cat([m.pred_idx for m in matches])
@@ -108,8 +109,8 @@ class DetectionLoss:
 
         Entry (image, slot, label) [M] of each match is positive, all others are negative. Two
         objects of one class that share a slot make it positive once. A negative inside a crowd of
-        its class is left out. `focal_loss` takes every entry as negative; what follows are the
-        entries that are not, with how often they count as positive and as negative beside that.
+        its class is left out. `focal_loss` counts every entry as negative; the entries listed
+        here correct that: `positives` adds, `negatives` (-1) takes away.
         """
         logits = output.class_logits
         entry = (image * logits.shape[1] + slot) * logits.shape[2] + label

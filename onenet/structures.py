@@ -87,7 +87,7 @@ class Matches:
 
     pred_idx: Tensor  # [M] int64 in 0..P-1
     gt_idx: Tensor  # [M] int64 in 0..N-1, each at most once
-    conflicts: Tensor  # scalar int64: objects that lose their cheapest slot to another object
+    conflicts: Tensor  # scalar int64: objects less the distinct cheapest slots that they ask for
 
 
 @dataclass(frozen=True)

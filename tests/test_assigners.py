@@ -9,8 +9,9 @@ from itertools import permutations
 import pytest
 import torch
 
-from onenet.assigners import hungarian, min_cost
+from onenet.assigners import hungarian, min_cost, resolve_conflicts
 from onenet.costs import CostWeights, MatchingCost
+from onenet.ops.groups import not_first_of_group
 from onenet.structures import HeadOutput
 from tests.conftest import assign, make_target, random_boxes, seeded
 
@@ -51,7 +52,7 @@ def brute_next_best(cost, slots, objects):
 
 
 def brute_conflicts(cost, slots, objects):
-    """Objects that come too late: all but one of those that ask for a slot."""
+    """Objects that lose: all but one of those that ask for a slot."""
     return objects - len({slot for slot, _ in brute_keep(cost, slots, objects)})
 
 
@@ -132,7 +133,7 @@ def test_two_objects_ask_for_one_slot():
     assert assign(min_cost, cost).conflicts.item() == 1
 
 
-def test_who_comes_late_may_push_out_a_third_object():
+def test_the_loser_of_a_slot_may_push_out_a_third_object():
     # Object 1 is served first, object 0 then takes object 2's favourite slot 1.
     cost = torch.tensor([[1.0, 0, 9], [2, 9, 3], [9, 9, 4]])
     assert pairs(assign(min_cost, cost, conflict="next_best")) == [(1, 0), (0, 1), (2, 2)]
@@ -175,7 +176,10 @@ def test_near_copies_of_an_object():
 def test_the_cost_is_left_alone(conflict):
     cost = torch.rand(6, 9, generator=seeded())
     before = cost.clone()
-    assign(min_cost, cost, conflict=conflict)
+    lowest, slot = cost.min(dim=0)
+    loses = not_first_of_group(slot, lowest)
+    assert loses.any()
+    resolve_conflicts(lowest, slot, loses, conflict, lambda: cost)
     assert torch.equal(cost, before)
 
 

@@ -30,7 +30,7 @@ def asked(tmp_path, *words: str) -> search.Search:
 
 
 class Runner:
-    """Stands for `sweep.run_all`: writes the results of runs that nobody trains."""
+    """Stands for `launch.run_all`: writes the results of runs that nobody trains."""
 
     def __init__(self, fails=lambda weights: False, stop_after: int | None = None):
         self.fails, self.stop_after = fails, stop_after

@@ -1,4 +1,4 @@
-"""The batch's matching against the assigners on the whole cost: the same indices, ties included.
+"""The cheapest slots against the minima of the whole cost matrix: the same indices, ties included.
 
 Run: pytest tests/test_tiled_argmin.py
 """
@@ -144,7 +144,7 @@ def test_the_search_looks_at_a_fraction_of_the_pairs(monkeypatch):
 
 
 @pytest.mark.parametrize("conflict", ["keep", "drop", "next_best"])
-def test_matches_are_those_of_min_cost_on_the_whole_cost(conflict, way):
+def test_each_image_of_a_batch_is_matched_by_its_own_costs(conflict, way):
     output = random_output(3, 4, seeded())
     targets = [random_target(n, 4, (40, 60), seeded(n), n) for n in (9, 0, 4)]  # of 15 slots
     cost, found = MatchingCost(), 0
@@ -159,7 +159,7 @@ def test_matches_are_those_of_min_cost_on_the_whole_cost(conflict, way):
     assert found
 
 
-def test_hungarian_gets_the_whole_cost():
+def test_hungarian_gets_the_costs_of_each_image():
     output = random_output(2, 4, seeded())
     targets = [random_target(n, 4, (40, 60), seeded(n), n) for n in (6, 0)]
     matches = hungarian(MatchingCost(), output, targets)

@@ -15,7 +15,7 @@ from onenet.system.signals import end_with_driver
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m onenet.job", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--request", type=Request.parse, required=True, help="JSON of a Request")
     parser.add_argument("--driver", action="store_true", help="end when standard input does")

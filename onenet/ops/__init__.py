@@ -1,1 +1,1 @@
-"""Exact, faster replacements. Each says which plain lines it equals; a test holds it to them."""
+"""Faster ways to the same numbers, and small helpers. Each says which plain lines it equals."""

@@ -1,4 +1,4 @@
-"""The focal loss of dense predictions, in one pass forward and one backward (section 4, "Loss").
+"""The focal loss of dense predictions in one pass forward and one backward (section 4, "Training").
 
 B images, P prediction slots, K classes, Q corrections. Nearly all of B·P·K entries are negatives:
 they are summed as such, and the few that are not are corrected by index. No target of that size is

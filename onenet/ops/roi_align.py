@@ -1,10 +1,10 @@
 """RoIAlign on a feature pyramid (FPN, arXiv 1612.03144, section 4.2; Mask R-CNN, section 3).
 
-Equals, for each box of image b on its level l (`assign_levels`),
+Equals, but for rounding, for each finite box of image b on its level l (`assign_levels`),
 
     torchvision.ops.roi_align(
         maps[l][b : b + 1], [box[None]], pooled, 1 / (4 * 2**l), SAMPLES, aligned=True
-    )
+    ).flatten(2).transpose(1, 2)
 
 A bin is a weighted sum of 16 cells of one map: 2×2 bilinear samples of 4 cells each. Here the maps
 of all levels and images are rows of one table, and one embedding bag computes all sums, so that
@@ -86,8 +86,8 @@ def pyramid_roi_align(
 ) -> Tensor:
     """Features inside boxes: float32 [B, N, 4] pixels -> [B, N, S·S, C] float32, row by row.
 
-    Each box is pooled from its level into S×S bins. Bins outside the map are 0. Boxes get no
-    gradient.
+    Each box is pooled from its level into S×S bins, S = `pooled`; `canonical`: see `assign_levels`.
+    Bins outside the map are 0. Boxes get no gradient; in them NaN counts as 0.
     """
     boxes_xyxy = boxes_xyxy.detach().nan_to_num()  # NaN would read outside the table
     level = assign_levels(boxes_xyxy, canonical, len(pyramid.starts))  # [B, N]

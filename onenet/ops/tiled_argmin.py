@@ -1,7 +1,7 @@
 """The cheapest slot of every object, without all the costs.
 
-Equals `cost(output, image, target).min(dim=0)` of every image, to the last digit and with the same
-choice between equal costs (tests/test_tiled_argmin.py).
+Equals `cost(output, image, target).min(dim=0)` of every image, where all costs are finite: to the
+last digit and with the same choice between equal costs (tests/test_tiled_argmin.py).
 
 B images, P prediction slots, N ground truths of an image, M of the batch; a tile is a run of TILE
 consecutive slots, T of them in an image.

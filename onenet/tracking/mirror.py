@@ -1,4 +1,4 @@
-"""Weights & Biases, as a mirror of a run's files, in a process of its own (see `tracking`).
+"""Weights & Biases, as a mirror of a run's files, in a process of its own (see `tracker`).
 
 It reads metrics.jsonl while the run writes it, and the rest when the run is over. W&B is online
 where it finds a key, else offline inside the run's folder.
