@@ -69,8 +69,9 @@ def ran(*words: str, **options) -> tuple[int, str]:
 @contextlib.contextmanager
 def job(cell: Cell) -> Iterator[subprocess.Popen]:
     """A run's own process, as the sweep starts it."""
-    cell.folder.freeze(to_dict(cell.config))
-    request = Request([cell.evaluation], list(cell.overrides), 1).dump()
+    config = to_dict(cell.config)
+    cell.folder.freeze(config)
+    request = Request(cell.id, config, [cell.evaluation], list(cell.overrides)).dump()
     folder = str(cell.folder.path)
     with started([sys.executable, "-m", "onenet.job", folder, "--request", request]) as process:
         yield process

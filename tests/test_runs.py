@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from onenet.config.compose import compose
+from onenet.config.compose import compose, to_dict
 from onenet.errors import UserError
 from onenet.job.recorder import cut_back
 from onenet.runs.folder import Locked, RunFolder, owner
@@ -28,7 +28,8 @@ def folder(tmp_path):
 
 def test_states_follow_from_the_files_and_the_lock(folder):
     assert folder.state() == "missing"
-    folder.freeze({"steps": 3})
+    config = to_dict(compose(["debug=tiny"]))
+    folder.freeze(config)
     assert folder.state() == "missing"
     folder.set_status(state="running")
     assert folder.state() == "partial"
@@ -41,7 +42,10 @@ def test_states_follow_from_the_files_and_the_lock(folder):
     assert folder.state() == "partial"  # says done, but its result is gone
     write_json(folder.result_file, {"id": "x"})
     assert folder.state() == "done"
-    assert folder.config() == {"steps": 3}
+    folder.result_file.write_text('{"id": "x"')  # torn: it is evaluated again
+    assert folder.state() == "partial"
+    folder.freeze({**config, "seed": 1})
+    assert folder.config() == config  # frozen once
 
 
 def test_a_torn_status_is_no_status(folder):

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.driver:
         end_with_driver()
     folder = RunFolder(given.folder)
-    return work(folder, given.request, folder.config()["device"])
+    return work(folder, given.request, given.request.config["device"])
 
 
 if __name__ == "__main__":

@@ -41,13 +41,20 @@ class Job:
 
     def __init__(self, folder: RunFolder, request: Request, world: World, stop: StopRequest):
         self.folder, self.request, self.world, self.stop = folder, request, world, stop
-        self.config: Config = from_dict(folder.config())
-        self.id = run_id(self.config)
+        self.id = request.id
+        self.config: Config = from_dict(request.config)
         self.device = build.device(self.config.device)
         self._check()
 
     def _check(self) -> None:
-        """What only a process that sees its machine and its like can tell. Raises UserError."""
+        """That the frozen config is that of the run which is asked for; and what only a process
+        that sees its machine and its like can tell. Raises UserError."""
+        if (frozen := run_id(from_dict(self.folder.config()))) != self.id:
+            raise UserError(
+                f"{self.folder.config_file} is of run {frozen}, not of {self.id}: it was edited, "
+                "or a file that it names has changed.\n"
+                "Restore it, or move the folder away; the same command then trains anew."
+            )
         pieces = self.world.size * self.config.accumulate
         if self.config.batch < pieces:
             raise UserError(
@@ -68,7 +75,10 @@ class Job:
         with self._lock():
             if self.world.first:
                 self.folder.clean()
-                self.folder.set_status(rows=all_rows(self.folder, self.request.rows))
+                self.folder.set_status(
+                    rows=all_rows(self.folder, self.request.rows),
+                    tracker=vars(self.config.tracker),
+                )
             done = self.folder.state() == "done"
             try:
                 if not done and self.world.first:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from onenet.config.upgrade import upgrade
 from onenet.errors import UserError
 from onenet.runs.evaluations import EvalSpec
 from onenet.system.files import read_json, write_atomically, write_json
@@ -78,7 +79,10 @@ class RunFolder:
     # --- config ---
 
     def freeze(self, config: dict) -> None:
-        """Writes the resolved config; later edits of any YAML change nothing for this run."""
+        """Writes the resolved config when the run is first asked for, and never again: later edits
+        of any YAML change nothing for this run."""
+        if self.config_file.is_file():
+            return
         try:
             write_atomically(self.config_file, yaml.safe_dump(config, sort_keys=False))
         except OSError as error:
@@ -87,7 +91,16 @@ class RunFolder:
             ) from error
 
     def config(self) -> dict:
-        return yaml.safe_load(self.config_file.read_text())
+        """The frozen config with today's keys, whatever commit wrote it. Raises UserError if it
+        cannot be read."""
+        try:
+            return upgrade(yaml.safe_load(self.config_file.read_text()))
+        except (OSError, ValueError, yaml.YAMLError, UserError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{self.config_file} is not the configuration of a run: {reason}\n"
+                "Move the folder away; the same command then makes the run anew."
+            ) from error
 
     # --- state ---
 
@@ -101,7 +114,7 @@ class RunFolder:
     def state(self) -> str:
         """One of STATES. `partial`: preempted, or called running by a process that is gone."""
         claimed = self.status().get("state")
-        if claimed == "done" and self.result_file.is_file():
+        if claimed == "done" and self.result():  # empty if it is torn: evaluated again
             return "done"
         if claimed is None and not self.checkpoint_file.is_file():
             return "missing"

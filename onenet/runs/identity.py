@@ -2,7 +2,8 @@
 
 The id is built from absolute values, not from the names of groups or presets; a key that has no
 effect in a configuration counts as null, and null does not count. So a key that is added later at a
-value that leaves results alone can leave old ids alone, too: enter it in NEUTRAL.
+value that leaves results alone can leave old ids alone, too: enter it in NEUTRAL
+(config/upgrade.py).
 """
 
 import hashlib
@@ -11,23 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from onenet.config.schema import Config
+from onenet.config.upgrade import NEUTRAL
 from onenet.detectors import DETECTORS, SELECTIVE
 from onenet.system.files import digest
 
 RECIPE = 2  # raise it when a change of the code changes results: all ids change with it
-
-# "key": the value at which it is as if the key were not there
-NEUTRAL: dict[str, object] = {
-    "precision": "float32",
-    "sync_bn": False,
-    "neck.init": "default",
-    "head.box_bias": 0.0,
-    "augment.size_step": 1,
-    "augment.crop": 0.0,
-    "backbone.frozen": False,
-    "data.crowd": "drop",
-}
-
 
 PLAIN = (
     *("detector", "model", "heads", "seed", "lr", "steps", "batch", "precision", "sync_bn"),

@@ -1,4 +1,4 @@
-"""What a sweep asks of a run, beside its frozen config."""
+"""What a sweep asks of a run."""
 
 import contextlib
 import json
@@ -10,6 +10,11 @@ from onenet.runs.folder import Locked, RunFolder
 
 @dataclass
 class Request:
+    """`id`, `config`: of the run that is meant. What does not count in the id (device, workers,
+    tracker, ...) may differ from the frozen config: it is what this command asks for."""
+
+    id: str
+    config: dict
     evaluations: list[EvalSpec] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     threads: int = 1

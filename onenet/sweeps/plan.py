@@ -56,7 +56,8 @@ class Planned:
 
     def request(self, threads: int) -> Request:
         evaluations = [cell.evaluation for cell in self.cells]
-        return Request(evaluations, list(self.cells[0].overrides), threads, self.rows())
+        config, overrides = to_dict(self.config), list(self.cells[0].overrides)
+        return Request(self.cells[0].id, config, evaluations, overrides, threads, self.rows())
 
     def rows(self) -> dict[str, str]:
         """The row that this training is in each experiment; the one with its default evaluation, if
@@ -120,8 +121,7 @@ def check_data(console: Console, planned: list[Planned]) -> None:
 def freeze(todo: list[Planned]) -> None:
     """Writes the configurations; what is edited from now on changes nothing for these runs."""
     for run in todo:
-        if run.folder.state() != "running":  # also a finished run's: it may lack later keys
-            run.folder.freeze(to_dict(run.config))
+        run.folder.freeze(to_dict(run.config))
 
 
 def count(planned: list[Planned]) -> str:

@@ -111,6 +111,7 @@ def open_run(
     import wandb
 
     config, status = folder.config(), folder.status()
+    tracker = status.get("tracker", config["tracker"])  # of the last command that asked for it
     rows = status.get("rows", {})  # experiment: label
     group, job_type = next(iter(rows.items()), (None, None))
     logged = config | ({"rows": rows} if rows else {})  # one of several tables has a label in each
@@ -118,8 +119,8 @@ def open_run(
     def init(mode: str) -> wandb.Run:
         return wandb.init(
             mode=mode,
-            project=config["tracker"]["project"],
-            entity=config["tracker"]["entity"],
+            project=tracker["project"],
+            entity=tracker["entity"],
             id=status["id"],
             # Recorded offline, too: "allow" has `wandb sync` append this life to others.
             resume=None if anew else "allow",
