@@ -136,6 +136,8 @@ def test_a_run_whose_config_was_edited_is_refused(folder, capsys):
     assert "config.yaml is of run" in said
     assert "not of 0800872d41" in said
     assert not folder.result(run.cells[0].evaluation)
+    assert folder.status()["state"] == "done"
+    assert "config.yaml is of run" in summary.failure(run)
     for broken in ("seed: [", "[]", "preset: proxy"):
         folder.config_file.write_text(broken)
         with pytest.raises(UserError, match=r"config\.yaml is not the configuration of a run"):

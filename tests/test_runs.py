@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from onenet.config.compose import compose, to_dict
 from onenet.errors import UserError
 from onenet.job.recorder import cut_back
-from onenet.runs.folder import Locked, RunFolder, owner
+from onenet.job.run import kind_of
+from onenet.runs.folder import KINDS, Locked, RunFolder, owner
 from onenet.sweeps import machine, summary
 from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY, write_atomically, write_json
@@ -46,6 +48,40 @@ def test_states_follow_from_the_files_and_the_lock(folder):
     assert folder.state() == "partial"
     folder.freeze({**config, "seed": 1})
     assert folder.config() == config  # frozen once
+
+
+def test_how_a_run_ended_is_read_and_only_its_starter_writes_it(folder):
+    assert folder.kind() is None
+    folder.set_status(state="running", kind=None)
+    with folder.lock():
+        assert folder.kind() is None  # it runs
+        RunFolder(folder.path).note_killed()  # it is somebody's
+        assert folder.status()["kind"] is None
+    assert folder.kind() == "killed"
+    assert folder.status()["kind"] is None  # who reads does not write
+    folder.note_killed()
+    assert folder.status()["kind"] == "killed"
+    assert folder.state() == "partial"  # the same command goes on with it
+    folder.set_status(state="failed", kind="diverged")
+    folder.note_killed()
+    assert folder.kind() == "diverged"
+    folder.set_status(state="preempted", kind=None)  # as earlier commits left it
+    assert folder.kind() == "preempted"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (FloatingPointError("the loss"), "diverged"),
+        (MemoryError(), "out_of_memory"),
+        (torch.OutOfMemoryError("CUDA"), "out_of_memory"),
+        (UserError("a file"), "bad_input"),
+        (RuntimeError("FloatingPointError"), "failed"),
+    ],
+)
+def test_the_kind_follows_from_the_type_of_the_error(error, kind):
+    assert kind_of(error) == kind
+    assert kind in KINDS
 
 
 def test_a_torn_status_is_no_status(folder):

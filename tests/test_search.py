@@ -46,14 +46,14 @@ class Runner:
             run.folder.path.mkdir(parents=True, exist_ok=True)
             if self.fails(weights):
                 run.ended_with = 1
-                kind = "FloatingPointError" if self.diverges else "OSError"
-                run.folder.set_status(state="failed", exception=f"{kind}: no")
+                kind = "diverged" if self.diverges else "failed"
+                run.folder.set_status(state="failed", kind=kind, exception=f"{kind}: no")
                 continue
             ap = 50 - 10 * math.log(weights.cls / 3) ** 2 - 10 * math.log(weights.giou) ** 2
             result = {"metrics": {"AP": ap, "params": 7}, "metrics_notes": {}}
             write_json(run.folder.evaluation(run.cells[0].evaluation) / "result.json", result)
             write_json(run.folder.result_file, result)
-            run.folder.set_status(state="done", exception=None)
+            run.folder.set_status(state="done", kind="done", exception=None)
         return True
 
 
@@ -265,7 +265,7 @@ def test_what_diverged_is_not_tried_again(tmp_path, runner):
     do(asked(tmp_path, "search.trials=12"))
     _, said, _ = do(asked(tmp_path, "search.trials=12"))
     assert len(runner.names) == 12
-    assert "FloatingPointError" in said
+    assert "diverged: no" in said
 
 
 def test_if_all_fail_it_says_so(tmp_path, runner):

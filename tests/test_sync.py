@@ -217,7 +217,7 @@ def make_runs(root: Path, **states: str) -> dict[str, RunFolder]:
         runs[name] = make_run(root / f"{name}-00000000{number:02}")
         runs[name].set_status(id=f"00000000{number:02}", state=state)
         if state == "done":
-            write_json(runs[name].result_file, {})
+            write_json(runs[name].result_file, {"id": runs[name].id})
     return runs
 
 

@@ -78,24 +78,27 @@ class Job:
                 self.folder.set_status(
                     rows=all_rows(self.folder, self.request.rows),
                     tracker=vars(self.config.tracker),
+                    evaluation_error=None,
                 )
             done = self.folder.state() == "done"
             try:
                 if not done and self.world.first:
                     resumes = self.folder.status().get("resumes", -1) + 1
                     self.folder.set_status(
-                        state="running", id=self.id, resumes=resumes, steps=self.config.steps,
-                        threads=self.request.threads, processes=self.world.size, exception=None,
-                        traceback=None, **owner(),
+                        state="running", kind=None, id=self.id, resumes=resumes,
+                        steps=self.config.steps, threads=self.request.threads,
+                        processes=self.world.size, exception=None, traceback=None, **owner(),
                     )  # fmt: skip
                 done = self.world.share(done)
                 self._train_and_evaluate(trained=done)
             except BaseException as error:
                 if not done:
                     self._write_down(error)
+                elif self.world.first and not isinstance(error, Preempted):
+                    self.folder.set_status(evaluation_error=_described(error))
                 raise
             if not done and self.world.first:
-                self.folder.set_status(state="done", ended=time.time())
+                self.folder.set_status(state="done", kind="done", ended=time.time())
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -118,13 +121,17 @@ class Job:
             return
         if isinstance(error, Preempted):
             if self.world.first:
-                self.folder.set_status(state="preempted", stopped_by=self.stop.reason)
+                self.folder.set_status(
+                    state="preempted", kind="preempted", stopped_by=self.stop.reason
+                )
             return
-        exception = f"{type(error).__name__}: {error}"
+        exception, kind = _described(error), kind_of(error)
         if self.world.size > 1 and lost_connection(error):
+            kind = "killed"
             exception = "another process of this run ended (killed, or out of memory?)"
         self.folder.set_status(
             state="failed",
+            kind=kind,
             exception=exception,
             traceback=traceback.format_exc(),
             ended=time.time(),
@@ -230,6 +237,30 @@ class Job:
         return look
 
 
+def kind_of(error: BaseException) -> str:
+    """What `kind` in status.json says of a run that this ended."""
+    kinds = {
+        FloatingPointError: "diverged",
+        torch.OutOfMemoryError: "out_of_memory",
+        MemoryError: "out_of_memory",
+        UserError: "bad_input",
+    }
+    return next((kind for of, kind in kinds.items() if isinstance(error, of)), "failed")
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _refuse(folder: RunFolder, error: Exception) -> None:
+    """Writes down why a run could not even begin, unless it is done or somebody else's."""
+    with contextlib.suppress(Locked, OSError), folder.lock():
+        if folder.state() == "done":
+            folder.set_status(evaluation_error=_described(error))
+        else:
+            folder.set_status(state="failed", kind=kind_of(error), exception=_described(error))
+
+
 def work(folder: RunFolder, request: Request, device: str) -> int:
     """Does the run, alone or with the other processes that `torchrun` started. The exit status: 0
     done, 1 failed, 2 the input cannot work, 3 somebody else is at it, 75 stopped, to be continued.
@@ -237,7 +268,14 @@ def work(folder: RunFolder, request: Request, device: str) -> int:
     stop = StopRequest(once=True)
     try:
         stop.install()
-        Job(folder, request, join(build.device(device)), stop).run()
+        world = join(build.device(device))
+        try:
+            job = Job(folder, request, world, stop)
+        except Exception as error:
+            if world.first:
+                _refuse(folder, error)
+            raise
+        job.run()
     except Preempted as reason:
         print(f"stopped ({reason}): the same command goes on from here", flush=True)
         return EXIT_STATUS

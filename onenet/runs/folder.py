@@ -25,6 +25,8 @@ from onenet.system.files import read_json, write_atomically, write_json
 LOCK_TRIES = 5  # a tenth of a second apart
 LISTED = 5  # names in an error
 STATES = ("done", "partial", "running", "failed", "missing")
+# How a run ended, `kind` in status.json; null while it runs.
+KINDS = ("done", "preempted", "diverged", "out_of_memory", "bad_input", "killed", "failed")
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,24 @@ class RunFolder:
         if claimed == "running" and self.is_locked():
             return "running"
         return "failed" if claimed == "failed" else "partial"
+
+    def kind(self) -> str | None:
+        """How the run ended, one of KINDS; None if it has not. Where nobody has written it, the
+        state tells; a run that is called running by a process that is gone was killed."""
+        status = self.status()
+        if status.get("kind") or status.get("state") is None:
+            return status.get("kind")
+        if status["state"] == "running":
+            return None if self.is_locked() else "killed"
+        return status["state"]
+
+    def note_killed(self) -> None:
+        """Writes down that the process which ran it is gone without a word, if that is so. For
+        whoever started it."""
+        with contextlib.suppress(Locked, OSError), self.lock():
+            status = self.status()
+            if status.get("state") == "running" and not status.get("kind"):
+                self.set_status(kind="killed", ended=time.time())
 
     def result(self, spec: EvalSpec | None = None) -> dict:
         """result.json of the default evaluation, or of `spec`; empty if there is none."""

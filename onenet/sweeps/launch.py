@@ -145,7 +145,6 @@ def start(run: Planned, place: Place, cluster: slurm.Cluster | None = None) -> P
     command += ["--request", run.request(place.threads).dump()]
     run.started, run.place = time.monotonic(), place
     with open(run.folder.log_file, "ab") as log:
-        run.log_start = log.tell()
         if cluster:
             run.process = cluster.submit(run.folder, command, environment)
             return run
@@ -174,6 +173,7 @@ def _show(bars: Progress, run: Planned) -> None:
 
 def _finish(console: Console, bars: Progress, run: Planned) -> None:
     run.ended_with = run.process.returncode
+    run.folder.note_killed()
     if run.task is not None:
         bars.remove_task(run.task)
     minutes, seconds = divmod(round(time.monotonic() - run.started), 60)

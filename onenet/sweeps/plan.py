@@ -29,7 +29,6 @@ class Planned:
     place: Place | None = None
     started: float = 0.0
     ended_with: int | None = None
-    log_start: int = 0  # of this attempt in log.txt
     task: TaskID | None = field(default=None, repr=False)
 
     @property

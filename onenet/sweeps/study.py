@@ -33,8 +33,7 @@ class Trial:
 
     def to_do(self) -> bool:
         """One that diverged would do so again; any other failure may have been the machine's."""
-        said = self.run.folder.status().get("exception") or ""
-        return self.run.state() != "done" and not said.startswith("FloatingPointError")
+        return self.run.state() != "done" and self.run.folder.kind() != "diverged"
 
 
 class Study:

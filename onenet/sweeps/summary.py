@@ -40,19 +40,15 @@ def print_results(console: Console, planned: list[Planned]) -> None:
 
 def failure(run: Planned) -> str:
     """Why the run is not done, in a line."""
-    status = run.folder.status()
+    status, kind = run.folder.status(), run.folder.kind()
     if run.folder.state() == "running":
         return "another process is running it"
-    if status.get("state") == "failed":
-        return " ".join(status["exception"].removeprefix("UserError: ").split())
-    if status.get("state") == "preempted":
+    if problem := status.get("evaluation_error") or status.get("exception"):
+        return " ".join(problem.removeprefix("UserError: ").split())
+    if kind == "preempted":
         return "stopped: the same command goes on"
     if run.process is None:
         return "not started"
-    said = run.folder.log_file.read_bytes()[run.log_start :].decode(errors="replace").splitlines()
-    errors = [line for line in said if line.startswith("error: ")]
-    if run.ended_with in (1, 2) and errors:
-        return errors[0].removeprefix("error: ")
     return f"ended with {run.ended_with} (killed, or out of memory?)"
 
 

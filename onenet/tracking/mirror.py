@@ -23,7 +23,7 @@ from PIL import Image
 
 from onenet.runs.folder import Locked, RunFolder
 from onenet.system.files import read_json, write_json
-from onenet.tracking.tracker import BUSY, UNANSWERED, Ending
+from onenet.tracking.tracker import BUSY, UNANSWERED, Ending, verdict_file
 from onenet.tracking.wandb_run import (
     BESIDE_A_RUN,
     POLL_SECONDS,
@@ -240,7 +240,7 @@ def follow(folder: RunFolder) -> list[str]:
     """Mirrors the run until its end. Returns what went wrong."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # a cluster's are for the run: this ends after it
-    ending = Ending()
+    ending = Ending(out_of_time=lambda problem: leave_verdict(folder, [problem]))
     with alone_inside(folder) as home:
         run, problem = open_run(folder, home)
         mirror = Mirror(folder, run)
@@ -265,11 +265,15 @@ def rebuild(folder: RunFolder, word: str, patience: Patience) -> list[str]:
         return problems
 
 
-def main(arguments: list[str]) -> int:
-    """0: all of it is where it should be. BUSY, UNANSWERED: nothing was rebuilt. 1: the rest.
+def leave_verdict(folder: RunFolder, problems: list[str]) -> None:
+    """Writes down how it went, for the other side and for later."""
+    write_json(verdict_file(folder), {"problems": problems})
+    for problem in problems:
+        print(problem, flush=True)
 
-    The last line that it prints is what the other side shows.
-    """
+
+def main(arguments: list[str]) -> int:
+    """0: all of it is where it should be. BUSY, UNANSWERED: nothing was rebuilt. 1: the rest."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--anew", metavar="WORD", help="how the run ended: make it anew")
@@ -283,12 +287,15 @@ def main(arguments: list[str]) -> int:
         else:
             problems = follow(folder)
     except Locked:
+        leave_verdict(folder, ["another process is running it"])
         return BUSY
     except NotOpened as error:
-        print(error, flush=True)
+        leave_verdict(folder, [str(error)])
         return 1 if error.answered else UNANSWERED
-    if problems:
-        print("; ".join(problems), flush=True)
+    except Exception as error:
+        leave_verdict(folder, [first_line(error)])
+        raise
+    leave_verdict(folder, problems)
     return 1 if problems else 0
 
 

@@ -13,12 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from onenet.config.schema import Config
 from onenet.runs.folder import RunFolder
-from onenet.system.files import REPOSITORY
+from onenet.system.files import REPOSITORY, read_json
 from onenet.system.signals import Preempted
 from onenet.tracking.wandb_run import POLL_SECONDS
 
@@ -66,10 +66,16 @@ def _log_file(folder: RunFolder) -> Path:
     return folder.path / "wandb" / "mirror.log"
 
 
+def verdict_file(folder: RunFolder) -> Path:
+    """What the mirror leaves at its end: {"problems": [...]}, none if all is where it should be."""
+    return folder.path / "wandb" / "mirror.json"
+
+
 def _start(folder: RunFolder, *words: str) -> subprocess.Popen:
     """The mirror's process. Raises OSError."""
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     _log_file(folder).parent.mkdir(parents=True, exist_ok=True)
+    verdict_file(folder).unlink(missing_ok=True)  # of an earlier mirror
     with open(_log_file(folder), "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "onenet.tracking.mirror", str(folder.path.absolute()), *words],
@@ -82,10 +88,12 @@ def _start(folder: RunFolder, *words: str) -> subprocess.Popen:
 
 
 def _problem(mirror: subprocess.Popen, folder: RunFolder, word: str, seconds: float) -> str:
-    """Says the word and waits for the mirror's end. Returns the last that it said."""
+    """Says the word and waits for the mirror's end. Returns its problems, in a line."""
     try:
         mirror.communicate(f"{word}\n".encode(), timeout=seconds)
-        return "it was killed" if mirror.returncode < 0 else _last_line(_log_file(folder))
+        if mirror.returncode < 0:
+            return "it was killed"
+        return "; ".join(read_json(verdict_file(folder)).get("problems", ["it said nothing"]))
     except subprocess.TimeoutExpired:
         _kill(mirror)
         return f"stopped after {seconds:g} s"
@@ -111,20 +119,13 @@ def _kill(mirror: subprocess.Popen) -> None:
     mirror.wait()
 
 
-def _last_line(file: Path) -> str:
-    try:
-        return file.read_text(errors="replace").split("\n")[-2]
-    except (OSError, IndexError):
-        return "it said nothing"
-
-
 class Ending:
     """What the mirror hears: how the run ended. A word on standard input, or silence if its process
-    was killed.
+    was killed. `out_of_time` is called where the mirror has to end in the middle.
     """
 
-    def __init__(self):
-        self.word = ""
+    def __init__(self, out_of_time: Callable[[str], None]):
+        self.word, self._out_of_time = "", out_of_time
         self.heard = threading.Event()
         pipe = os.dup(0)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # nothing that wandb starts reads the pipe
@@ -138,5 +139,5 @@ class Ending:
                 break
         self.heard.set()
         time.sleep(FINISH_SECONDS - 1)
-        print(f"out of time {FINISH_SECONDS - 1} s after the end of the run", flush=True)
+        self._out_of_time(f"out of time {FINISH_SECONDS - 1} s after the end of the run")
         os._exit(1)
