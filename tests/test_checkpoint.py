@@ -63,7 +63,7 @@ def test_a_part_of_a_finished_run_can_be_taken(tmp_path):
     with pytest.raises(UserError, match="no such finished run"):
         checkpoint.part_of_run(tmp_path, "some-id", "backbone")
     folder.set_status(state="done")
-    folder.result_file.write_text("{}")
+    folder.result_file.write_text('{"id": "some-id"}')
     state = checkpoint.part_of_run(tmp_path, "some-id", "backbone")
     assert_equal(state, dict(run.model.backbone.state_dict()))
 

@@ -23,9 +23,10 @@ from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
 from onenet.job import build
 from onenet.runs.evaluations import requested_evaluation
+from onenet.system.context import RunContext
 from onenet.system.distributed import ALONE, World, join
 from onenet.system.files import REPOSITORY
-from onenet.training.loop import Progress, train
+from onenet.training.loop import Hooks, Progress, TrainingState, train
 
 OVERRIDES = ("debug=tiny", "batch=5", "steps=3", "neck.channels=8", "heads=2", "lr=0.01")
 
@@ -59,18 +60,11 @@ def learn(world: World = ALONE, accumulate: int = 1, *overrides: str) -> dict:
         world.parallel(model, sync_bn=False),
         build.detection_loss(config),
         training_batches(dataset, config.batch, 0, config.steps, **share),
-        optimizer,
         build.schedule(config),
-        progress,
+        TrainingState(optimizer, progress),
+        RunContext("cpu", "float32", world, accumulate),
+        Hooks(log=lines.append),
         clip=config.optim.clip,
-        device="cpu",
-        log_every=1,
-        log=lines.append,
-        save=lambda: None,
-        save_due=lambda _: False,
-        world=world,
-        accumulate=accumulate,
-        precision="float32",
     )
     counts = [progress.objects, progress.conflicts]
     return {"log": lines, "gradients": gradients, "counts": counts}
@@ -79,7 +73,7 @@ def learn(world: World = ALONE, accumulate: int = 1, *overrides: str) -> dict:
 def score(config, model: nn.Module, world: World) -> dict | None:
     source = open_split(config.data, "val")
     dataset = build.evaluation_set(config, source, requested_evaluation(config))
-    predicted = predict(model, dataset, batch=3, world=world)
+    predicted = predict(model, dataset, batch=3, context=RunContext(world=world))
     if predicted is None:
         return None
     return Scorer(source.annotations).score(predicted[0])[0]

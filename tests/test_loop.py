@@ -25,9 +25,10 @@ from onenet.ops import tiled_argmin
 from onenet.runs.evaluations import requested_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.structures import Matches
+from onenet.system.context import RunContext
 from onenet.system.signals import Preempted
 from onenet.training import checkpoint
-from onenet.training.loop import Progress, train
+from onenet.training.loop import Hooks, Progress, TrainingState, train
 from onenet.training.optim import Schedule
 from tests.conftest import Pictures, make_annotations
 
@@ -51,27 +52,21 @@ class Run:
         self.lines: list[dict] = []
         self.saved_at: list[int] = []
 
-    def train(self, until: int | None = None, save_due=lambda progress: False, **changes) -> "Run":
+    def train(self, until: int | None = None, **hooks) -> "Run":
         """Runs the steps that are left, or those up to `until` as if the run was stopped then."""
         c = self.config
         dataset = build.training_set(c, self.source)
+        own = {"log": self.lines.append, "log_every": c.log_every}
+        own["save"] = lambda: self.saved_at.append(self.progress.step)
         train(
             self.model,
             self.loss,
             training_batches(dataset, c.batch, self.progress.step, until or c.steps),
-            self.optimizer,
             build.schedule(c),
-            self.progress,
-            **{
-                "clip": c.optim.clip,
-                "precision": build.precision(c.precision, "cpu"),
-                "device": "cpu",
-                "log_every": c.log_every,
-                "log": self.lines.append,
-                "save": lambda: self.saved_at.append(self.progress.step),
-                "save_due": save_due,
-            }
-            | changes,
+            TrainingState(self.optimizer, self.progress),
+            RunContext("cpu", build.precision(c.precision, "cpu")),
+            Hooks(**(own | hooks)),
+            clip=c.optim.clip,
         )
         return self
 
@@ -345,15 +340,11 @@ def steps_of_one_weight(clip: float | None, steps: int = 3):
         model,
         Itself(),
         training_batches(dataset, 1, 0, steps),
-        optimizer,
         Schedule(1.0, steps, warmup=2),
-        progress,
+        TrainingState(optimizer, progress),
+        RunContext(),
+        Hooks(log=lines.append, log_every=2),
         clip=clip,
-        device="cpu",
-        log_every=2,
-        log=lines.append,
-        save=lambda: None,
-        save_due=lambda _: False,
     )
     return seen, lines, progress
 
@@ -387,7 +378,8 @@ def test_a_line_of_the_log_holds_plain_numbers_that_add_up():
 
 
 def test_it_saves_when_due_and_at_the_end():
-    run = Run().train(save_due=lambda progress: progress.step % 4 == 0)
+    run = Run()
+    run.train(save_due=lambda: run.progress.step % 4 == 0)
     assert run.saved_at == [4, 6]
 
 

@@ -150,7 +150,7 @@ def test_a_look_leaves_training_alone(tmp_path):
     torch.manual_seed(5)
     plain.train()
     torch.manual_seed(5)
-    watched.train(look=lambda step: observer.look(watched.model, step, False))
+    watched.train(snapshot=lambda step: observer.look(watched.model, step, False))
     assert [line["step"] for line in lines(RunFolder(tmp_path))] == list(range(7))
     assert_equal(plain.state(), watched.state())
 

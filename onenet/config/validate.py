@@ -127,6 +127,18 @@ def _without_effect(config: Config) -> list[str]:
 
 def problems(config: Config) -> list[str]:
     """What cannot work, a line each with the key and the way out."""
+    return [
+        *_out_of_range(config),
+        *_heads_and_rate(config),
+        *_without_effect(config),
+        *_matching(config),
+        *_processes(config),
+        *_data_and_weights(config),
+    ]
+
+
+def _out_of_range(config: Config) -> list[str]:
+    """By the tables above."""
     found = []
     for key, options in CHOICES.items():
         if (value := _value(config, key)) not in options:
@@ -138,6 +150,11 @@ def problems(config: Config) -> list[str]:
     for key, most in AT_MOST.items():
         if not 0 <= (value := _value(config, key)) <= most:
             found.append(f"{key}={value}: must be in 0..{most:g}.")
+    return found
+
+
+def _heads_and_rate(config: Config) -> list[str]:
+    found = []
     if config.infer_heads > config.heads >= 1:
         found.append(
             f"infer_heads={config.infer_heads} is more than heads={config.heads}: "
@@ -147,9 +164,11 @@ def problems(config: Config) -> list[str]:
         isinstance(config.lr_scale, int | float) and config.lr_scale > 0
     ):
         found.append(f"lr_scale={config.lr_scale}: auto, or a factor above 0.")
-    if config.data.name == "coco" and not config.data.root:
-        found.append("data.root is not set: data=coco needs data.root=DIR, its folder.")
-    found += _without_effect(config)
+    return found
+
+
+def _matching(config: Config) -> list[str]:
+    found = []
     if not any(asdict(config.cost_weights()).values()):
         found.append(
             f"cost={config.cost.name} has no term left with location={config.location}: "
@@ -157,6 +176,11 @@ def problems(config: Config) -> list[str]:
         )
     if config.assigner.name == "min_cost" and config.assigner.conflict is None:
         found.append("assigner.conflict=null: choose keep, next_best or drop.")
+    return found
+
+
+def _processes(config: Config) -> list[str]:
+    found = []
     pieces = (config.processes or 1) * config.accumulate
     if config.batch < pieces:
         found.append(
@@ -165,16 +189,23 @@ def problems(config: Config) -> list[str]:
         )
     if config.sync_bn and config.device == "cpu":
         found.append("sync_bn=true needs CUDA: leave it out, or device=cuda.")
-    if not _names_weights(config.backbone.weights):
-        found.append(
-            f"backbone.weights={config.backbone.weights} is no file, timm tag or run: "
-            "name the training, as in resnet50.tv_in1k, or run:ID, or none."
-        )
     if not isinstance(config.sweep.slurm.more, dict | None):
         found.append(
             f"sweep.slurm.more={config.sweep.slurm.more}: options of sbatch and their values, "
             "'sweep.slurm.more={account: NAME, qos: NAME}'."
         )
+    return found
+
+
+def _data_and_weights(config: Config) -> list[str]:
+    found = []
+    if config.data.name == "coco" and not config.data.root:
+        found.append("data.root is not set: data=coco needs data.root=DIR, its folder.")
     if config.data.shapes.max_short < config.data.shapes.min_short:
         found.append("data.shapes.max_short is below data.shapes.min_short.")
+    if not _names_weights(config.backbone.weights):
+        found.append(
+            f"backbone.weights={config.backbone.weights} is no file, timm tag or run: "
+            "name the training, as in resnet50.tv_in1k, or run:ID, or none."
+        )
     return found

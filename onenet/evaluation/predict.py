@@ -12,7 +12,7 @@ from onenet.evaluation.predictions import MAX_DETECTIONS, Predictions
 from onenet.ops.fusion import for_inference
 from onenet.postprocess import nms_keep, top_k
 from onenet.structures import unpadded_sizes
-from onenet.system.distributed import ALONE, World
+from onenet.system.context import ON_CPU, RunContext
 
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -26,8 +26,7 @@ def predict(
     infer_heads: int = 1,
     peaks: bool = False,
     workers: int = 0,
-    device: str = "cpu",
-    world: World = ALONE,
+    context: RunContext = ON_CPU,
     see: Callable[[Batch, object], None] = lambda batch, output: None,
 ) -> tuple[Predictions, list[str]] | None:
     """The top 100 of every image in original pixels, and the files that could not be read.
@@ -37,7 +36,7 @@ def predict(
     With several processes each predicts its share of the images, and the answer is the first one's;
     the others get None.
     """
-    network = for_inference(model)
+    network, device, world = for_inference(model), context.device, context.world
     number = {int(i): n for n, i in enumerate(dataset.source.annotations.image_ids)}
     found: dict[int, tuple] = {}
     bad: list[str] = []

@@ -22,6 +22,8 @@ from onenet.job.snapshots import Observer
 from onenet.losses import DetectionLoss
 from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import RunFolder
+from onenet.system.context import RunContext
+from onenet.system.distributed import ALONE, World
 from onenet.training import checkpoint
 from onenet.training.loop import Loss
 from onenet.training.optim import Schedule, make_optimizer
@@ -44,6 +46,12 @@ def precision(asked: str, device: str) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if has.get("amx_bf16") or has.get("avx512_bf16") else "float32"
+
+
+def context(config: Config, world: World = ALONE) -> RunContext:
+    """Where and how the run computes."""
+    where = device(config.device)
+    return RunContext(where, precision(config.precision, where), world, config.accumulate)
 
 
 def memory_format(model: nn.Module, device: str) -> torch.memory_format:
@@ -115,7 +123,7 @@ def observer(folder: RunFolder, config: Config, model: nn.Module, source: ImageS
         evaluation_set(config, source, spec),
         peaks=spec.peaks,
         scorer=lambda annotations: Scorer(annotations, spec.area_scale, config.eval.backend),
-        device=device(config.device),
+        context=RunContext(device(config.device)),
     )
 
 

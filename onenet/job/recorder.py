@@ -4,44 +4,45 @@ import json
 import time
 
 from torch import nn
-from torch.optim import Optimizer
 
 from onenet.config.compose import batch_factor, lr_scale
 from onenet.config.schema import Config
 from onenet.runs.folder import RunFolder
-from onenet.system.distributed import World
+from onenet.system.context import RunContext
 from onenet.system.files import write_atomically
 from onenet.training import checkpoint
-from onenet.training.loop import Progress
+from onenet.training.loop import TrainingState
 from onenet.training.stopwatch import Stopwatch
 
 SAY_EVERY = 10  # seconds between lines on the screen
 
 
 class TrainingRecord:
-    """Goes on where the checkpoint of `progress` is. Only the first process of a run writes."""
+    """Writes down a training: a line, a checkpoint, a word on the screen. Only the first process
+    of a run writes. `begin` comes before all else."""
 
     def __init__(
         self,
         folder: RunFolder,
         config: Config,
         run_id: str,
-        world: World,
         model: nn.Module,
-        optimizer: Optimizer,
-        progress: Progress,
-        precision: str,
+        state: TrainingState,
+        context: RunContext,
         watch: Stopwatch,
     ):
-        self.folder, self.config, self.id, self.writes = folder, config, run_id, world.first
-        self.model, self.optimizer, self.progress = model, optimizer, progress
-        self.watch = watch
-        self.first_step, self.started = progress.step, time.monotonic()
+        self.folder, self.config, self.id, self.model = folder, config, run_id, model
+        self.state, self.progress, self.watch = state, state.progress, watch
+        self.context, self.writes = context, context.world.first
+        self.first_step, self.started = state.progress.step, time.monotonic()
         self.saved, self.said = self.started, 0.0
+
+    def begin(self) -> None:
+        """Goes on where the checkpoint is: what was written after it is cut off."""
         if self.writes:
-            cut_back(folder, progress.step)
-            folder.set_status(saved_step=progress.step)
-            print(rate_and_batch(config, world, precision), flush=True)
+            cut_back(self.folder, self.progress.step)
+            self.folder.set_status(saved_step=self.progress.step)
+            print(rate_and_batch(self.config, self.context), flush=True)
 
     def log(self, numbers: dict) -> None:
         """Appends the numbers of a step, and where the time of the steps since the last line went:
@@ -54,13 +55,13 @@ class TrainingRecord:
             lines.write(json.dumps(numbers) + "\n")
         self._say(numbers)
 
-    def save_due(self, _: Progress) -> bool:
+    def save_due(self) -> bool:
         return self.writes and time.monotonic() - self.saved >= self.config.save_every
 
     def save(self) -> None:
         """Replaces the checkpoint."""
         if self.writes:
-            checkpoint.save(self.folder, self.id, self.model, self.optimizer, self.progress)
+            checkpoint.save(self.folder, self.id, self.model, self.state.optimizer, self.progress)
             self.folder.set_status(saved_step=self.progress.step)
             self.saved = time.monotonic()
 
@@ -79,15 +80,16 @@ class TrainingRecord:
         )
 
 
-def rate_and_batch(config: Config, world: World, precision: str) -> str:
+def rate_and_batch(config: Config, context: RunContext) -> str:
     """How the batch is worked through, and where the learning rate comes from; a line."""
-    o, pieces = config.optim, world.size * config.accumulate
+    o, world, precision = config.optim, context.world, context.precision
+    pieces = world.size * context.accumulate
     factors = f"{o.base_lr:g} × {lr_scale(config):g} (lr_scale) × {batch_factor(config):.4g}"
     factors += f" (optim.batch_rule={o.batch_rule}, {config.batch} of {o.base_batch} images)"
     by_rule = config.lr == o.base_lr * lr_scale(config) * batch_factor(config)
     return (
         f"batch {config.batch}: {world.size} process{'es'[: 2 * (world.size > 1)]} × "
-        f"{config.accumulate} × {config.batch / pieces:g} images, {precision}; "
+        f"{context.accumulate} × {config.batch / pieces:g} images, {precision}; "
         f"lr {config.lr:g} = {factors if by_rule else 'as it was set'}"
     )
 

@@ -19,88 +19,115 @@ from onenet.data.images import ImageSource
 from onenet.evaluation import per_image
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
+from onenet.evaluation.predictions import Predictions
 from onenet.job import build
 from onenet.job.recorder import add_line
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import RECIPE, run_id
 from onenet.runs.request import Request
-from onenet.system.distributed import World
+from onenet.system.context import RunContext
 from onenet.system.files import REPOSITORY, write_atomically, write_json
 from onenet.training.loop import Progress
 
 
-def evaluate(
-    folder: RunFolder,
-    config: Config,
-    model: nn.Module,
-    progress: Progress,
-    source: ImageSource,
-    spec: EvalSpec,
-    request: Request,
-    world: World,
-) -> dict | None:
-    """Fills evaluations/<id>/: detections.json.gz (before NMS), per_image.npz, result.json last.
-
-    Returns the result; None in all processes but the first.
-    """
-    started = time.perf_counter()
-    target = folder.evaluation(spec)
-    predicted = predict(
+def predict_split(
+    config: Config, model: nn.Module, source: ImageSource, spec: EvalSpec, context: RunContext
+) -> tuple[Predictions, list[str]] | None:
+    """What `predict` gives for an evaluation; None in all processes but the first."""
+    return predict(
         model,
         build.evaluation_set(config, source, spec),
         batch=config.eval.batch,
         infer_heads=spec.infer_heads,
         peaks=spec.peaks,
         workers=config.workers,
-        device=build.device(config.device),
-        world=world,
+        context=context,
     )
-    if predicted is None:
-        return None
-    predictions, bad = predicted
+
+
+def score(
+    config: Config, source: ImageSource, spec: EvalSpec, predictions: Predictions, bad: list[str]
+) -> dict:
+    """`metrics`, `metrics_notes`, `curves`, `data_report` and `bad_images` of a result. `bad`: the
+    files that could not be read."""
     scorer = Scorer(source.annotations, spec.area_scale, config.eval.backend)
     metrics, notes = scorer.score(predictions)
-    metrics["conflict_rate"] = 100 * progress.conflicts / max(1, progress.objects)
-    metrics["params"] = sum(p.numel() for p in model.parameters())
-    metrics["train_seconds"] = round(progress.seconds, 1)
     if bad:
         notes["AP"] = f"{len(bad)} images could not be read and have no detections"
-    rows = predictions.to_coco(source.annotations)
-    text = json.dumps(rows).encode()  # at level 9 packing takes three times as long, to save 3 %
-    write_atomically(target / "detections.json.gz", gzip.compress(text, compresslevel=6))
-    arrays = io.BytesIO()
-    np.savez_compressed(arrays, **per_image.pack(source.annotations, predictions))
-    write_atomically(target / "per_image.npz", arrays.getvalue())
-    add_line(folder, {"step": progress.step, "evaluation": spec.id}, metrics)
-    result = {
+    return {
+        "metrics": metrics,
+        "metrics_notes": notes,
+        "curves": scorer.curves(predictions),
+        "data_report": list(source.annotations.report),
+        "bad_images": bad,
+    }
+
+
+def describe(
+    config: Config,
+    model: nn.Module,
+    progress: Progress,
+    spec: EvalSpec,
+    request: Request,
+    context: RunContext,
+    scored: dict,
+) -> dict:
+    """The content of result.json: what `score` gave, and where it comes from."""
+    metrics = scored["metrics"] | {
+        "conflict_rate": 100 * progress.conflicts / max(1, progress.objects),
+        "params": sum(p.numel() for p in model.parameters()),
+        "train_seconds": round(progress.seconds, 1),
+    }
+    return {
         "id": run_id(config),
         "recipe": RECIPE,
         "evaluation": asdict(spec),
         "overrides": request.overrides,
         "choices": choices(config, spec),
         "config": asdict(config),
+        **scored,
         "metrics": metrics,
-        "metrics_notes": notes,
-        "curves": scorer.curves(predictions),
-        "data_report": list(source.annotations.report),
-        "bad_images": sorted({*progress.bad_images, *bad}),
+        "bad_images": sorted({*progress.bad_images, *scored["bad_images"]}),
         "timing": {
             "train_seconds": round(progress.seconds, 1),
             "seconds_per_step": progress.seconds / max(1, progress.step),
-            "evaluation_seconds": round(time.perf_counter() - started, 1),
-            "peak_memory_gib": round(peak_memory(build.device(config.device)) / 2**30, 2),
+            "peak_memory_gib": round(peak_memory(context.device) / 2**30, 2),
             "finished": time.time(),
         },
         "env": {
-            **environment(build.device(config.device), request.threads),
-            "processes": world.size,
-            "accumulate": config.accumulate,
-            "precision": build.precision(config.precision, build.device(config.device)),
+            **environment(context.device, request.threads),
+            "processes": context.world.size,
+            "accumulate": context.accumulate,
+            "precision": context.precision,
         },
     }
+
+
+def write(
+    folder: RunFolder,
+    source: ImageSource,
+    predictions: Predictions,
+    result: dict,
+    step: int,
+    started: float,
+) -> None:
+    """Fills evaluations/<id>/: detections.json.gz (before NMS), per_image.npz, result.json last.
+
+    `step`: of the network that was evaluated. `started`: when the evaluation was, by
+    `time.perf_counter`.
+    """
+    spec = EvalSpec(**result["evaluation"])
+    target = folder.evaluation(spec)
+    rows = predictions.to_coco(source.annotations)
+    text = json.dumps(rows).encode()  # at level 9 packing takes three times as long, to save 3 %
+    write_atomically(target / "detections.json.gz", gzip.compress(text, compresslevel=6))
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, **per_image.pack(source.annotations, predictions))
+    write_atomically(target / "per_image.npz", arrays.getvalue())
+    add_line(folder, {"step": step, "evaluation": spec.id}, result["metrics"])
+    result["timing"]["evaluation_seconds"] = round(time.perf_counter() - started, 1)
     write_json(target / "result.json", result)
-    return result
 
 
 def summary(result: dict) -> str:

@@ -22,7 +22,7 @@ from onenet.data.sources import open_split
 from onenet.errors import UserError
 from onenet.job import build, pictures, results
 from onenet.job.recorder import TrainingRecord
-from onenet.runs.evaluations import default_evaluation
+from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import Locked, RunFolder, owner
 from onenet.runs.identity import run_id
 from onenet.runs.request import Request, all_rows
@@ -32,7 +32,7 @@ from onenet.system.memory import keep_freed_memory
 from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest
 from onenet.tracking.tracker import mirrored
 from onenet.training import checkpoint
-from onenet.training.loop import Progress, train
+from onenet.training.loop import Hooks, Progress, TrainingState, train
 from onenet.training.stopwatch import Stopwatch
 
 
@@ -43,7 +43,7 @@ class Job:
         self.folder, self.request, self.world, self.stop = folder, request, world, stop
         self.id = request.id
         self.config: Config = from_dict(request.config)
-        self.device = build.device(self.config.device)
+        self.context = build.context(self.config, world)
         self._check()
 
     def _check(self) -> None:
@@ -61,7 +61,7 @@ class Job:
                 f"batch={self.config.batch} is less than the {pieces} pieces of {self.world.size} "
                 f"processes × accumulate={self.config.accumulate}: every piece needs an image."
             )
-        if self.config.sync_bn and self.device == "cpu":
+        if self.config.sync_bn and self.context.device == "cpu":
             raise UserError("sync_bn=true needs CUDA, and there is none here: leave it out.")
 
     def run(self) -> None:
@@ -143,21 +143,14 @@ class Job:
         model = build.detector(self.config, len(validation.annotations.category_ids))
         with mirrored(folder, self.config) if world.first else contextlib.nullcontext():
             if trained:
-                progress = checkpoint.load_trained(folder, self.id, model, self.device)
+                progress = checkpoint.load_trained(folder, self.id, model, self.context.device)
             else:
                 with self.stop.deferred():
                     progress = self._train(model, validation)
             default = default_evaluation(self.config)
             for spec in dict.fromkeys([default, *self.request.evaluations]):
                 if not world.share(bool(folder.result(spec))):
-                    source = validation
-                    if spec.split == "train":
-                        source = open_split(self.config.data, "train", folder.cache)
-                    self._print(f"evaluating {spec.id}")
-                    result = results.evaluate(
-                        folder, self.config, model, progress, source, spec, self.request, world
-                    )
-                    self._print(results.summary(result) if world.first else "")
+                    self._evaluate(model, progress, spec, validation)
             if not world.first:
                 return
             result = folder.result(default)
@@ -170,59 +163,82 @@ class Job:
         if self.world.first:
             print(text, flush=True)
 
+    def _evaluate(
+        self, model: nn.Module, progress: Progress, spec: EvalSpec, validation: ImageSource
+    ) -> None:
+        """Fills the folder of one evaluation."""
+        source = validation
+        if spec.split == "train":
+            source = open_split(self.config.data, "train", self.folder.cache)
+        self._print(f"evaluating {spec.id}")
+        started = time.perf_counter()
+        predicted = results.predict_split(self.config, model, source, spec, self.context)
+        if predicted is None:  # of this process the first one has got it
+            return
+        scored = results.score(self.config, source, spec, *predicted)
+        result = results.describe(
+            self.config, model, progress, spec, self.request, self.context, scored
+        )
+        results.write(self.folder, source, predicted[0], result, progress.step, started)
+        self._print(results.summary(result))
+
+    def _resume(self, model: nn.Module) -> TrainingState:
+        """From the checkpoint if there is one, else from the beginning."""
+        optimizer = build.optimizer(self.config, model)
+        usable = checkpoint.find(self.folder, self.id) if self.world.first else None
+        if not (usable := self.world.share(usable)):
+            return TrainingState(optimizer)
+        progress = checkpoint.load(usable, model, optimizer, self.context.device)
+        self._print(f"resumed at step {progress.step}")
+        return TrainingState(optimizer, progress)
+
     def _train(self, model: nn.Module, validation: ImageSource) -> Progress:
-        """Trains to the last step, from the checkpoint if there is one."""
-        config, folder, world = self.config, self.folder, self.world
-        optimizer = build.optimizer(config, model)
-        progress = Progress()
-        usable = checkpoint.find(folder, self.id) if world.first else None
-        if usable := world.share(usable):
-            progress = checkpoint.load(usable, model, optimizer, self.device)
-            self._print(f"resumed at step {progress.step}")
-        source = open_split(config.data, "train", folder.cache)
+        """Trains to the last step."""
+        config, world, context = self.config, self.world, self.context
+        state = self._resume(model)
+        source = open_split(config.data, "train", self.folder.cache)
         for line in source.annotations.report:
             self._print(f"data.train: {line}")
-        precision = build.precision(config.precision, self.device)
-        watch = Stopwatch(self.device)
-        record = TrainingRecord(
-            folder, config, self.id, world, model, optimizer, progress, precision, watch
-        )
+        watch = Stopwatch(context.device)
+        record = TrainingRecord(self.folder, config, self.id, model, state, context, watch)
+        record.begin()
         if config.compile:
             model.compile(dynamic=True)  # batches differ in size
+        batches = training_batches(
+            build.training_set(config, source),
+            config.batch,
+            state.progress.step,
+            config.steps,
+            config.workers,
+            rank=world.rank,
+            processes=world.size,
+            accumulate=config.accumulate,
+        )
+        hooks = Hooks(
+            log=record.log,
+            log_every=config.log_every,
+            save=record.save,
+            save_due=record.save_due,
+            snapshot=self._snapshots(model, validation),
+            stop=lambda: self.stop.reason is not None,
+            watch=watch,
+        )
         train(
             world.parallel(model, config.sync_bn),
             build.loss(config, model),
-            training_batches(
-                build.training_set(config, source),
-                config.batch,
-                progress.step,
-                config.steps,
-                config.workers,
-                rank=world.rank,
-                processes=world.size,
-                accumulate=config.accumulate,
-            ),
-            optimizer,
+            batches,
             build.schedule(config),
-            progress,
+            state,
+            context,
+            hooks,
             clip=config.optim.clip,
-            device=self.device,
-            log_every=config.log_every,
-            log=record.log,
-            save=record.save,
-            save_due=record.save_due,
-            world=world,
-            accumulate=config.accumulate,
-            precision=precision,
-            watch=watch,
-            look=self._looks(model, validation),
-            stop=lambda: self.stop.reason is not None,
         )
         world.share_weights(model)
+        progress = state.progress
         progress.bad_images = sorted({*chain(*world.gather(progress.bad_images))})
         return progress
 
-    def _looks(self, model: nn.Module, validation: ImageSource) -> Callable[[int], None]:
+    def _snapshots(self, model: nn.Module, validation: ImageSource) -> Callable[[int], None]:
         """Has an Observer look `eval.looks` times, evenly spread, the last time at the end."""
         config, times = self.config, self.config.eval.looks
         due = {round(config.steps * (number + 1) / times) for number in range(times)}

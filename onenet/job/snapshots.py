@@ -25,6 +25,7 @@ from onenet.evaluation.predict import predict
 from onenet.job.recorder import add_line
 from onenet.runs.folder import RunFolder
 from onenet.structures import Matches, Target
+from onenet.system.context import ON_CPU, RunContext
 from onenet.system.files import write_atomically
 from onenet.training.loop import Loss
 
@@ -50,13 +51,13 @@ class Observer:
         *,
         scorer: Callable[[Annotations], Scorer] = Scorer,
         peaks: bool = False,
-        device: str = "cpu",
+        context: RunContext = ON_CPU,
     ):
         source = copy.copy(dataset.source)
         source.annotations = source.annotations.limit(IMAGES)
         self.dataset = DetectionDataset(source, dataset.size, on_bad_image=dataset.on_bad_image)
         self.scorer = scorer(source.annotations)
-        self.folder, self.loss, self.peaks, self.device = folder, loss, peaks, device
+        self.folder, self.loss, self.peaks, self.context = folder, loss, peaks, context
         self.cost = replace(cost, weights=CostWeights(*[1.0] * len(TERMS)))
 
     def look(self, model: nn.Module, step: int, last: bool) -> None:
@@ -81,7 +82,7 @@ class Observer:
         number = {int(i): n for n, i in enumerate(self.dataset.source.annotations.image_ids)}
 
         def note(batch: Batch, output) -> None:
-            targets = [target.to(self.device) for target in batch.targets]
+            targets = [target.to(self.context.device) for target in batch.targets]
             matches = self.loss.match(output, targets)
             for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
                 if not batch.stands_in[image]:
@@ -94,7 +95,7 @@ class Observer:
 
         try:
             predicted = predict(
-                model, self.dataset, batch=16, peaks=self.peaks, device=self.device, see=note
+                model, self.dataset, batch=16, peaks=self.peaks, context=self.context, see=note
             )
         except UserError:  # of a bad image, or because all of them are
             if self.dataset.on_bad_image == "error":

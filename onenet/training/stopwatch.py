@@ -11,7 +11,7 @@ class Stopwatch:
     """Adds up the seconds of each part of a step. On a GPU by events in its queue, so that nothing
     waits for it; what the host does meanwhile counts for the part that the GPU is in."""
 
-    def __init__(self, device: str):
+    def __init__(self, device: str = "cpu"):
         self.on_gpu = torch.device(device).type == "cuda"
         self.laps: list[tuple[str, object, object]] = []
         self.steps = 0
