@@ -43,17 +43,18 @@ def min_cost(
     """
     lowest, slot = cheapest_slots(cost, output, targets)  # [M], [M]: all objects of the batch
     if lowest.device.type == "cpu" and not lowest.isfinite().all():
-        for image, target in enumerate(targets):
-            cost(output, image, target)  # raises
+        for number, target in enumerate(targets):
+            cost(output, number, target)  # raises
 
     image = torch.cat([torch.full_like(t.gt_labels, i) for i, t in enumerate(targets)])
     loses = not_first_of_group(image * output.boxes_xyxy.shape[1] + slot, lowest)
     counts = [len(target.gt_labels) for target in targets]
     of_images = zip(*(part.split(counts) for part in (lowest, slot, loses)), strict=True)
-    return [
-        resolve_conflicts(*of_image, conflict, partial(cost, output, image, targets[image]))
-        for image, of_image in enumerate(of_images)
-    ]
+    matches = []
+    for number, (lowest, slot, loses) in enumerate(of_images):
+        cost_matrix = partial(cost, output, number, targets[number])
+        matches.append(resolve_conflicts(lowest, slot, loses, conflict, cost_matrix))
+    return matches
 
 
 def resolve_conflicts(

@@ -49,14 +49,15 @@ class CascadeHead(nn.Module):
         for conv in [*self.features, self.class_conv, self.box_conv]:
             nn.init.xavier_uniform_(conv.weight)
             nn.init.zeros_(conv.bias)
-        nn.init.constant_(self.class_conv.bias, -math.log((1 - prior) / prior))
-        nn.init.constant_(self.box_conv.bias, box_bias)
+        nn.init.constant_(self.class_conv.get_parameter("bias"), -math.log((1 - prior) / prior))
+        nn.init.constant_(self.box_conv.get_parameter("bias"), box_bias)
 
     def forward(self, feature: Tensor, num_heads: int) -> list[HeadOutput | UndecodedOutput]:
         """[B, C, H, W] -> the outputs of the first `num_heads` heads, 1 <= num_heads <= heads."""
-        grid_hw = tuple(feature.shape[-2:])
-        points_xy = grid_points(*grid_hw, self.stride, device=feature.device)
-        outputs, previous = [], feature
+        height, width = feature.shape[-2:]
+        points_xy = grid_points(height, width, self.stride, device=feature.device)
+        outputs: list[HeadOutput | UndecodedOutput] = []
+        previous = feature
         for conv in self.features[:num_heads]:
             if len(self.features) == 1:
                 previous = F.relu(conv(feature), inplace=True)
@@ -66,10 +67,11 @@ class CascadeHead(nn.Module):
                 f = previous.float()  # bfloat16 would round boxes to 2 pixels above 256
                 class_logits = _slots_last(self.class_conv(f))  # [B, P, K]
                 ltrb = _slots_last(self.box_conv(f)) * self.box_unit  # [B, P, 4]
-            output = UndecodedOutput(class_logits, ltrb, points_xy, grid_hw)
+            output = UndecodedOutput(class_logits, ltrb, points_xy, (height, width))
             if self.training:
-                output = HeadOutput(class_logits, output.boxes_xyxy, points_xy)
-            outputs.append(output)
+                outputs.append(HeadOutput(class_logits, output.boxes_xyxy, points_xy))
+            else:
+                outputs.append(output)
         return outputs
 
 

@@ -6,7 +6,7 @@ B images, P prediction slots, K classes, M matches of the batch.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ class DetectionLoss:
         num_objects = max(1, num_objects)
         matches = [self.match(output, targets) for output in outputs]
         lap("match")
-        sums = dict.fromkeys((*self.names, "conflicts"), 0)
+        sums: dict[str, Any] = dict.fromkeys((*self.names, "conflicts"), 0)
         for output, of_images in zip(outputs, matches, strict=True):
             for name, value in self.parts(output, targets, of_images).items():
                 sums[name] = sums[name] + value / num_objects
@@ -124,7 +124,12 @@ class DetectionLoss:
                 at.append((torch.full_like(every, number), every, crowd_label.expand_as(every)))
                 positives.append(torch.zeros_like(matched))
                 negatives.append(-(inside & (matched == 0)).float())
-        at = [torch.cat(part) for part in zip(*at, strict=True)]
+        images, slots, labels = (torch.cat(part) for part in zip(*at, strict=True))
         return focal_loss(
-            logits, at, torch.cat(positives), torch.cat(negatives), self.alpha, self.gamma
+            logits,
+            (images, slots, labels),
+            torch.cat(positives),
+            torch.cat(negatives),
+            self.alpha,
+            self.gamma,
         )

@@ -33,7 +33,7 @@ def top_k(
     """
     class_logits = output.class_logits
     if peaks:
-        class_logits = only_peaks(class_logits, output.grid_hw)
+        class_logits = only_peaks(class_logits, output.grid_hw)  # type: ignore[union-attr]
     num_classes = class_logits.shape[-1]
     best_of_slot = class_logits.amax(dim=2)  # [B, P]
     detections = []

@@ -29,7 +29,7 @@ class Target:
 
     def to(self, device) -> "Target":
         tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items()}
+        moved: dict = {k: v.to(device, non_blocking=True) for k, v in tensors.items()}
         return replace(self, **moved)
 
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -17,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from onenet.config.schema import Config
@@ -48,11 +49,11 @@ def compose(overrides: list[str]) -> Config:
 
     Raises UserError (at most three lines that name the key and the fix).
     """
-    for override in overrides:
-        if override.startswith(("+", "~")):
+    for word in overrides:
+        if word.startswith(("+", "~")):
             raise UserError(
-                f"{override}: keys can be changed, not added or removed. "
-                f"Write {override.lstrip('+~').partition('=')[0]}=VALUE."
+                f"{word}: keys can be changed, not added or removed. "
+                f"Write {word.lstrip('+~').partition('=')[0]}=VALUE."
             )
     try:
         options, values = [], {}
@@ -66,7 +67,7 @@ def compose(overrides: list[str]) -> Config:
         composed = copy.deepcopy(_chosen(tuple(options)))
         for key, value in values.items():
             _set(composed, key, value)
-        config = OmegaConf.to_object(composed)
+        config = _typed(composed)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(_explain(error)) from error
     if found := problems(config):
@@ -113,7 +114,11 @@ def _chosen(options: tuple[str, ...]) -> DictConfig:
 
 def from_dict(values: dict) -> Config:
     """The Config that `to_dict` made these of."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    return _typed(OmegaConf.merge(OmegaConf.structured(Config), values))
+
+
+def _typed(config: DictConfig | ListConfig) -> Config:
+    return cast(Config, OmegaConf.to_object(config))
 
 
 def to_dict(config: Config) -> dict:
@@ -130,13 +135,11 @@ def _absolute(config: Config) -> Config:
         config.runs_root = str(REPOSITORY / ("runs_debug" if config.debug else "runs"))
     config.runs_root = str(Path(config.runs_root).expanduser().absolute())
     if config.data.name == "coco":
-        root = Path(config.data.root).expanduser().absolute()
+        root = Path(config.data.root or "").expanduser().absolute()
         config.data.root = str(root)
         for split in (config.data.train, config.data.val):
-            split.images, split.annotations = (
-                str(root / split.images),
-                str(root / split.annotations),
-            )
+            split.images = str(root / (split.images or ""))
+            split.annotations = str(root / (split.annotations or ""))
     if Path(config.backbone.weights).expanduser().is_file():
         config.backbone.weights = str(Path(config.backbone.weights).expanduser().absolute())
     return config
@@ -158,7 +161,7 @@ def batch_factor(config: Config) -> float:
 def known_keys() -> list[str]:
     """Every key that an override may set, groups included."""
 
-    def leaves(node: dict, prefix: str):
+    def leaves(node: Any, prefix: str):
         for name, value in node.items():
             if isinstance(value, dict):
                 yield from leaves(value, f"{prefix}{name}.")
@@ -176,16 +179,16 @@ def _explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={option} does not exist. Options: {', '.join(error.options)}."
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
     text = "\n".join(str(e) for e in chain)
     key = getattr(chain[-1], "full_key", None)
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{missing[1]} is not set: add {missing[1]}=VALUE."
     if "not in struct" in text or "not in" in str(chain[-1]) or "Could not override" in text:
-        wrong = re.search(r"Could not override '([^']+)'", text)
-        wrong = wrong[1] if wrong else key or "?"
+        said = re.search(r"Could not override '([^']+)'", text)
+        wrong: str = said[1] if said else key or "?"
         near = difflib.get_close_matches(wrong, known_keys(), n=3, cutoff=0.5)
         leaf = [k for k in known_keys() if k.split(".")[-1] == wrong.split(".")[-1]]
         hint = ", ".join(dict.fromkeys(leaf + near)) or "see conf/config.yaml"

@@ -57,7 +57,8 @@ def upgrade(config: dict) -> dict:
 def _upgraded(values: dict, node: type, prefix: str) -> dict:
     if not isinstance(values, dict):
         raise UserError(f"The configuration has no keys under '{prefix.rstrip('.')}'.")
-    kinds, result = get_type_hints(node), {}
+    kinds = get_type_hints(node)
+    result: dict[str, object] = {}
     for name in (field.name for field in fields(node)):
         key = prefix + name
         if is_dataclass(kinds[name]):

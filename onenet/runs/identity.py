@@ -71,7 +71,11 @@ def slug(config: Config) -> str:
     weights = config.cost_weights()
     located = any((weights.l1, weights.iou, weights.giou, weights.center))
     cost = {(True, True): "loc_cls", (True, False): "loc_only", (False, True): "cls_only"}
-    data = config.data.shapes.kind if config.data.name == "shapes" else Path(config.data.root).name
+    data = (
+        config.data.shapes.kind
+        if config.data.name == "shapes"
+        else Path(config.data.root or "").name
+    )
     location = "predefined" if weights.center else "predicted"
     words = {"cost": cost[located, bool(weights.cls)], "location": location}
     words["heads"] = f"h{config.heads}"
@@ -93,8 +97,8 @@ def _data(config: Config, data: dict) -> dict:
     return kept | {
         "on_bad_image": data["on_bad_image"],
         "crowd": data["crowd"],
-        "train": digest("data.train.annotations", config.data.train.annotations),
-        "val": digest("data.val.annotations", config.data.val.annotations),
+        "train": digest("data.train.annotations", config.data.train.annotations or ""),
+        "val": digest("data.val.annotations", config.data.val.annotations or ""),
     }
 
 
@@ -104,7 +108,7 @@ def _weights(weights: str) -> str:
 
 def flat(node: dict, prefix: str = "") -> dict[str, object]:
     """The leaves of nested dictionaries, each under its dotted key."""
-    leaves = {}
+    leaves: dict[str, object] = {}
     for name, value in node.items():
         if isinstance(value, dict):
             leaves |= flat(value, f"{prefix}{name}.")
