@@ -139,7 +139,7 @@ def test_a_run_of_an_older_version_is_evaluated_again(swept):
     root, _, words, _ = swept
     cell = expand([*words[1:], "cost=loc_cls"])[0]
     frozen = yaml.safe_load(cell.folder.config_file.read_text())
-    for key in ("precision", "sync_bn", "accumulate"):
+    for key in ("reference", "sync_bn", "accumulate", "compile"):
         del frozen[key]
     cell.folder.config_file.write_text(yaml.safe_dump(frozen))
     trained = cell.folder.checkpoint_file.stat().st_mtime

@@ -1,6 +1,7 @@
 """The keys of a configuration and their types. Their values have their home in conf/."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -215,6 +216,11 @@ class Config:
     log_every: int = MISSING
     save_every: float = MISSING
     sweep: Sweep = MISSING
+
+    @property
+    def root(self) -> Path:
+        """The runs root; absolute after `compose`."""
+        return Path(self.runs_root or "")
 
     def cost_weights(self) -> CostWeights:
         """The weights of the terms that `location` leaves: the box's or the grid point's."""

@@ -28,7 +28,7 @@ class Estimates:
     def seconds(self, config: Config, steps: int) -> float | None:
         """For `steps` more steps and an evaluation; None if there is nothing to compare with."""
         pace = self._paces.get(_kind(_as_dict(config)))
-        return pace and steps * config.batch * pace[0] + pace[1]
+        return None if pace is None else steps * config.batch * pace[0] + pace[1]
 
 
 def say(seconds: float) -> str:

@@ -7,7 +7,6 @@ import itertools
 import re
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -62,7 +61,7 @@ class Cell:
 
     @property
     def folder(self) -> RunFolder:
-        return RunFolder(Path(self.config.runs_root) / f"{slug(self.config)}-{self.id}")
+        return RunFolder(self.config.root / f"{slug(self.config)}-{self.id}")
 
     @property
     def command(self) -> str:
@@ -117,7 +116,7 @@ def expand(overrides: list[str], multirun: bool = True) -> list[Cell]:
         raise UserError(f"{key}={','.join(values)} lists several values: add -m to run them all.")
     if not names:
         return [_cell(combination, combination) for combination in _product(axes)]
-    cells = {}
+    cells: dict[tuple, Cell] = {}
     for name in names:
         for cell in _experiment_cells(read_experiment(name), axes):
             cells.setdefault((cell.experiment, cell.label, cell.id, cell.evaluation), cell)

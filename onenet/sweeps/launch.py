@@ -76,7 +76,7 @@ def _work(
 ) -> None:
     freeze(todo)
     # The long ones first, so that no core idles at the end.
-    waiting = sorted(todo, key=lambda run: -run.config.steps * (1 + run.config.heads))
+    waiting = sorted(todo, key=lambda run: -(run.config.steps or 0) * (1 + run.config.heads))
     active: list[Planned] = []
     failures = 0
     columns = (
@@ -95,9 +95,9 @@ def _work(
                 time.sleep(POLL)
                 for run in active:
                     _show(bars, run)
-                for run in [r for r in active if r.process.poll() is not None]:
+                for run in [r for r in active if r.has_ended()]:
                     active.remove(run)
-                    free.append(run.place)
+                    free += [run.place] if run.place else []
                     _finish(console, bars, run)
                     failures += run.state() == "failed"
                 if waiting and failures >= (todo[0].config.sweep.max_failures or len(todo) + 1):
@@ -115,14 +115,15 @@ def stop(console: Console, active: list[Planned]) -> None:
     if kept := [run.process.job for run in active if isinstance(run.process, slurm.SlurmJob)]:
         console.out(f"Slurm goes on with its jobs; to end them: scancel {' '.join(kept)}")
         return
-    for run in active:
-        run.process.terminate()
+    processes = [run.process for run in active if isinstance(run.process, subprocess.Popen)]
+    for process in processes:
+        process.terminate()
     deadline = time.monotonic() + STOP_SECONDS
-    for run in active:
+    for process in processes:
         try:
-            run.process.wait(max(0.1, deadline - time.monotonic()))
+            process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            run.process.kill()
+            process.kill()
 
 
 def start(run: Planned, place: Place, cluster: slurm.Cluster | None = None) -> Planned:
@@ -172,7 +173,7 @@ def _show(bars: Progress, run: Planned) -> None:
 
 
 def _finish(console: Console, bars: Progress, run: Planned) -> None:
-    run.ended_with = run.process.returncode
+    run.ended_with = run.process.returncode if run.process else None
     run.folder.note_killed()
     if run.task is not None:
         bars.remove_task(run.task)

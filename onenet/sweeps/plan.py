@@ -2,7 +2,6 @@
 
 import subprocess
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import TaskID
@@ -43,6 +42,10 @@ class Planned:
     def name(self) -> str:
         return self.folder.path.name
 
+    def has_ended(self) -> bool:
+        """Whether what was started is over."""
+        return self.process is not None and self.process.poll() is not None
+
     def missing(self) -> list[EvalSpec]:
         """The evaluations that are asked for and not there."""
         wanted = [default_evaluation(self.config), *(cell.evaluation for cell in self.cells)]
@@ -51,7 +54,7 @@ class Planned:
     def estimate(self, estimates: Estimates) -> float | None:
         """Seconds that are left of it, None if nothing finished compares with it."""
         saved = self.folder.status().get("saved_step", 0)
-        return estimates.seconds(self.config, self.config.steps - saved)
+        return estimates.seconds(self.config, (self.config.steps or 0) - saved)
 
     def request(self, threads: int) -> Request:
         evaluations = [cell.evaluation for cell in self.cells]
@@ -63,7 +66,7 @@ class Planned:
         it is several."""
         default = default_evaluation(self.config)
         cells = sorted(self.cells, key=lambda cell: cell.evaluation != default)
-        found = {}
+        found: dict[str, str] = {}
         for cell in cells:
             if cell.experiment:
                 found.setdefault(cell.experiment, cell.label)
@@ -85,7 +88,7 @@ def group(cells: list[Cell]) -> list[Planned]:
 def print_plan(console: Console, planned: list[Planned]) -> None:
     """One line a run: id, state, overrides, and the time that it will take. Trains nothing."""
     check_data(console, planned)
-    root = Path(planned[0].config.runs_root)
+    root = planned[0].config.root
     estimates, states, total, unknown = Estimates(root), [], 0.0, 0
     for run in planned:
         state, trained = run.state(), run.folder.state() == "done"
@@ -128,6 +131,6 @@ def count(planned: list[Planned]) -> str:
 
 
 def require_one_root(planned: list[Planned]) -> None:
-    roots = {run.config.runs_root for run in planned}
+    roots = {str(run.config.root) for run in planned}
     if len(roots) > 1:
         raise UserError(f"One sweep, one runs root, but there are {len(roots)}: {sorted(roots)}")

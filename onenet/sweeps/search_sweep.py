@@ -44,7 +44,7 @@ def print_plan(console: Console, study: Study) -> None:
     done = sum(trial.run.state() == "done" for trial in study.trials)
     left = study.count() - len(study.trials)
     base = study.base.config
-    each = Estimates(study.root).seconds(base, base.steps) if left else None
+    each = Estimates(study.root).seconds(base, base.steps or 0) if left else None
     later = f", {left} of them not drawn yet" + (f" ({say(left * each)})" if each else "")
     console.out(
         f"{study.count()} trials: {done} done, {study.count() - done} to do{later if left else ''}",

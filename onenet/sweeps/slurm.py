@@ -56,7 +56,7 @@ class Cluster:
                     "start this where jobs are submitted, or leave out sweep.launcher."
                 )
         self._asked = config.sweep.slurm
-        folder = Path(config.runs_root) / ".slurm"
+        folder = config.root / ".slurm"
         self._executor = submitit.SlurmExecutor(folder, max_num_timeout=TIME_OUTS)
         self._refused = (FailedJobError, FailedSubmissionError)
         self._queue = Queue()
@@ -153,7 +153,7 @@ class SlurmJob:
         state = self._folder.status().get("state")
         if state != "done" and time.monotonic() - self._gone < SETTLE_SECONDS:
             return None
-        self.returncode = {"done": 0, "preempted": EXIT_STATUS}.get(state, 1)
+        self.returncode = {"done": 0, "preempted": EXIT_STATUS}.get(state or "", 1)
         return self.returncode
 
 

@@ -46,10 +46,10 @@ class Study:
         self.ranges = [self._range(key, limits) for key, limits in search.space.items()]
         if not self.ranges:
             raise UserError(f"{search.name}: no key is left to search.")
-        same = [self.base.id, self.base.evaluation.id, *map(asdict, self.ranges)]
+        same: list = [self.base.id, self.base.evaluation.id, *map(asdict, self.ranges)]
         same += [search.metric, search.direction, search.sampler, search.seed]
         digest = hashlib.sha256(json.dumps(same).encode()).hexdigest()[:10]
-        self.root = Path(self.base.config.runs_root)
+        self.root = self.base.config.root
         self.folder = RunFolder(self.root / ".search" / f"{search.name}-{digest}")
         self.trials: list[Trial] = []
         for trial in read_json(self._file).get("trials", ()):
@@ -142,12 +142,13 @@ class Study:
     def _defaults(self) -> dict[str, float] | None:
         """What conf/ and the command line say, if all of it lies in the space."""
         config = flat(to_dict(self.base.config))
-        values = {r.key: config[r.key] for r in self.ranges}
-        inside = all(
-            isinstance(values[r.key], int | float) and r.low <= values[r.key] <= r.high
-            for r in self.ranges
-        )
-        return values if inside else None
+        values = {}
+        for r in self.ranges:
+            value = config[r.key]
+            if not isinstance(value, int | float) or not r.low <= value <= r.high:
+                return None
+            values[r.key] = value
+        return values
 
     def save(self) -> None:
         rows = [

@@ -1,7 +1,5 @@
 """What a sweep says at its end: the table of its runs, its picture, and what failed."""
 
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +17,7 @@ def print_results(console: Console, planned: list[Planned]) -> None:
         for cell in run.cells
         if (result := run.folder.result(cell.evaluation))
     ]
-    root = Path(planned[0].config.runs_root)
+    root = planned[0].config.root
     if rows:
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("run", overflow="fold")
