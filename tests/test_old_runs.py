@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from rich.console import Console
 
 from onenet.config.compose import compose, from_dict, to_dict
@@ -142,6 +143,35 @@ def test_a_run_whose_config_was_edited_is_refused(folder, capsys):
         folder.config_file.write_text(broken)
         with pytest.raises(UserError, match=r"config\.yaml is not the configuration of a run"):
             folder.config()
+
+
+def test_a_data_set_that_has_moved_is_the_same_data_set(tmp_path):
+    data, root = tmp_path / "data", tmp_path / "runs"
+    (data / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (data / f"{split}2017").mkdir()
+        Image.new("RGB", (64, 64), "gray").save(data / f"{split}2017" / "a.png")
+        content = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}],
+            "categories": [{"id": 1, "name": "thing"}],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 30, 20], "area": 600}
+            ],
+        }
+        file = data / "annotations" / f"instances_{split}2017.json"
+        file.write_text(json.dumps(content))
+    options = ["data=coco", "batch=1", "steps=1"]
+
+    def asked(data: Path, *more: str) -> plan.Planned:
+        (run,) = plan.group(expand(words(root, *options, f"data.root={data}", *more)))
+        return run
+
+    do(asked(data))
+    (tmp_path / "elsewhere").mkdir()
+    moved = asked(data.rename(tmp_path / "elsewhere" / "data"), "infer_heads=2")
+    assert moved.state() == "partial"
+    do(moved)
+    assert moved.state() == "done"
 
 
 def test_what_does_not_count_is_what_this_command_asks_for(folder):

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -49,10 +50,9 @@ class Job:
     def _check(self) -> None:
         """That the frozen config is that of the run which is asked for; and what only a process
         that sees its machine and its like can tell. Raises UserError."""
-        if (frozen := run_id(from_dict(self.folder.config()))) != self.id:
+        if (frozen := run_id(self._frozen())) != self.id:
             raise UserError(
-                f"{self.folder.config_file} is of run {frozen}, not of {self.id}: it was edited, "
-                "or a file that it names has changed.\n"
+                f"{self.folder.config_file} is of run {frozen}, not of {self.id}: it was edited.\n"
                 "Restore it, or move the folder away; the same command then trains anew."
             )
         pieces = self.world.size * self.config.accumulate
@@ -63,6 +63,15 @@ class Job:
             )
         if self.config.sync_bn and self.context.device == "cpu":
             raise UserError("sync_bn=true needs CUDA, and there is none here: leave it out.")
+
+    def _frozen(self) -> Config:
+        """What config.yaml says, but for the places of files: these may have moved since."""
+        frozen = from_dict(self.folder.config())
+        frozen.data.root = self.config.data.root
+        frozen.data.train, frozen.data.val = self.config.data.train, self.config.data.val
+        if Path(self.config.backbone.weights).is_file():
+            frozen.backbone.weights = self.config.backbone.weights
+        return frozen
 
     def run(self) -> None:
         """Trains unless that is done, then evaluates; leaves the folder in state `done`.
