@@ -128,6 +128,22 @@ def test_a_torn_result_is_made_again(folder):
     assert folder.result() == read_json(OLD / "result.json")  # from its evaluation, which is whole
 
 
+def test_without_checkpoint_a_torn_result_costs_no_training(folder):
+    folder.result_file.write_text("{")
+    folder.checkpoint_file.unlink()
+    run = planned(folder)
+    with pytest.raises(UserError, match="cannot be evaluated again"):
+        do(run)
+    assert folder.result() == read_json(OLD / "result.json")
+    before = folder.metrics_file.read_text()
+    shutil.rmtree(folder.path / "evaluations")
+    folder.result_file.unlink()
+    with pytest.raises(UserError, match="cannot be evaluated again"):
+        do(planned(folder))
+    assert folder.metrics_file.read_text() == before
+    assert folder.status()["state"] == "done"
+
+
 def test_a_run_whose_config_was_edited_is_refused(folder, capsys):
     run = planned(folder, "infer_heads=2")
     config = yaml.safe_load(folder.config_file.read_text())
@@ -139,6 +155,9 @@ def test_a_run_whose_config_was_edited_is_refused(folder, capsys):
     assert not folder.result(run.cells[0].evaluation)
     assert folder.status()["state"] == "done"
     assert "config.yaml is of run" in summary.failure(run)
+    folder.config_file.write_text(yaml.safe_dump({**config, "seed": "abc"}))
+    with pytest.raises(UserError, match=r"config\.yaml is not the configuration of a run"):
+        Job(folder, run.request(1), ALONE, StopRequest())
     for broken in ("seed: [", "[]", "preset: proxy"):
         folder.config_file.write_text(broken)
         with pytest.raises(UserError, match=r"config\.yaml is not the configuration of a run"):

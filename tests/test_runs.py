@@ -15,8 +15,8 @@ import torch
 
 from onenet.config.compose import compose, to_dict
 from onenet.errors import UserError
+from onenet.job.endings import kind_of
 from onenet.job.recorder import cut_back
-from onenet.job.run import kind_of
 from onenet.runs.folder import KINDS, Locked, RunFolder, owner
 from onenet.sweeps import machine, summary
 from onenet.sweeps.experiments import expand
@@ -55,18 +55,22 @@ def test_how_a_run_ended_is_read_and_only_its_starter_writes_it(folder):
     folder.set_status(state="running", kind=None)
     with folder.lock():
         assert folder.kind() is None  # it runs
-        RunFolder(folder.path).note_killed()  # it is somebody's
+        RunFolder(folder.path).note_end("killed")  # it is somebody's
         assert folder.status()["kind"] is None
     assert folder.kind() == "killed"
     assert folder.status()["kind"] is None  # who reads does not write
-    folder.note_killed()
+    folder.note_end("killed")
     assert folder.status()["kind"] == "killed"
     assert folder.state() == "partial"  # the same command goes on with it
     folder.set_status(state="failed", kind="diverged")
-    folder.note_killed()
+    folder.note_end("killed")
     assert folder.kind() == "diverged"
     folder.set_status(state="preempted", kind=None)  # as earlier commits left it
     assert folder.kind() == "preempted"
+    folder.set_status(state="failed", exception="FloatingPointError: step 3")
+    assert folder.kind() == "diverged"
+    folder.set_status(exception="OSError: full")
+    assert folder.kind() == "failed"
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,18 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from onenet.config.compose import from_dict
 from onenet.config.schema import Config
+from onenet.config.upgrade import upgrade
 from onenet.data.images import ImageSource
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
 from onenet.errors import UserError
 from onenet.job import build, pictures, results
+from onenet.job.endings import described, kind_of, refuse
 from onenet.job.recorder import TrainingRecord
 from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import Locked, RunFolder, owner
@@ -43,14 +46,19 @@ class Job:
     def __init__(self, folder: RunFolder, request: Request, world: World, stop: StopRequest):
         self.folder, self.request, self.world, self.stop = folder, request, world, stop
         self.id = request.id
-        self.config: Config = from_dict(request.config)
+        self.config: Config = from_dict(upgrade(request.config))
         self.context = build.context(self.config, world)
         self._check()
 
     def _check(self) -> None:
         """That the frozen config is that of the run which is asked for; and what only a process
         that sees its machine and its like can tell. Raises UserError."""
-        if (frozen := run_id(self._frozen())) != self.id:
+        if run_id(self.config) != self.id:
+            raise UserError(
+                f"A file that run {self.id} reads has changed since the run was asked for: "
+                "type the command again."
+            )
+        if (frozen := self._frozen_id()) != self.id:
             raise UserError(
                 f"{self.folder.config_file} is of run {frozen}, not of {self.id}: it was edited.\n"
                 "Restore it, or move the folder away; the same command then trains anew."
@@ -64,14 +72,21 @@ class Job:
         if self.config.sync_bn and self.context.device == "cpu":
             raise UserError("sync_bn=true needs CUDA, and there is none here: leave it out.")
 
-    def _frozen(self) -> Config:
-        """What config.yaml says, but for the places of files: these may have moved since."""
-        frozen = from_dict(self.folder.config())
-        frozen.data.root = self.config.data.root
-        frozen.data.train, frozen.data.val = self.config.data.train, self.config.data.val
-        if Path(self.config.backbone.weights).is_file():
-            frozen.backbone.weights = self.config.backbone.weights
-        return frozen
+    def _frozen_id(self) -> str:
+        """Of what config.yaml says, but for the places of files: these may have moved since."""
+        try:
+            frozen = from_dict(self.folder.config())
+            frozen.data.root = self.config.data.root
+            frozen.data.train, frozen.data.val = self.config.data.train, self.config.data.val
+            if Path(self.config.backbone.weights).is_file():
+                frozen.backbone.weights = self.config.backbone.weights
+            return run_id(frozen)
+        except (OmegaConfBaseException, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.folder.config_file} is not the configuration of a run: "
+                f"{str(error).splitlines()[0]}\n"
+                "Restore it, or move the folder away; the same command then trains anew."
+            ) from error
 
     def run(self) -> None:
         """Trains unless that is done, then evaluates; leaves the folder in state `done`.
@@ -89,7 +104,8 @@ class Job:
                     tracker=vars(self.config.tracker),
                     evaluation_error=None,
                 )
-            done = self.folder.state() == "done"
+                self._restore_result()
+            done = self.folder.status().get("state") == "done"
             try:
                 if not done and self.world.first:
                     resumes = self.folder.status().get("resumes", -1) + 1
@@ -104,10 +120,16 @@ class Job:
                 if not done:
                     self._write_down(error)
                 elif self.world.first and not isinstance(error, Preempted):
-                    self.folder.set_status(evaluation_error=_described(error))
+                    self.folder.set_status(evaluation_error=described(error))
                 raise
             if not done and self.world.first:
                 self.folder.set_status(state="done", kind="done", ended=time.time())
+
+    def _restore_result(self) -> None:
+        """If result.json is torn or gone: from the evaluation that it is a copy of."""
+        default = self.folder.result(default_evaluation(self.config))
+        if self.folder.status().get("state") == "done" and default and not self.folder.result():
+            write_json(self.folder.result_file, default)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -134,7 +156,7 @@ class Job:
                     state="preempted", kind="preempted", stopped_by=self.stop.reason
                 )
             return
-        exception, kind = _described(error), kind_of(error)
+        exception, kind = described(error), kind_of(error)
         if self.world.size > 1 and lost_connection(error):
             kind = "killed"
             exception = "another process of this run ended (killed, or out of memory?)"
@@ -262,30 +284,6 @@ class Job:
         return look
 
 
-def kind_of(error: BaseException) -> str:
-    """What `kind` in status.json says of a run that this ended."""
-    kinds = {
-        FloatingPointError: "diverged",
-        torch.OutOfMemoryError: "out_of_memory",
-        MemoryError: "out_of_memory",
-        UserError: "bad_input",
-    }
-    return next((kind for of, kind in kinds.items() if isinstance(error, of)), "failed")
-
-
-def _described(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _refuse(folder: RunFolder, error: Exception) -> None:
-    """Writes down why a run could not even begin, unless it is done or somebody else's."""
-    with contextlib.suppress(Locked, OSError), folder.lock():
-        if folder.state() == "done":
-            folder.set_status(evaluation_error=_described(error))
-        else:
-            folder.set_status(state="failed", kind=kind_of(error), exception=_described(error))
-
-
 def work(folder: RunFolder, request: Request, device: str) -> int:
     """Does the run, alone or with the other processes that `torchrun` started. The exit status: 0
     done, 1 failed, 2 the input cannot work, 3 somebody else is at it, 75 stopped, to be continued.
@@ -298,7 +296,7 @@ def work(folder: RunFolder, request: Request, device: str) -> int:
             job = Job(folder, request, world, stop)
         except Exception as error:
             if world.first:
-                _refuse(folder, error)
+                refuse(folder, error)
             raise
         job.run()
     except Preempted as reason:

@@ -27,6 +27,13 @@ LISTED = 5  # names in an error
 STATES = ("done", "partial", "running", "failed", "missing")
 # How a run ended, `kind` in status.json; null while it runs.
 KINDS = ("done", "preempted", "diverged", "out_of_memory", "bad_input", "killed", "failed")
+# What earlier commits said of a failed run: the type of its exception.
+KINDS_BEFORE = {
+    "FloatingPointError": "diverged",
+    "OutOfMemoryError": "out_of_memory",
+    "MemoryError": "out_of_memory",
+    "UserError": "bad_input",
+}
 
 
 @dataclass(frozen=True)
@@ -132,15 +139,18 @@ class RunFolder:
             return status.get("kind")
         if status["state"] == "running":
             return None if self.is_locked() else "killed"
+        if status["state"] == "failed":  # by a commit that wrote the exception only
+            name = (status.get("exception") or "").partition(":")[0]
+            return KINDS_BEFORE.get(name, "failed")
         return status["state"]
 
-    def note_killed(self) -> None:
-        """Writes down that the process which ran it is gone without a word, if that is so. For
+    def note_end(self, kind: str) -> None:
+        """Writes down how the process that ran it ended, if that has left no word itself. For
         whoever started it."""
         with contextlib.suppress(Locked, OSError), self.lock():
             status = self.status()
             if status.get("state") == "running" and not status.get("kind"):
-                self.set_status(kind="killed", ended=time.time())
+                self.set_status(kind=kind, ended=time.time())
 
     def result(self, spec: EvalSpec | None = None) -> dict:
         """result.json of the default evaluation, or of `spec`; empty if there is none."""

@@ -124,6 +124,9 @@ def stop(console: Console, active: list[Planned]) -> None:
             process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
+    for run in active:
+        run.folder.note_end("killed")
 
 
 def start(run: Planned, place: Place, cluster: slurm.Cluster | None = None) -> Planned:
@@ -174,7 +177,9 @@ def _show(bars: Progress, run: Planned) -> None:
 
 def _finish(console: Console, bars: Progress, run: Planned) -> None:
     run.ended_with = run.process.returncode if run.process else None
-    run.folder.note_killed()
+    # What Slurm ended, and torchrun whose process was killed, end with 1.
+    elsewhere = isinstance(run.process, slurm.SlurmJob) or (run.place and run.place.processes > 1)
+    run.folder.note_end("killed" if elsewhere or (run.ended_with or 0) < 0 else "failed")
     if run.task is not None:
         bars.remove_task(run.task)
     minutes, seconds = divmod(round(time.monotonic() - run.started), 60)

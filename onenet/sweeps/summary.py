@@ -47,7 +47,9 @@ def failure(run: Planned) -> str:
         return "stopped: the same command goes on"
     if run.process is None:
         return "not started"
-    return f"ended with {run.ended_with} (killed, or out of memory?)"
+    if kind == "killed":
+        return f"ended with {run.ended_with} (killed, or out of memory?)"
+    return f"ended with {run.ended_with}: see its log"
 
 
 def row_labels(cells: list[Cell]) -> dict[Cell, str]:

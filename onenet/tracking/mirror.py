@@ -286,8 +286,8 @@ def main(arguments: list[str]) -> int:
             problems = rebuild(folder, given.anew, patience)
         else:
             problems = follow(folder)
-    except Locked:
-        leave_verdict(folder, ["another process is running it"])
+    except Locked:  # the verdict is its mirror's
+        print("another process is running it", flush=True)
         return BUSY
     except NotOpened as error:
         leave_verdict(folder, [str(error)])
