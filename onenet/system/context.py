@@ -7,7 +7,7 @@ from onenet.system.distributed import ALONE, World
 
 @dataclass(frozen=True)
 class RunContext:
-    """Derived once from what the config asks for and the machine has; all that computes gets it."""
+    """What the config asks for, with `auto` resolved for this machine."""
 
     device: str = "cpu"  # or cuda
     precision: str = "float32"  # of the network in training, or bf16
