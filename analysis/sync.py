@@ -1,4 +1,4 @@
-"""W&B's runs, made anew from the run folders. The files are the record, W&B is a mirror.
+"""W&B's runs, made again from the run folders. The files are the record, W&B is a mirror.
 
     python analysis/sync.py                      every run of runs/
     python analysis/sync.py --runs DIR RUN ...   these: names or ids of folders
@@ -89,7 +89,7 @@ def sync(folders: Sequence[RunFolder], seconds: float) -> int:
 def rebuild(folder: RunFolder, seconds: float) -> tuple[str, str]:
     """How it went, for the count, and the line about it."""
     status, state = folder.status(), folder.state()
-    if state == "missing":
+    if state == "missing" or (state == "failed" and "id" not in status):  # refused at its start
         return "skipped", "has not begun: skipped"
     if folder.is_locked():
         return "skipped", "running: skipped"
@@ -103,7 +103,7 @@ def rebuild(folder: RunFolder, seconds: float) -> tuple[str, str]:
     if code == UNANSWERED:
         return "unanswered", f"W&B does not answer, nothing has changed ({said})"
     if code:
-        return "failed", f"W&B lacks it or a part of it ({said}); the same command makes it anew"
+        return "failed", f"W&B lacks it or a part of it ({said}); the same command makes it again"
     offline = " offline" if offline_lives(folder) else ""
     return "rebuilt", f"rebuilt{offline} ({word})"
 

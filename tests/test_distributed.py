@@ -3,10 +3,14 @@
 Run: pytest tests/test_distributed.py (-m slow: two processes by torchrun, over gloo)
 """
 
+import contextlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +27,7 @@ from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
 from onenet.job import build
 from onenet.runs.evaluations import requested_evaluation
+from onenet.runs.folder import RunFolder
 from onenet.system.context import RunContext
 from onenet.system.distributed import ALONE, World, join
 from onenet.system.files import REPOSITORY
@@ -218,7 +223,8 @@ def test_a_piece_without_images_is_refused(tmp_path):
     words = ["debug=tiny", "batch=1", f"runs_root={tmp_path}"]
     done = torchrun(str(REPOSITORY / "run.py"), *words)
     assert done.returncode == 1
-    assert "batch=1 is less than the 2 pieces" in done.stderr
+    assert "batch=1 is less than processes × accumulate = 2" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -249,6 +255,65 @@ def test_a_failure_in_any_process_is_the_failure_of_the_run(tmp_path):
     assert status["state"] == "failed"
     assert "broken.png" in status["exception"]
     assert "broken.png" in done.stdout
+
+
+def the_other_process(folder: Path) -> int:
+    """The process id of rank 1 of the run in the folder."""
+    first = json.loads((folder / "status.json").read_text())["pid"]
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (place / "cmdline").read_text().split("\0")
+            ours = words[1:3] == ["-u", "-m"] and str(folder) in words  # torchrun's: without -u
+            if ours and int(place.name) != first:
+                return int(place.name)
+    raise LookupError(folder)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_how_the_run_ended(tmp_path):
+    words = ["debug=tiny", "processes=2", "steps=100000", "log_every=1", f"runs_root={tmp_path}"]
+    command = [sys.executable, str(REPOSITORY / "run.py"), *words]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("*/metrics.jsonl")) and time.monotonic() < until:
+        time.sleep(0.2)
+    folder = run_folder(tmp_path)
+    os.kill(the_other_process(folder), signal.SIGKILL)
+    said, _ = run.communicate(timeout=120)
+    status = json.loads((folder / "status.json").read_text())
+    assert run.returncode == 1
+    assert (status["kind"], RunFolder(folder).state()) == ("killed", "partial")
+    assert "killed, or out of memory?" in said
+
+
+def test_who_has_ended_is_seen(monkeypatch):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert World(0, 2, neighbours=(os.getpid(), ended.pid)).has_lost_one()
+    monkeypatch.setattr("onenet.system.distributed.LOST_TRIES", 2)
+    assert not World(0, 2, neighbours=(os.getpid(),)).has_lost_one()
+    assert not ALONE.has_lost_one()
+
+
+@pytest.mark.slow
+def test_why_a_trained_run_cannot_be_evaluated_is_written_by_the_process_that_saw_it(tmp_path):
+    data = tmp_path / "data"
+    write_broken_data(data)
+    for split in ("train2017", "val2017"):
+        shutil.copy(data / split / "whole.png", data / split / "broken.png")
+    words = ["debug=tiny", "data=coco", f"data.root={data}", f"runs_root={tmp_path / 'runs'}"]
+    words += ["processes=2", "steps=2", "batch=2", "augment.flip=0"]
+    command = [sys.executable, str(REPOSITORY / "run.py"), *words]
+    assert subprocess.run(command, timeout=300, check=False).returncode == 0
+    (data / "val2017" / "broken.png").write_bytes(b"no image")
+    again = subprocess.run(
+        [*command, "eval.size.short=96"], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert again.returncode == 1
+    status = json.loads((run_folder(tmp_path / "runs") / "status.json").read_text())
+    assert (status["state"], status["kind"]) == ("done", "done")
+    assert "broken.png" in status["evaluation_error"]
+    assert "broken.png" in again.stdout
 
 
 def write_broken_data(root: Path) -> None:

@@ -226,6 +226,8 @@ def test_the_state_says_how_a_run_ended(tmp_path, asked, capsys):
         tmp_path, a="done", b="failed", c="preempted", d="running", e="running", f="done"
     )
     make_run(tmp_path / "g-0000000006").path.joinpath("status.json").unlink()
+    write_json(tmp_path / "h-0000000007" / "config.yaml", {})
+    write_json(tmp_path / "h-0000000007" / "status.json", {"state": "failed"})  # refused
     (tmp_path / ".cache").mkdir()
     with runs["e"].lock(), runs["f"].lock():
         assert sync.main(["--runs", str(tmp_path)]) == 0
@@ -235,7 +237,8 @@ def test_the_state_says_how_a_run_ended(tmp_path, asked, capsys):
         "e-0000000004: running: skipped",
         "f-0000000005: running: skipped",
         "g-0000000006: has not begun: skipped",
-        "4 rebuilt, 3 skipped",
+        "h-0000000007: has not begun: skipped",
+        "4 rebuilt, 4 skipped",
     ]
 
 

@@ -64,7 +64,7 @@ def memory_format(model: nn.Module, device: str) -> torch.memory_format:
     return torch.channels_last
 
 
-def detector(config: Config, num_classes: int) -> nn.Module:
+def detector(config: Config, num_classes: int, device: str = "cpu") -> nn.Module:
     """Initialised from `seed` alone."""
     torch.manual_seed(config.seed)
     kind, weights = DETECTORS[config.detector], config.backbone.weights
@@ -81,8 +81,7 @@ def detector(config: Config, num_classes: int) -> nn.Module:
         model = kind.load()(backbone, num_classes, **parts)
     except ValueError as error:
         raise UserError(f"model: {error}") from error
-    where = device(config.device)
-    return model.to(where, memory_format=memory_format(model, where))
+    return model.to(device, memory_format=memory_format(model, device))
 
 
 def loss(config: Config, model: nn.Module) -> Loss:
@@ -113,7 +112,9 @@ def matching_cost(config: Config) -> costs.MatchingCost:
     )
 
 
-def observer(folder: RunFolder, config: Config, model: nn.Module, source: ImageSource) -> Observer:
+def observer(
+    folder: RunFolder, config: Config, model: nn.Module, source: ImageSource, device: str = "cpu"
+) -> Observer:
     """What looks at the model in training, with the eyes of the run's default evaluation."""
     spec = default_evaluation(config)
     return Observer(
@@ -123,7 +124,7 @@ def observer(folder: RunFolder, config: Config, model: nn.Module, source: ImageS
         evaluation_set(config, source, spec),
         peaks=spec.peaks,
         scorer=lambda annotations: Scorer(annotations, spec.area_scale, config.eval.backend),
-        context=RunContext(device(config.device)),
+        context=RunContext(device),
     )
 
 

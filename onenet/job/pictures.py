@@ -2,8 +2,6 @@
 (Figure 6), on the same images for every run on the same data.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -17,7 +15,9 @@ from onenet.data.sizes import ImageSize
 from onenet.job import build, drawing
 from onenet.postprocess import nms_keep, top_k
 from onenet.runs.evaluations import default_evaluation
+from onenet.runs.folder import RunFolder
 from onenet.structures import Detections, HeadOutput, unpadded_sizes
+from onenet.system.context import ON_CPU, RunContext
 from onenet.system.files import write_json
 
 IMAGES = 4
@@ -26,21 +26,27 @@ SHORTEST_SIDE = 256  # pixels of a picture
 
 @torch.inference_mode()
 def write(
-    folder: Path, config: Config, model: nn.Module, source: ImageSource, threshold: float
+    run: RunFolder,
+    config: Config,
+    model: nn.Module,
+    source: ImageSource,
+    threshold: float,
+    context: RunContext = ON_CPU,
 ) -> None:
-    """Fills `folder` with image_<id>.png (the image), panel_<id>.png (positive samples | boxes
-    before NMS | boxes after NMS) and pictures.json (all of it as numbers).
+    """Fills pictures/ of the run's folder with image_<id>.png (the image), panel_<id>.png (positive
+    samples | boxes before NMS | boxes after NMS) and pictures.json (all of it as numbers).
 
     `threshold`: only boxes of at least this score are drawn. The right one differs a lot between
     costs (Figure 6), so each run gets its own: where 0.9 of the objects it can find are found.
     """
     model.eval()
+    folder = run.path / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     names = list(source.annotations.category_names)
     dataset = DetectionDataset(source, ImageSize(config.size.short, config.size.ratio))
     loss = build.loss(config, model)
     peaks = default_evaluation(config).peaks
-    device = build.device(config.device)
+    device = context.device
     entries = []
     for image in range(min(IMAGES, len(dataset))):
         batch = collate([dataset[0, image]])

@@ -30,7 +30,7 @@ from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import Locked, RunFolder, owner
 from onenet.runs.identity import run_id
 from onenet.runs.request import Request, all_rows
-from onenet.system.distributed import World, join, lost_connection
+from onenet.system.distributed import World, first_of_all, join
 from onenet.system.files import write_json
 from onenet.system.memory import keep_freed_memory
 from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest
@@ -48,29 +48,27 @@ class Job:
         self.id = request.id
         self.config: Config = from_dict(upgrade(request.config))
         self.context = build.context(self.config, world)
-        self._check()
+        problem = self._other_run() if world.first else None
+        if problem := world.share(problem):
+            raise UserError(problem)
 
-    def _check(self) -> None:
-        """That the frozen config is that of the run which is asked for; and what only a process
-        that sees its machine and its like can tell. Raises UserError."""
-        if run_id(self.config) != self.id:
-            raise UserError(
-                f"A file that run {self.id} reads has changed since the run was asked for: "
-                "type the command again."
-            )
-        if (frozen := self._frozen_id()) != self.id:
-            raise UserError(
-                f"{self.folder.config_file} is of run {frozen}, not of {self.id}: it was edited.\n"
-                "Restore it, or move the folder away; the same command then trains anew."
-            )
-        pieces = self.world.size * self.config.accumulate
-        if self.config.batch < pieces:
-            raise UserError(
-                f"batch={self.config.batch} is less than the {pieces} pieces of {self.world.size} "
-                f"processes × accumulate={self.config.accumulate}: every piece needs an image."
-            )
-        if self.config.sync_bn and self.context.device == "cpu":
-            raise UserError("sync_bn=true needs CUDA, and there is none here: leave it out.")
+    def _other_run(self) -> str | None:
+        """What makes this another run than the one that is asked for."""
+        try:
+            if run_id(self.config) != self.id:
+                return (
+                    f"A file that run {self.id} reads has changed since the run was asked for: "
+                    "type the command again."
+                )
+            if (frozen := self._frozen_id()) != self.id:
+                return (
+                    f"{self.folder.config_file} is of run {frozen}, not of {self.id}: "
+                    "it was edited.\n"
+                    "Restore it, or move the folder away; the same command then trains anew."
+                )
+        except UserError as error:
+            return str(error)
+        return None
 
     def _frozen_id(self) -> str:
         """Of what config.yaml says, but for the places of files: these may have moved since."""
@@ -117,10 +115,8 @@ class Job:
                 done = self.world.share(done)
                 self._train_and_evaluate(trained=done)
             except BaseException as error:
-                if not done:
-                    self._write_down(error)
-                elif self.world.first and not isinstance(error, Preempted):
-                    self.folder.set_status(evaluation_error=described(error))
+                self.stop.note_only()
+                self._write_down(error, trained=done)
                 raise
             if not done and self.world.first:
                 self.folder.set_status(state="done", kind="done", ended=time.time())
@@ -145,33 +141,39 @@ class Job:
                 raise Locked(self.folder.path)
             yield
 
-    def _write_down(self, error: BaseException) -> None:
-        """What ended the run. The process in which it happened is the first to know; in the others
-        it shows as a lost connection."""
-        if self.folder.status().get("state") == "failed":
-            return
+    def _write_down(self, error: BaseException, trained: bool) -> None:
+        """What ended the run. The process in which it happened is the first to know; the others see
+        a lost connection."""
+        status = self.folder.status()
         if isinstance(error, Preempted):
-            if self.world.first:
+            if self.world.first and not trained:
                 self.folder.set_status(
                     state="preempted", kind="preempted", stopped_by=self.stop.reason
                 )
             return
-        exception, kind = described(error), kind_of(error)
-        if self.world.size > 1 and lost_connection(error):
-            kind = "killed"
-            exception = "another process of this run ended (killed, or out of memory?)"
-        self.folder.set_status(
-            state="failed",
-            kind=kind,
-            exception=exception,
-            traceback=traceback.format_exc(),
-            ended=time.time(),
-        )
+        if status.get("evaluation_error" if trained else "exception"):
+            return
+        kind = kind_of(error)
+        killed = kind == "failed" and self.world.has_lost_one()
+        if trained:
+            word = "another process of this run was killed" if killed else described(error)
+            self.folder.set_status(evaluation_error=word)
+        elif killed:  # its checkpoint is good: the state is as if all had been killed
+            self.folder.set_status(kind="killed", ended=time.time())
+        else:
+            self.folder.set_status(
+                state="failed",
+                kind=kind,
+                exception=described(error),
+                traceback=traceback.format_exc(),
+                ended=time.time(),
+            )
 
     def _train_and_evaluate(self, trained: bool) -> None:
         folder, world = self.folder, self.world
         validation = open_split(self.config.data, "val", folder.cache)
-        model = build.detector(self.config, len(validation.annotations.category_ids))
+        num_classes = len(validation.annotations.category_ids)
+        model = build.detector(self.config, num_classes, self.context.device)
         with mirrored(folder, self.config) if world.first else contextlib.nullcontext():
             if trained:
                 progress = checkpoint.load_trained(folder, self.id, model, self.context.device)
@@ -187,7 +189,7 @@ class Job:
             result = folder.result(default)
             if not trained:
                 threshold = result["metrics"]["score_threshold"] or 0.5
-                pictures.write(folder.path / "pictures", self.config, model, validation, threshold)
+                pictures.write(folder, self.config, model, validation, threshold, self.context)
             write_json(folder.result_file, result)
 
     def _print(self, text: str) -> None:
@@ -275,7 +277,7 @@ class Job:
         due = {round(config.steps * (number + 1) / times) for number in range(times)}
         if not due or not self.world.first:
             return lambda step: None
-        observer = build.observer(self.folder, config, model, validation)
+        observer = build.observer(self.folder, config, model, validation, self.context.device)
 
         def look(step: int) -> None:
             if step in due:
@@ -291,11 +293,10 @@ def work(folder: RunFolder, request: Request, device: str) -> int:
     stop = StopRequest(once=True)
     try:
         stop.install()
-        world = join(build.device(device))
         try:
-            job = Job(folder, request, world, stop)
+            job = Job(folder, request, join(build.device(device)), stop)
         except Exception as error:
-            if world.first:
+            if first_of_all():
                 refuse(folder, error)
             raise
         job.run()

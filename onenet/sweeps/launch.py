@@ -8,10 +8,11 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from onenet.config.validate import problems
 from onenet.errors import UserError
 from onenet.runs.request import note_rows
 from onenet.sweeps import slurm
-from onenet.sweeps.machine import Place, places
+from onenet.sweeps.machine import Place, gpus, places, require_gpu
 from onenet.sweeps.plan import Planned, check_data, count, freeze
 from onenet.system.files import REPOSITORY
 
@@ -53,6 +54,10 @@ def take_part(planned: list[Planned]) -> int:
             "A sweep starts it by itself for each run: python run.py -m … processes=8"
         )
     (run,) = planned
+    run.config.processes = int(os.environ["WORLD_SIZE"])
+    if found := problems(run.config):
+        raise UserError("\n".join(found))
+    require_gpu(run.config, len(gpus()))
     if os.environ["RANK"] == "0":
         check_data(Console(), [run])
         freeze([run])

@@ -24,6 +24,7 @@ class Place:
 def places(config: Config, runs: int) -> list[Place]:
     """As many places as runs at a time: `sweep.jobs`, or what cores and GPUs allow."""
     cores, devices = count_cores(), [] if config.device == "cpu" else gpus()
+    require_gpu(config, len(devices))
     most = config.batch // config.accumulate  # each process needs an image
     processes = config.processes or max(1, min(len(devices), most))
     if devices and processes > len(devices):
@@ -43,6 +44,12 @@ def places(config: Config, runs: int) -> list[Place]:
         Place(processes, threads, _cut(devices, job * processes, processes) if devices else None)
         for job in range(jobs)
     ]
+
+
+def require_gpu(config: Config, gpus: int) -> None:
+    """Raises UserError if the run needs one and this machine has none."""
+    if config.sync_bn and not gpus:
+        raise UserError("sync_bn=true needs CUDA, and there is no GPU for it: leave it out.")
 
 
 def count_cores() -> int:

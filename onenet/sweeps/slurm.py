@@ -19,7 +19,7 @@ from pathlib import Path
 from onenet.config.schema import Config
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
-from onenet.sweeps.machine import Place
+from onenet.sweeps.machine import Place, require_gpu
 from onenet.system.signals import EXIT_STATUS
 
 TIME_OUTS = 100  # times that a job may reach its time limit and is queued again
@@ -32,6 +32,7 @@ SUBMITIT = ("setup", "signal_delay_s", "srun_args")  # in sweep.slurm.more: no o
 def places(config: Config, runs: int) -> list[Place]:
     """One for each run, or `sweep.jobs`: Slurm has the queue. GPUs are those that Slurm gives."""
     asked = config.sweep.slurm
+    require_gpu(config, asked.gpus)
     most = config.batch // config.accumulate  # each process needs an image
     processes = config.processes or max(1, min(asked.gpus, most))
     threads = config.sweep.threads or max(1, asked.cpus // processes)

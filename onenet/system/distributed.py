@@ -4,6 +4,8 @@
 """
 
 import os
+import socket
+import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+LOST_TRIES = 20  # tenths of a second
 WAIT = timedelta(hours=2)  # for a process that scores while the others have nothing to do
 
 
@@ -23,6 +26,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    neighbours: tuple[int, ...] = ()  # process ids of the others on this machine
 
     @property
     def first(self) -> bool:
@@ -62,6 +66,15 @@ class World:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
+    def has_lost_one(self) -> bool:
+        """Has another process of the run on this machine ended? Waits a little for that: of an
+        error here, the others see nothing before this process ends."""
+        for _ in range(LOST_TRIES if self.neighbours else 0):
+            if not all(map(_lives, self.neighbours)):
+                return True
+            time.sleep(0.1)
+        return False
+
     def parallel(self, model: nn.Module, sync_bn: bool) -> nn.Module:
         """The model whose backward pass averages the gradients of all processes.
 
@@ -89,13 +102,24 @@ def join(device: str = "cpu") -> World:
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=WAIT)
     else:
         dist.init_process_group("gloo", timeout=WAIT)
-    return World(dist.get_rank(), dist.get_world_size())
+    here = (socket.gethostname(), os.getpid())
+    others: list = [None] * dist.get_world_size()
+    dist.all_gather_object(others, here)
+    neighbours = tuple(pid for host, pid in others if host == here[0] and pid != here[1])
+    return World(dist.get_rank(), dist.get_world_size(), neighbours)
 
 
-def lost_connection(error: BaseException) -> bool:
-    """Is this what a process sees when another one of its run has ended?"""
-    signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+def first_of_all() -> bool:
+    """`World.first`, also where joining the others has failed."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def without_sync(model: nn.Module):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]  # the folder of run.py
 def write_atomically(path: Path, text: str | bytes) -> None:
     """A reader sees the old content or the new, never a part; so does a reader after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     try:
         with open(temporary, "wb") as file:
             file.write(text.encode() if isinstance(text, str) else text)

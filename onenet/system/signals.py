@@ -33,6 +33,10 @@ class StopRequest:
         for number in SIGNALS:
             signal.signal(number, self._received)
 
+    def note_only(self) -> None:
+        """From here on signals disturb nothing: the run ends anyway."""
+        self._deferred = True
+
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """Signals are only noted: whoever is inside looks at `reason` and stops by himself."""

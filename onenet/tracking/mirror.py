@@ -3,14 +3,14 @@
 It reads metrics.jsonl while the run writes it, and the rest when the run is over. W&B is online
 where it finds a key, else offline inside the run's folder.
 
-With `--anew` it makes the W&B run of a run that is over anew: `analysis/sync.py` starts that.
+`--ended` is for a run that is over (`analysis/sync.py`): what W&B has of it is cleared, and all of
+it is handed over at once.
 """
 
 import argparse
 import contextlib
 import hashlib
 import json
-import math
 import os
 import signal
 import sys
@@ -23,7 +23,7 @@ from PIL import Image
 
 from onenet.runs.folder import Locked, RunFolder
 from onenet.system.files import read_json, write_json
-from onenet.tracking.tracker import BUSY, UNANSWERED, Ending, verdict_file
+from onenet.tracking.tracker import BUSY, UNANSWERED, Ending, leave_verdict, verdict_file
 from onenet.tracking.wandb_run import (
     BESIDE_A_RUN,
     POLL_SECONDS,
@@ -32,6 +32,7 @@ from onenet.tracking.wandb_run import (
     alone_inside,
     at_most,
     first_line,
+    open_offline,
     open_run,
     remove_others,
     to_send_later,
@@ -40,7 +41,7 @@ from onenet.tracking.wandb_run import (
 if TYPE_CHECKING:
     import wandb
 
-ANSWER_SECONDS = 30  # for a server's first word, when a run is made anew
+ANSWER_SECONDS = 30  # for a server's first word, if the run is over
 
 
 class Mirror:
@@ -48,29 +49,17 @@ class Mirror:
 
     `mirrored.json` keeps what was handed over: for training lines and for each evaluation the last
     step (a resumed run cuts metrics.jsonl back and then repeats steps, so places in the file mean
-    nothing), for pictures and detections a digest. `anew` forgets what earlier lives handed over,
-    and hands over steps that no checkpoint holds, too.
+    nothing), for pictures and detections a digest.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        run: "wandb.Run",
-        patience: Patience = BESIDE_A_RUN,
-        anew: bool = False,
-    ):
-        self.folder, self.run, self.patience, self.anew = folder, run, patience, anew
-        if anew:
-            self._marks_file.unlink(missing_ok=True)
+    def __init__(self, folder: RunFolder, run: "wandb.Run", patience: Patience = BESIDE_A_RUN):
+        self.folder, self.run, self.patience = folder, run, patience
+        self._marks_file = marks_file(folder)
         self.marks = {"steps": {}, **read_json(self._marks_file)}
         self.file_read, self.position = 0, 0
         run.define_metric("train/step")
         run.define_metric("train/*", step_metric="train/step")
         run.define_metric("eval/*", step_metric="train/step")
-
-    @property
-    def _marks_file(self) -> Path:
-        return self.folder.path / "wandb" / "mirrored.json"
 
     def lines(self) -> None:
         """Logs what metrics.jsonl has gained."""
@@ -86,11 +75,7 @@ class Mirror:
             write_json(self._marks_file, self.marks)
 
     def _new_lines(self) -> Iterator[dict]:
-        """The whole lines since the last look, or since the file's start if it was replaced.
-
-        What no checkpoint holds yet waits: a killed run takes such steps again.
-        """
-        saved = math.inf if self.anew else self.folder.status().get("saved_step", 0)
+        """The whole lines since the last call, or since the file's start if it was replaced."""
         try:
             file = open(self.folder.metrics_file, "rb")  # noqa: SIM115
         except FileNotFoundError:
@@ -104,10 +89,7 @@ class Mirror:
                 if not line.endswith(b"\n"):  # the run is still writing it
                     return
                 with contextlib.suppress(ValueError):
-                    numbers = json.loads(line)
-                    if numbers["step"] > saved:
-                        return
-                    yield numbers
+                    yield json.loads(line)
                 self.position += len(line)
 
     def summary(self, status: str) -> None:
@@ -184,6 +166,11 @@ class Mirror:
         write_json(self._marks_file, self.marks)
 
 
+def marks_file(folder: RunFolder) -> Path:
+    """What of the run W&B has."""
+    return folder.path / "wandb" / "mirrored.json"
+
+
 def one_size(files: list[Path]) -> list[Image.Image]:
     """Pictures, padded to the right and below: W&B keeps one width and height for a whole list."""
     pictures = []
@@ -237,56 +224,58 @@ def finish(mirror: Mirror, word: str) -> list[str]:
 
 
 def follow(folder: RunFolder) -> list[str]:
-    """Mirrors the run until its end. Returns what went wrong."""
+    """Mirrors a run until its end. Returns what went wrong."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # a cluster's are for the run: this ends after it
     ending = Ending(out_of_time=lambda problem: leave_verdict(folder, [problem]))
     with alone_inside(folder) as home:
-        run, problem = open_run(folder, home)
+        verdict_file(folder).unlink(missing_ok=True)  # an earlier mirror's
+        try:
+            run, problems = open_run(folder, home), []
+        except NotOpened as error:
+            run = open_offline(folder)
+            problems = [f"{error}; {to_send_later(run)}"]
         mirror = Mirror(folder, run)
         while not ending.heard.wait(POLL_SECONDS):
             mirror.lines()
-        return [*filter(None, [problem]), *finish(mirror, ending.word)]
-
-
-def rebuild(folder: RunFolder, word: str, patience: Patience) -> list[str]:
-    """Makes the W&B run anew, as one that ended with `word`. Returns what went wrong.
-
-    Raises Locked if the run goes on meanwhile, and NotOpened; then nothing has changed.
-    """
-    os.environ.pop("WANDB_RESUME", None)
-    with alone_inside(folder) as home:
-        if folder.is_locked():
-            raise Locked(folder.path)
-        run, _ = open_run(folder, home, patience, anew=True)
-        problems = finish(Mirror(folder, run, patience, anew=True), word)
-        if not problems:
-            remove_others(run)
+        problems += finish(mirror, ending.word)
+        leave_verdict(folder, problems)
         return problems
 
 
-def leave_verdict(folder: RunFolder, problems: list[str]) -> None:
-    """Writes down how it went, for the other side and for later."""
-    write_json(verdict_file(folder), {"problems": problems})
-    for problem in problems:
-        print(problem, flush=True)
+def rebuild(folder: RunFolder, word: str, patience: Patience) -> list[str]:
+    """Clears what W&B has of a run that ended with `word`, and hands all of it over. Returns what
+    went wrong.
+
+    Raises Locked if the run goes on meanwhile, and NotOpened; then nothing has changed.
+    """
+    with alone_inside(folder) as home:
+        if folder.is_locked():
+            raise Locked(folder.path)
+        run = open_run(folder, home, patience, clear=True)
+        marks_file(folder).unlink(missing_ok=True)
+        problems = finish(Mirror(folder, run, patience), word)
+        if not problems:
+            remove_others(run)
+        leave_verdict(folder, problems)
+        return problems
 
 
 def main(arguments: list[str]) -> int:
-    """0: all of it is where it should be. BUSY, UNANSWERED: nothing was rebuilt. 1: the rest."""
+    """0: all of it is where it should be. BUSY, UNANSWERED: nothing has changed. 1: the rest."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--anew", metavar="WORD", help="how the run ended: make it anew")
-    parser.add_argument("--wait", metavar="SECONDS", type=float, help="for W&B, with --anew")
+    parser.add_argument("--ended", metavar="WORD", help="how the run ended, if it is over")
+    parser.add_argument("--wait", metavar="SECONDS", type=float, help="for W&B, with --ended")
     given = parser.parse_args(arguments)
     folder = RunFolder(given.folder)
     try:
-        if given.anew:
+        if given.ended:
             patience = Patience(min(given.wait, ANSWER_SECONDS), given.wait, given.wait)
-            problems = rebuild(folder, given.anew, patience)
+            problems = rebuild(folder, given.ended, patience)
         else:
             problems = follow(folder)
-    except Locked:  # the verdict is its mirror's
+    except Locked:
         print("another process is running it", flush=True)
         return BUSY
     except NotOpened as error:
@@ -295,7 +284,6 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         leave_verdict(folder, [first_line(error)])
         raise
-    leave_verdict(folder, problems)
     return 1 if problems else 0
 
 

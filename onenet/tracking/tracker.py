@@ -18,7 +18,7 @@ from pathlib import Path
 
 from onenet.config.schema import Config
 from onenet.runs.folder import RunFolder
-from onenet.system.files import REPOSITORY, read_json
+from onenet.system.files import REPOSITORY, read_json, write_json
 from onenet.system.signals import Preempted
 from onenet.tracking.wandb_run import POLL_SECONDS
 
@@ -49,13 +49,13 @@ def mirrored(folder: RunFolder, config: Config) -> Iterator[None]:
 
 
 def rebuilt(folder: RunFolder, word: str, seconds: float) -> tuple[int, str]:
-    """Has the W&B run made anew from the files of a run that ended with `word`.
+    """Has the W&B run cleared and made again, from the files of a run that ended with `word`.
 
     Waits for W&B's server: `seconds` for each thing that takes long. Returns the status (0: all is
     there; BUSY; UNANSWERED) and what went wrong.
     """
     try:
-        mirror = _start(folder, "--anew", word, "--wait", str(seconds))
+        mirror = _start(folder, "--ended", word, "--wait", str(seconds))
     except OSError as error:
         return 1, str(error)
     problem = _problem(mirror, folder, "", 3 * seconds + MIRROR_SECONDS)
@@ -67,15 +67,18 @@ def _log_file(folder: RunFolder) -> Path:
 
 
 def verdict_file(folder: RunFolder) -> Path:
-    """What the mirror leaves at its end: {"problems": [...]}, none if all is where it should be."""
+    """How the last mirror ended: {"problems": [...]}, none if all is where it should be."""
     return folder.path / "wandb" / "mirror.json"
+
+
+def leave_verdict(folder: RunFolder, problems: list[str]) -> None:
+    write_json(verdict_file(folder), {"problems": problems})
 
 
 def _start(folder: RunFolder, *words: str) -> subprocess.Popen:
     """The mirror's process. Raises OSError."""
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     _log_file(folder).parent.mkdir(parents=True, exist_ok=True)
-    verdict_file(folder).unlink(missing_ok=True)  # of an earlier mirror
     with open(_log_file(folder), "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "onenet.tracking.mirror", str(folder.path.absolute()), *words],
@@ -91,15 +94,18 @@ def _problem(mirror: subprocess.Popen, folder: RunFolder, word: str, seconds: fl
     """Says the word and waits for the mirror's end. Returns its problems, in a line."""
     try:
         mirror.communicate(f"{word}\n".encode(), timeout=seconds)
-        if mirror.returncode < 0:
-            return "it was killed"
-        return "; ".join(read_json(verdict_file(folder)).get("problems", ["it said nothing"]))
+        problem = "it was killed" if mirror.returncode < 0 else ""
     except subprocess.TimeoutExpired:
         _kill(mirror)
-        return f"stopped after {seconds:g} s"
+        problem = f"stopped after {seconds:g} s"
     except BaseException:  # a second Ctrl-C
         _kill(mirror)
         raise
+    if problem:  # it could not say so itself
+        with contextlib.suppress(OSError):
+            leave_verdict(folder, [problem])
+        return problem
+    return "; ".join(read_json(verdict_file(folder)).get("problems", ["it said nothing"]))
 
 
 def _finish(mirror: subprocess.Popen, word: str, folder: RunFolder) -> None:

@@ -47,6 +47,7 @@ def alone_inside(folder: RunFolder) -> Iterator[Path]:
     with open(home / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the mirror of the run's last life may be finishing
         keep_inside(home)
+        os.environ.pop("WANDB_RESUME", None)  # a user's: what is meant is said in `_init`
         import wandb
 
         try:
@@ -100,50 +101,21 @@ def _settings(patience: Patience) -> "wandb.Settings":
 
 
 def open_run(
-    folder: RunFolder, home: Path, patience: Patience = BESIDE_A_RUN, anew: bool = False
-) -> tuple["wandb.Run", str]:
-    """The W&B run, and what went wrong if it is offline although there is a key.
+    folder: RunFolder, home: Path, patience: Patience = BESIDE_A_RUN, clear: bool = False
+) -> "wandb.Run":
+    """The W&B run: online if there is a key, unless the user wants offline.
 
-    Its group is the first table that the run is known to belong to, its job type the row there.
-    `anew`: it takes the place of what W&B has under this id, and what goes wrong is raised as
-    NotOpened.
+    `clear`: it takes the place of what W&B has under this id. Raises NotOpened if there is a key
+    and still no W&B run; then nothing has changed.
     """
     import wandb
 
-    config, status = folder.config(), folder.status()
-    tracker = status.get("tracker", config["tracker"])  # of the last command that asked for it
-    rows = status.get("rows", {})  # experiment: label
-    group, job_type = next(iter(rows.items()), (None, None))
-    logged = config | ({"rows": rows} if rows else {})  # one of several tables has a label in each
-
-    def init(mode: str) -> wandb.Run:
-        return wandb.init(
-            mode=mode,
-            project=tracker["project"],
-            entity=tracker["entity"],
-            id=status["id"],
-            # Recorded offline, too: "allow" has `wandb sync` append this life to others.
-            resume=None if anew else "allow",
-            name=folder.path.name,
-            tags=[
-                config["preset"],
-                config["cost"]["name"],
-                config["location"],
-                f"seed {config['seed']}",
-                *rows,
-            ],
-            group=group,
-            job_type=job_type,
-            config=logged,
-            settings=_settings(patience),
-        )
-
     # Asking wandb, not the environment: `wandb offline` leaves its wish in a settings file.
     if wandb.setup().settings.mode in ("offline", "dryrun"):
-        return init("offline"), ""
+        return open_offline(folder, clear)
     before, started = set(home.iterdir()), time.monotonic()
     try:
-        return init("online"), ""
+        return _init(folder, "online", patience, clear)
     except wandb.errors.UsageError as error:  # there is no key
         print(f"offline: {error}", flush=True)
         problem = ""
@@ -152,10 +124,43 @@ def open_run(
     wandb.teardown()  # else the same id counts as in use
     for failed in set(home.glob("run-*")) - before:
         shutil.rmtree(failed)
-    if problem and anew:
+    if problem:
         raise NotOpened(problem, answered=seconds < patience.answer)
-    run = init("offline")
-    return run, problem and f"{problem}; {to_send_later(run)}"
+    return open_offline(folder, clear)
+
+
+def open_offline(folder: RunFolder, clear: bool = False) -> "wandb.Run":
+    return _init(folder, "offline", BESIDE_A_RUN, clear)
+
+
+def _init(folder: RunFolder, mode: str, patience: Patience, clear: bool) -> "wandb.Run":
+    """Its group is the first table that the run is known to be in, its job type the row there."""
+    import wandb
+
+    config, status = folder.config(), folder.status()
+    tracker = status.get("tracker", config["tracker"])  # of the last command that asked for it
+    rows = status.get("rows", {})  # experiment: label
+    group, job_type = next(iter(rows.items()), (None, None))
+    return wandb.init(
+        mode=mode,
+        project=tracker["project"],
+        entity=tracker["entity"],
+        id=status["id"],
+        # Recorded offline, too: "allow" has `wandb sync` append this life to others.
+        resume=None if clear else "allow",
+        name=folder.path.name,
+        tags=[
+            config["preset"],
+            config["cost"]["name"],
+            config["location"],
+            f"seed {config['seed']}",
+            *rows,
+        ],
+        group=group,
+        job_type=job_type,
+        config=config | ({"rows": rows} if rows else {}),  # each table has a label of its own
+        settings=_settings(patience),
+    )
 
 
 def first_line(error: Exception) -> str:
