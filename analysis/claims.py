@@ -29,7 +29,7 @@ from analysis.core.evidence import (
     command_line,
     finished,
     say_where,
-    with_root,
+    words_of,
 )
 from analysis.core.intervals import Interval, t_interval
 from analysis.core.layout import number
@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="write claims.* here instead of printing")
     given = parser.parse_args(arguments)
     try:
-        overrides = with_root(given.overrides, given.runs)
+        overrides = words_of(given)
         judged = judge(Evidence(overrides), given.only)
         pages = {
             f"claims.{SUFFIXES[name]}": WRITERS[name](judged)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis.core.rows import command_of
 from analysis.tables import experiments
-from onenet.config.compose import compose
+from onenet.config.compose import compose, use_folder
 from onenet.errors import UserError
 from onenet.runs.evaluations import default_evaluation
 from onenet.sweeps.experiments import Cell, Experiment, expand
@@ -102,8 +102,10 @@ def main(arguments: list[str]) -> int:
     kind.add_argument("--workspace", action="store_true")
     parser.add_argument("--json", metavar="FILE", help="write it here instead of sending it")
     parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as for run.py")
+    parser.add_argument("--config-dir", metavar="DIR", help="as for run.py")
     given = parser.parse_args(arguments)
     try:
+        use_folder(given.config_dir)
         if MISSING:
             raise UserError(
                 f"A dashboard needs wandb-workspaces: pip install -e '.[dashboard]' ({MISSING})"

@@ -22,7 +22,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from analysis.core.charts import CURVES, Chart, charts
-from analysis.core.evidence import Evidence, command_line, say_where, with_root
+from analysis.core.evidence import Evidence, command_line, say_where, words_of
 from analysis.core.samples import SAMPLES
 from onenet.errors import UserError
 
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="default: figures/ in the runs root")
     given = parser.parse_args(arguments)
     try:
-        overrides = with_root(given.overrides, given.runs)
+        overrides = words_of(given)
         runs = Evidence(overrides)
         folder = runs.folder(given.out) / ("" if given.out else "figures")
         drawn = draw(runs, folder, given.only or NAMES)

@@ -24,13 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from hydra.core.override_parser.types import Override
 from torch import Tensor
 
 from analysis.core.evidence import arrays_of, default_root, named_runs
 from analysis.core.formats import Block, Sheet, markdown
 from analysis.tables import write
 from onenet.boxes import iou_and_giou
-from onenet.config.compose import compose
+from onenet.config.compose import loader, override, use_folder, word
 from onenet.config.schema import Config
 from onenet.detectors import DETECTORS
 from onenet.errors import UserError
@@ -38,9 +39,9 @@ from onenet.job import build
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import flat
 from onenet.structures import HeadOutput, Target
-from onenet.sweeps.experiments import parse_axes
+from onenet.sweeps.experiments import axes_of
 
-Variants = Sequence[tuple[str, ...]]  # each: overrides
+Variants = Sequence[tuple[Override, ...]]
 MATCHING = ("cost", "assigner", "location")  # the only keys that a choice depends on
 AS_TRAINED = "as trained"
 CONTEXT = [
@@ -95,9 +96,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--runs", metavar="DIR", default=default_root(), help="runs root")
     parser.add_argument("--format", nargs="+", choices=WRITERS, default=["markdown"])
     parser.add_argument("--out", metavar="DIR", help="write replay.* here instead of printing")
+    parser.add_argument("--config-dir", metavar="DIR", help="as for run.py")
     split = arguments.index("--") if "--" in arguments else len(arguments)
     given = parser.parse_intermixed_args(arguments[:split])
     try:
+        use_folder(given.config_dir)
         asked = variants(arguments[split + 1 :])
         folders = chosen(Path(given.runs).expanduser().absolute(), given.runs_wanted)
         found = replay_all(folders, asked, skip=not given.runs_wanted)
@@ -125,16 +128,15 @@ def chosen(root: Path, words: Sequence[str]) -> list[RunFolder]:
 
 
 def variants(words: Sequence[str]) -> Variants:
-    """Each combination of the values that these words list, as overrides. Raises UserError."""
-    axes = parse_axes(words)
+    """Each combination of the values that these words list. Raises UserError."""
+    axes = axes_of(words)
     for key in axes:
         if key.lstrip("+~").partition(".")[0] not in MATCHING:
             raise UserError(
                 f"{key}: a replay changes the matching alone, by cost, cost.*, assigner, "
                 f"assigner.* and location. To train: python run.py {key}=VALUE"
             )
-    listed = [[f"{key}={value}" for value in values] for key, values in axes.items()]
-    return [combination for combination in itertools.product(*listed) if combination]
+    return [combination for combination in itertools.product(*axes.values()) if combination]
 
 
 def replay_all(folders: Sequence[RunFolder], variants: Variants, skip: bool) -> list:
@@ -160,24 +162,24 @@ def replay(folder: Path, variants: Variants) -> list[Replayed]:
         raise UserError(f"{name}: {values['detector']} is not trained by matching. Leave it out.")
     try:
         images = saved_images(run)
-        for words in [(), *variants]:
-            variant = " ".join(words) or AS_TRAINED
-            rows.append(assign(images, config_with(values, words), name, variant))
+        for overrides in [(), *variants]:
+            variant = " ".join(map(word, overrides)) or AS_TRAINED
+            rows.append(assign(images, config_with(values, overrides), name, variant))
     except (UserError, FloatingPointError) as error:
         raise UserError(f"{name}: {error}") from error
     return rows
 
 
-def config_with(values: dict, words: Sequence[str]) -> Config:
+def config_with(values: dict, overrides: Sequence[Override]) -> Config:
     """A config with the matching of a run's config `values`, and these overrides on top of it.
 
     Beside that it has what the options of groups depend on: preset, detector and reference; the
     rest, data included, is not the run's. Raises UserError.
     """
-    whole = {word.partition("=")[0] for word in words}
+    whole = {one.key_or_group for one in overrides}
     own = {key: values.get(key) for key in ("preset", "detector", "reference")}
     own |= {"data": "shapes"} | flat({key: values[key] for key in MATCHING if key not in whole})
-    return compose([*(f"{k}={'null' if v is None else v}" for k, v in own.items()), *words])
+    return loader().compose([*(override(k, v) for k, v in own.items()), *overrides])
 
 
 def saved_images(folder: RunFolder) -> list[Image]:

@@ -26,7 +26,7 @@ from markupsafe import Markup
 from analysis import claims
 from analysis.claims import Judged
 from analysis.core.charts import charts
-from analysis.core.evidence import BCCD, Evidence, command_line, say_where, with_root
+from analysis.core.evidence import BCCD, Evidence, command_line, say_where, words_of
 from analysis.core.formats import Block, Sheet
 from analysis.core.intervals import Interval
 from analysis.core.layout import number, sheet, with_std
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="default: the runs root")
     given = parser.parse_args(arguments)
     try:
-        overrides = with_root(given.overrides, given.runs)
+        overrides = words_of(given)
         runs = Evidence(overrides)
         file = runs.folder(given.out) / "report.html"
         judged = claims.judge(runs)

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis.core import formats
-from analysis.core.evidence import command_line, say_where, with_root
+from analysis.core.evidence import command_line, say_where, words_of
 from analysis.core.layout import COCO, missing, sheet
 from analysis.core.rows import Comparison, Stat, compare
 from onenet.errors import UserError
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="write tableN.* here instead of printing")
     given = parser.parse_args(arguments)
     try:
-        overrides = with_root(given.overrides, given.runs)
+        overrides = words_of(given)
         comparisons = [compare(e, overrides) for e in experiments(given.table)]
         pages = {
             f"table{comparison.experiment.table}.{SUFFIXES[name]}": WRITERS[name](comparison)

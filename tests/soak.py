@@ -29,7 +29,14 @@ from onenet.runs.folder import RunFolder
 from onenet.sweeps.experiments import Cell, expand
 from onenet.system.files import REPOSITORY
 
-TINY = ["debug=tiny", "tracker=none", "save_every=0", "sweep.jobs=2", "sweep.threads=1"]
+JOBS_2 = "hydra.launcher.jobs=2"
+TINY = [
+    "debug=tiny",
+    "tracker=none",
+    "save_every=0",
+    JOBS_2,
+    "hydra.launcher.threads=1",
+]
 AIMS = ("training", "start-up", "evaluation", "anywhere", "training")  # in turn
 DELAYS = {"training": 4.0, "start-up": 5.0, "evaluation": 0.8, "anywhere": 20.0}  # s, at most
 TERM_EVERY = 4  # kills: so often it is SIGTERM
@@ -44,7 +51,7 @@ class Sweep:
 
     def __init__(self, root: Path, words: list[str]):
         self.words = [*words, f"runs_root={root}"]
-        self.cells: list[Cell] = expand(self.words, multirun=True)
+        self.cells: list[Cell] = expand(self.words)
         self.output = root.with_suffix(".txt")
         self.process: subprocess.Popen | None = None
         self.started = 0.0

@@ -17,11 +17,13 @@ from rich.console import Console
 
 from analysis import dashboard
 from analysis.tables import experiments
+from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request, note_rows
 from onenet.sweeps.experiments import expand
-from onenet.sweeps.launch import run_all
 from onenet.sweeps.plan import Planned, group
+from onenet.sweeps.run_all import run_all
 from onenet.system.files import REPOSITORY
+from tests.launchers import launcher_of
 from tests.test_tracking import KEY, make_run, places  # noqa: F401, a fixture of every test
 from tests.wandb_offline import offline_runs
 from tests.wandb_server import refusing_url, serving
@@ -67,7 +69,7 @@ def planned(*words: str) -> list[Planned]:
     return group(expand(list(words)))
 
 
-def test_a_training_is_a_row_in_each_table_that_asks_for_it():
+def test_a_training_is_a_row_in_each_table_that_asks_for_it(tmp_path):
     words = ["cost=loc_cls", "location=predicted", "seed=0"]
     run, larger = planned("+experiment=table1,table3", *words)
     assert run.rows() == {"table1": "predicted + class", "table3": "(512, 853)"}
@@ -76,7 +78,8 @@ def test_a_training_is_a_row_in_each_table_that_asks_for_it():
     # W&B has the default evaluation's numbers under their own names: the row is the one of these.
     assert [run.rows() for run in shared] == [{"table2": "lr 1e-4, train 3, infer 1"}]
     assert [run.rows() for run in planned("seed=0")] == [{}]
-    assert Request.parse(shared[0].request(1).dump()).rows == shared[0].rows()
+    request = shared[0].request(1).write(RunFolder(tmp_path))
+    assert Request.read(request) == shared[0].request(1)
 
 
 def test_rows_are_added_to_a_folder_in_the_order_in_which_they_were_asked_for(tmp_path):
@@ -100,7 +103,8 @@ def test_a_real_run_logs_what_the_panels_show_and_learns_of_a_second_table(
     common = ["seed=0", "debug=tiny", "tracker=wandb", f"runs_root={tmp_path}"]
 
     (run,) = planned("+experiment=table1", "cost=loc_cls", "location=predicted", *common)
-    assert run_all(Console(quiet=True), [run])
+    run_all(Console(quiet=True), [run], launcher_of())
+    assert run.state() == "done"
     (cell,) = run.cells
     (life,) = offline_runs(cell.folder.path / "wandb")
     assert (life.id, life.group, life.job_type) == (cell.id, "table1", "predicted + class")
@@ -117,8 +121,7 @@ def test_a_real_run_logs_what_the_panels_show_and_learns_of_a_second_table(
     assert {key for p in panels(images, "Media Browser") for key in p["mediaKeys"]} <= logged
 
     again = planned("+experiment=table2", "lr_scale=1", "heads=1", *common)
-    assert run_all(Console(quiet=True), again)
-    assert again[0].process is None  # it was done already
+    assert run_all(Console(quiet=True), again, launcher_of()) == {}
     rows = {"table1": "predicted + class", "table2": "lr 5e-5, train 1, infer 1"}
     assert cell.folder.status()["rows"] == rows  # analysis/sync.py sends these: tests/test_sync.py
 

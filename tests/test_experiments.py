@@ -3,12 +3,29 @@
 Run: pytest tests/test_experiments.py
 """
 
+from pathlib import Path
+
 import pytest
 
+from onenet.config.compose import use_folder
 from onenet.errors import UserError
-from onenet.sweeps import experiments
 from onenet.sweeps.experiments import expand, experiment_names, read_experiment
 from onenet.sweeps.plan import group
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Writes +experiment=mine into a folder of the user's, and returns the file."""
+
+    def write(text: str) -> Path:
+        file = tmp_path / "experiment" / "mine.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+        use_folder(str(tmp_path))
+        return file
+
+    yield write
+    use_folder(None)
 
 
 def test_the_main_job_is_four_runs():
@@ -68,7 +85,7 @@ def test_axes_of_the_rows_narrow_and_other_axes_multiply():
 
 def test_a_cells_command_makes_the_same_run():
     for cell in expand(["+experiment=table2", "debug=tiny", "runs_root=/x"]):
-        again = expand([*cell.overrides, "runs_root=/x"], multirun=False)[0]
+        again = expand([*cell.overrides, "runs_root=/x"])[0]
         assert (again.id, again.evaluation) == (cell.id, cell.evaluation)
 
 
@@ -82,26 +99,33 @@ def test_every_row_of_every_experiment_resolves(name, scale):
 
 
 @pytest.mark.parametrize(
-    ("words", "multirun", "named"),
+    ("words", "named"),
     [
-        (["+experiment=tabel1"], True, "table1"),
-        (["+experiment=table1"], False, "-m"),
-        (["cost=loc_only,loc_cls"], False, "-m"),
-        (["+experiment=table1", "location=nowhere"], True, "location=nowhere"),
-        (["+experiment=table2", "heads=2"], True, "heads=2"),
-        (["seed=interval(0,1)"], True, "list"),
-        (["heads=(3"], True, "KEY=VALUE"),
+        (["+experiment=tabel1"], "table1"),
+        (["+experiment=table1", "location=nowhere"], "location=nowhere"),
+        (["+experiment=table2", "heads=2"], "heads=2"),
+        (["seed=interval(0,1)"], "list"),
+        (["heads=(3"], "heads=(3"),
     ],
 )
-def test_wrong_words_are_told_what_to_type(words, multirun, named):
+def test_wrong_words_are_told_what_to_type(words, named):
     with pytest.raises(UserError) as caught:
-        expand(words, multirun)
+        expand(words)
     assert named in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_a_broken_experiment_file_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "EXPERIMENTS", tmp_path)
-    (tmp_path / "mine.yaml").write_text("rows: [{label: a}]")
-    with pytest.raises(UserError, match=r"mine\.yaml is not an experiment"):
+def test_a_broken_experiment_file_is_named(own):
+    for text in ("rows: [{label: a}]", "title: a", "- a"):
+        with pytest.raises(UserError, match=rf"{own(text)} is not an experiment"):
+            expand(["+experiment=mine"])
+    own("rows: [")
+    with pytest.raises(UserError, match=r"experiment/mine\.yaml cannot be read"):
         expand(["+experiment=mine"])
+
+
+def test_an_experiment_of_the_users_own_is_a_table(own):
+    own("title: a\nquestion: b?\nrows: [{label: x, overrides: [heads=3]}]\nsweep: [seed=4]")
+    assert "mine" in experiment_names()
+    (cell,) = expand(["+experiment=mine"])
+    assert (cell.label, cell.config.heads, cell.config.seed) == ("x", 3, 4)

@@ -29,6 +29,8 @@ from onenet.runs.request import Request
 from onenet.sweeps.experiments import Cell, expand
 from onenet.system.files import REPOSITORY
 
+JOBS_2 = "hydra.launcher.jobs=2"
+JOBS_1 = "hydra.launcher.jobs=1"
 TINY = ["debug=tiny", "tracker=none", "save_every=0"]
 
 
@@ -232,7 +234,15 @@ def test_a_data_worker_that_is_killed_ends_the_run_at_once_and_the_rerun_goes_on
 
 @pytest.mark.slow
 def test_runs_end_when_their_sweep_is_killed_and_the_rerun_gives_the_same(tmp_path):
-    words = ["-m", "seed=0,1", *TINY, "steps=60", "workers=1", "sweep.jobs=2", "sweep.threads=1"]
+    words = [
+        "-m",
+        "seed=0,1",
+        *TINY,
+        "steps=60",
+        "workers=1",
+        JOBS_2,
+        "hydra.launcher.threads=1",
+    ]
     killed = expand([*words[1:], f"runs_root={tmp_path / 'killed'}"])
     folders = [cell.folder for cell in killed]
     with running(*words, f"runs_root={tmp_path / 'killed'}") as sweep:
@@ -255,7 +265,7 @@ def test_runs_end_when_their_sweep_is_killed_and_the_rerun_gives_the_same(tmp_pa
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_takes_no_other_with_it(tmp_path):
-    words = ["-m", "seed=0,1", *TINY, "steps=40", "sweep.jobs=2", f"runs_root={tmp_path}"]
+    words = ["-m", "seed=0,1", *TINY, "steps=40", JOBS_2, f"runs_root={tmp_path}"]
     killed, other = expand(words[1:])
     with running(*words) as sweep:
         reach(2, killed.folder, other.folder)
@@ -274,7 +284,7 @@ def test_a_run_that_is_killed_takes_no_other_with_it(tmp_path):
 @pytest.mark.slow
 def test_a_run_that_exits_in_the_middle_takes_no_other_with_it(tmp_path):
     """As a library might, that calls sys.exit where it should raise."""
-    words = ["-m", "seed=0,1", *TINY, "sweep.jobs=2", f"runs_root={tmp_path / 'runs'}"]
+    words = ["-m", "seed=0,1", *TINY, JOBS_2, f"runs_root={tmp_path / 'runs'}"]
     exits, other = expand(words[1:])
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
@@ -321,7 +331,12 @@ def test_an_evaluation_that_is_killed_at_its_end_stands_once_in_metrics_jsonl(tm
     ids=["the sweep", "its whole group", "with data workers"],
 )
 def test_a_sweep_that_is_asked_to_stop_saves_its_runs_and_goes_on_later(group, workers, tmp_path):
-    how = ["save_every=1000", f"workers={workers}", "sweep.jobs=2", f"runs_root={tmp_path}"]
+    how = [
+        "save_every=1000",
+        f"workers={workers}",
+        JOBS_2,
+        f"runs_root={tmp_path}",
+    ]
     words = ["-m", "seed=0,1", "debug=tiny", "tracker=none", "steps=60", *how]
     cells = expand(words[1:])
     folders = [cell.folder for cell in cells]
@@ -384,7 +399,14 @@ def test_a_job_that_is_told_twice_while_it_evaluates_still_says_so(tmp_path):
 
 @pytest.mark.slow
 def test_two_sweeps_at_once_share_the_work(tmp_path):
-    words = ["-m", "seed=0,1,2", *TINY, "steps=20", "sweep.jobs=1", f"runs_root={tmp_path}"]
+    words = [
+        "-m",
+        "seed=0,1,2",
+        *TINY,
+        "steps=20",
+        JOBS_1,
+        f"runs_root={tmp_path}",
+    ]
     with running(*words) as one, running(*words) as other:
         said = [sweep.communicate(timeout=240)[0] for sweep in (one, other)]
         assert {one.returncode, other.returncode} <= {0, 1}
@@ -396,7 +418,14 @@ def test_two_sweeps_at_once_share_the_work(tmp_path):
 
 @pytest.mark.slow
 def test_one_of_two_sweeps_is_killed_and_the_work_is_not_lost(tmp_path):
-    words = ["-m", "seed=0,1,2", *TINY, "steps=120", "sweep.jobs=1", f"runs_root={tmp_path}"]
+    words = [
+        "-m",
+        "seed=0,1,2",
+        *TINY,
+        "steps=120",
+        JOBS_1,
+        f"runs_root={tmp_path}",
+    ]
     cells = expand(words[1:])
     with running(*words) as killed, running(*words) as other:
         until(lambda: sum(cell.folder.state() == "running" for cell in cells) == 2)
@@ -414,7 +443,7 @@ def test_one_of_two_sweeps_is_killed_and_the_work_is_not_lost(tmp_path):
 
 @pytest.mark.slow
 def test_after_so_many_failures_the_others_are_not_started_but_listed(tmp_path):
-    sweep = ["sweep.max_failures=1", "sweep.jobs=1", "sweep.threads=1"]
+    sweep = ["hydra.launcher.max_failures=1", JOBS_1, "hydra.launcher.threads=1"]
     words = ["-m", "lr=1e30,2e30,3e30", *TINY, *sweep, f"runs_root={tmp_path}"]
     status, said = ran(*words)
     assert status == 1

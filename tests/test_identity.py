@@ -17,6 +17,7 @@ from onenet.sweeps.experiments import expand, experiment_names
 from onenet.system.files import digest
 
 IDS = Path(__file__).parent / "table_ids.json"
+JOBS_1 = "hydra.launcher.jobs=1"
 
 
 def same(*overrides: str) -> bool:
@@ -31,8 +32,8 @@ def same(*overrides: str) -> bool:
         "workers=3",
         "device=cpu",
         "plan=true",
-        "sweep.jobs=1",
-        "sweep.threads=2",
+        JOBS_1,
+        "hydra.launcher.threads=2",
         "runs_root=/elsewhere",
         "log_every=7",
         "save_every=1",
@@ -91,7 +92,7 @@ def test_what_cannot_change_a_result_does_not_change_the_id(override):
         "augment.size_step=4",
         "reference=released",
         "optim.decay=multistep",
-        "optim.lr_factors={backbone: 0.1}",
+        "+optim.lr_factors={backbone: 0.1}",
         "backbone.frozen=true",
         "backbone.weights=run:0123456789",
         "data.seed=1",

@@ -84,7 +84,7 @@ def test_it_is_planned_as_done_and_tabulated(folder):
     run = planned(folder)
     assert run.state() == "done"
     text = io.StringIO()
-    summary.print_results(Console(file=text, width=200), [run])
+    summary.print_results(Console(file=text, width=200), [run], {})
     assert "0.004" in text.getvalue()  # its learning rate
     assert "NOT DONE" not in text.getvalue()
 
@@ -154,7 +154,7 @@ def test_a_run_whose_config_was_edited_is_refused(folder, capsys):
     assert "not of 0800872d41" in said
     assert not folder.result(run.cells[0].evaluation)
     assert folder.status()["state"] == "done"
-    assert "config.yaml is of run" in summary.failure(run)
+    assert "config.yaml is of run" in summary.failure(run, {})
     folder.config_file.write_text(yaml.safe_dump({**config, "seed": "abc"}))
     with pytest.raises(UserError, match=r"config\.yaml is not the configuration of a run"):
         Job(folder, run.request(1), ALONE, StopRequest())

@@ -73,7 +73,7 @@ def test_a_record_run_again_from_its_own_words_is_the_same_run(tmp_path):
     cells = [cell for cell in expand(["+experiment=table4"]) if cell.label == "36 epochs"]
     records = [RunFolder(RECORDS / cell.folder.path.name).result() for cell in cells]
     first = records[0]
-    words = [*first["overrides"], f"sweep.threads={first['env']['threads']}"]
+    words = [*first["overrides"], f"hydra.launcher.threads={first['env']['threads']}"]
     done = run_py("-m", *words, f"runs_root={tmp_path}")
     assert done.returncode == 0, done.stderr
     again = RunFolder(tmp_path / cells[0].folder.path.name).result()

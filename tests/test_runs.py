@@ -21,6 +21,9 @@ from onenet.runs.folder import KINDS, Locked, RunFolder, owner
 from onenet.sweeps import machine, summary
 from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY, write_atomically, write_json
+from tests.launchers import launcher_of
+
+JOBS_2 = "hydra.launcher.jobs=2"
 
 
 @pytest.fixture
@@ -167,7 +170,7 @@ def test_metrics_are_cut_back_to_the_checkpoint(folder):
 
 def test_cores_are_shared_out(monkeypatch):
     def shared(runs: int, *overrides: str) -> tuple[int, int, int]:
-        free = machine.places(compose(list(overrides)), runs)
+        free = launcher_of(overrides).places(compose(overrides), runs)
         assert len(set(free)) == 1
         assert free[0].gpus is None
         return len(free), free[0].processes, free[0].threads
@@ -177,8 +180,8 @@ def test_cores_are_shared_out(monkeypatch):
     assert shared(4) == (4, 1, 2)
     assert shared(1) == (1, 1, 8)
     assert shared(20) == (8, 1, 1)
-    assert shared(20, "sweep.jobs=2") == (2, 1, 4)
-    assert shared(20, "sweep.threads=4") == (2, 1, 4)
+    assert shared(20, JOBS_2) == (2, 1, 4)
+    assert shared(20, "hydra.launcher.threads=4") == (2, 1, 4)
     assert shared(20, "processes=2") == (4, 2, 1)
     assert shared(1, "processes=2") == (1, 2, 4)
     assert shared(2, "processes=null") == (2, 1, 4)
@@ -188,14 +191,17 @@ def test_cores_are_shared_out(monkeypatch):
 
 def test_every_run_has_gpus_of_its_own_while_there_are_any(monkeypatch):
     def shared(runs: int, *overrides: str) -> list[tuple[str, ...] | None]:
-        return [place.gpus for place in machine.places(compose(list(overrides)), runs)]
+        return [place.gpus for place in launcher_of(overrides).places(compose(overrides), runs)]
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,GPU-3")
     assert shared(9) == [("0",), ("1",), ("2",), ("GPU-3",)]
     assert shared(2) == [("0",), ("1",)]
     assert shared(9, "processes=2") == [("0", "1"), ("2", "GPU-3")]
     assert shared(9, "processes=null") == [("0", "1", "2", "GPU-3")]
-    assert shared(9, "processes=3", "sweep.jobs=2") == [("0", "1", "2"), ("GPU-3", "0", "1")]
+    assert shared(9, "processes=3", JOBS_2) == [
+        ("0", "1", "2"),
+        ("GPU-3", "0", "1"),
+    ]
     assert shared(9, "processes=null", "batch=2") == [("0", "1"), ("2", "GPU-3")]
     with pytest.raises(UserError, match="processes=5, but there are 4 GPUs"):
         shared(1, "processes=5")

@@ -14,30 +14,38 @@ import time
 import pytest
 from rich.console import Console
 
+from onenet.config.compose import loader, use_folder
+from onenet.config.schema import METRICS
 from onenet.errors import UserError
-from onenet.sweeps import experiments, launch, search, search_sweep
-from onenet.sweeps.experiments import experiment_names, search_names
-from onenet.sweeps.search import CHOICES, Range, requested
+from onenet.sweeps import search, search_sweep
+from onenet.sweeps.experiments import axes_of, experiment_names, search_names
+from onenet.sweeps.search import Range, requested
 from onenet.sweeps.study import Study
-from onenet.system.files import REPOSITORY, read_json, write_json
+from onenet.system.files import REPOSITORY, write_json
+from tests.launchers import launcher_of
 
+JOBS_2 = "hydra.launcher.jobs=2"
+JOBS_1 = "hydra.launcher.jobs=1"
+MAX_2 = "hydra.launcher.max_failures=2"
+TWO = ("hydra.launcher.jobs=2", "hydra.launcher.threads=1")
 TINY = ["debug=tiny", "tracker=none"]
-WORDS = ["+experiment=search_cost", *TINY, "sweep.jobs=2", "sweep.threads=1"]
+WORDS = ["+experiment=search_cost", *TINY, *TWO]
 
 
 def asked(tmp_path, *words: str) -> search.Search:
-    return requested([*WORDS, f"runs_root={tmp_path}", *words])
+    return requested(axes_of([*WORDS, f"runs_root={tmp_path}", *words]))
 
 
 class Runner:
-    """Stands for `launch.run_all`: writes the results of runs that nobody trains."""
+    """Stands for `run_all`: writes the results of runs that nobody trains."""
 
     def __init__(self, fails=lambda weights: False, stop_after: int | None = None):
         self.fails, self.stop_after = fails, stop_after
         self.names: list[str] = []
         self.diverges = False
 
-    def __call__(self, console, runs) -> bool:
+    def __call__(self, console, runs, launcher, free) -> dict:
+        ended = {}
         for run in runs:
             if len(self.names) == self.stop_after:
                 raise KeyboardInterrupt
@@ -45,7 +53,7 @@ class Runner:
             weights = run.config.cost.weights
             run.folder.path.mkdir(parents=True, exist_ok=True)
             if self.fails(weights):
-                run.ended_with = 1
+                ended[run.name] = 1
                 kind = "diverged" if self.diverges else "failed"
                 run.folder.set_status(state="failed", kind=kind, exception=f"{kind}: no")
                 continue
@@ -54,19 +62,35 @@ class Runner:
             write_json(run.folder.evaluation(run.cells[0].evaluation) / "result.json", result)
             write_json(run.folder.result_file, result)
             run.folder.set_status(state="done", kind="done", exception=None)
-        return True
+        return ended
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Has +experiment=mine be a search with these settings, from a folder of the user's."""
+
+    def write(settings: str) -> None:
+        folder = tmp_path / "own" / "experiment"
+        folder.mkdir(parents=True)
+        head = "# @package _global_\ndefaults: [/search_schema@search, _self_]\n"
+        text = f"{head}experiment: {{title: a, question: 'b?'}}\nsearch: {settings}\n"
+        (folder / "mine.yaml").write_text(text)
+        use_folder(str(folder.parent))
+
+    yield write
+    use_folder(None)
 
 
 @pytest.fixture
 def runner(monkeypatch) -> Runner:
     runner = Runner()
-    monkeypatch.setattr(launch, "run_all", lambda console, runs: runner(console, runs))
+    monkeypatch.setattr(search_sweep, "run_all", lambda *given: runner(*given))
     return runner
 
 
-def do(wanted: search.Search) -> tuple[int, str, Study]:
+def do(wanted: search.Search, *words: str) -> tuple[int, str, Study]:
     console = Console(file=io.StringIO(), width=200)
-    status = search_sweep.main(console, wanted)
+    status = search_sweep.main(console, wanted, launcher_of([*TWO, *words]))
     return status, console.file.getvalue(), Study(wanted)
 
 
@@ -80,14 +104,14 @@ def drawn(study: Study) -> list[dict]:
 def test_a_search_is_no_table():
     assert "search_cost" in search_names()
     assert "search_cost" not in experiment_names()
-    assert requested(["+experiment=table1"]) is None
-    assert requested(["seed=0,1"]) is None
+    assert requested(axes_of(["+experiment=table1"])) is None
+    assert requested(axes_of(["seed=0,1"])) is None
 
 
 @pytest.mark.parametrize("name", search_names())
 def test_every_search_resolves(name, tmp_path):
-    found = requested([f"+experiment={name}", *TINY, f"runs_root={tmp_path}"])
-    assert found.question.endswith("?")
+    found = requested(axes_of([f"+experiment={name}", *TINY, f"runs_root={tmp_path}"]))
+    assert loader().read(f"experiment/{name}")["experiment"]["question"].endswith("?")
     assert Study(found).trials == []
 
 
@@ -95,8 +119,9 @@ def test_words_hold_for_all_trials_or_narrow_the_space_or_set_the_search(tmp_pat
     found = asked(
         tmp_path, "seed=5", "cost.weights.giou=4", "search.trials=3", "search.metric=AP50"
     )
-    assert (found.trials, found.metric, found.sampler) == (3, "AP50", "tpe")
-    assert list(found.space) == ["cost.weights.cls"]
+    settings = found.settings
+    assert (settings.trials, settings.metric, settings.sampler) == (3, "AP50", "tpe")
+    assert list(settings.space) == ["cost.weights.cls"]
     base = Study(found).base.config
     assert (base.seed, base.cost.weights.giou, base.cost.name) == (5, 4.0, "loc_cls")
 
@@ -107,20 +132,20 @@ def test_words_hold_for_all_trials_or_narrow_the_space_or_set_the_search(tmp_pat
         (["search.metric=AP5"], "AP50"),
         (["search.direction=up"], "maximize"),
         (["search.sampler=grid"], "random"),
-        (["search.trials=0"], "from 1 on"),
-        (["search.trial=3"], "trials"),
+        (["search.trials=0"], "at least 1"),
+        (["search.trial=3"], "search.trial"),
         (["seed=0,1"], "seed=0,1"),
         (["+experiment=search_cost,table1"], "alone"),
         (["cost.weights.cls=1", "cost.weights.giou=1"], "no key is left"),
         (["location=predefined"], "cost.weights.giou: the key does not change"),
-        (["hedas=1"], "heads"),
+        (["hedas=1"], "hedas"),
     ],
 )
 def test_wrong_words_are_told_what_to_type(words, named, tmp_path):
     with pytest.raises(UserError) as caught:
         Study(asked(tmp_path, *words))
     assert named in str(caught.value)
-    assert len(str(caught.value).splitlines()) <= 3
+    assert len(str(caught.value).splitlines()) <= 6
 
 
 @pytest.mark.parametrize(
@@ -135,16 +160,15 @@ def test_wrong_words_are_told_what_to_type(words, named, tmp_path):
         ("{cost: [1, 2]}", "search.space.cost: a group"),
         ("{eval.batch: [1, 2]}", "does not change"),
         ("{}", "no key is left"),
-        ("3", "is not a search"),
+        ("3", "space"),
     ],
 )
-def test_a_wrong_space_is_named(space, named, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "EXPERIMENTS", tmp_path)
-    (tmp_path / "mine.yaml").write_text(f"title: a\nquestion: b?\nsearch: {{space: {space}}}\n")
+def test_a_wrong_space_is_named(space, named, tmp_path, own):
+    own(f"{{space: {space}}}")
     with pytest.raises(UserError) as caught:
-        Study(requested(["+experiment=mine", *TINY, f"runs_root={tmp_path}"]))
+        Study(requested(axes_of(["+experiment=mine", *TINY, f"runs_root={tmp_path}"])))
     assert named in str(caught.value)
-    assert len(str(caught.value).splitlines()) <= 3
+    assert len(str(caught.value).splitlines()) <= 6
 
 
 def test_values_have_three_digits_and_stay_in_their_range():
@@ -220,17 +244,15 @@ def test_other_words_make_another_search(tmp_path, runner):
 
 def test_where_its_file_is_lost_the_sequence_comes_again(tmp_path, runner):
     _, _, first = do(asked(tmp_path, "search.trials=8"))
-    (first.folder.path / "trials.json").unlink()
+    (first.folder.path / "optuna.journal").unlink()
     assert drawn(do(asked(tmp_path, "search.trials=8"))[2]) == drawn(first)
     assert len(runner.names) == 8
 
 
-def test_equal_values_share_a_run(tmp_path, runner, monkeypatch):
-    monkeypatch.setattr(experiments, "EXPERIMENTS", tmp_path)
-    text = "title: a\nquestion: b?\nsearch: {sampler: random, trials: 12, space: {heads: [1, 2]}}\n"
-    (tmp_path / "mine.yaml").write_text(text)
-    words = ["+experiment=mine", *TINY, "sweep.jobs=2", f"runs_root={tmp_path / 'runs'}"]
-    status, _, done = do(requested(words))
+def test_equal_values_share_a_run(tmp_path, runner, own):
+    own("{sampler: random, trials: 12, space: {heads: [1, 2]}}")
+    words = ["+experiment=mine", *TINY, f"runs_root={tmp_path / 'runs'}"]
+    status, _, done = do(requested(axes_of(words)))
     assert status == 0
     assert len(runner.names) == 2
     assert {trial.values["heads"] for trial in done.trials} == {1, 2}
@@ -273,7 +295,7 @@ def test_if_all_fail_it_says_so(tmp_path, runner):
     status, said, _ = do(asked(tmp_path, "search.trials=4"))
     assert status == 1
     assert "4 trials: 0 done, 4 not" in said
-    status, said, _ = do(asked(tmp_path, "search.trials=9", "sweep.max_failures=2", "seed=1"))
+    status, said, _ = do(asked(tmp_path, "search.trials=9", "seed=1"), MAX_2)
     assert "2 failed: no more are started" in said
     assert "9 trials: 0 done, 9 not" in said
 
@@ -319,13 +341,11 @@ def start(*words: str) -> subprocess.Popen:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["-m", "--cfg"], "--cfg"),
-        ([], "-m"),
-        (["-m", "search.metric=mAP"], "choose one of AP, AP50"),
+        (["search.metric=mAP"], "choose one of AP, AP50"),
     ],
 )
 def test_bad_input_ends_at_once(words, named, tmp_path):
-    process = start(*WORDS, *words, f"runs_root={tmp_path / 'runs'}")
+    process = start("-m", *WORDS, *words, f"runs_root={tmp_path / 'runs'}")
     said, _ = process.communicate()
     assert process.returncode == 2
     assert named in said
@@ -335,9 +355,16 @@ def test_bad_input_ends_at_once(words, named, tmp_path):
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_goes_on(tmp_path):
-    words = ["-m", "+experiment=search_cost", *TINY, "sweep.jobs=1", "steps=20", "save_every=0"]
+    words = [
+        "-m",
+        "+experiment=search_cost",
+        *TINY,
+        JOBS_1,
+        "steps=20",
+        "save_every=0",
+    ]
     words += ["search.trials=3"]
-    killed = requested([*words[1:], f"runs_root={tmp_path / 'killed'}"])
+    killed = requested(axes_of([*words[1:], f"runs_root={tmp_path / 'killed'}"]))
     process = start(*words, f"runs_root={tmp_path / 'killed'}")
     while (
         len(now := Study(killed).trials) < 2 or now[1].run.folder.last_metrics().get("step", 0) < 5
@@ -358,13 +385,11 @@ def test_a_search_that_is_killed_goes_on(tmp_path):
     done = Study(killed)
     assert done.trials[1].run.folder.status()["resumes"] == 1
     assert f"{done.ranked()[0][1].run.cells[0].command}" in said.splitlines()[-1]
-    for key in CHOICES["metric"]:
+    for key in METRICS:
         assert key in done.trials[0].run.folder.result()["metrics"]
 
-    straight = requested([*words[1:], f"runs_root={tmp_path / 'straight'}"])
+    straight = requested(axes_of([*words[1:], f"runs_root={tmp_path / 'straight'}"]))
     assert start(*words, f"runs_root={tmp_path / 'straight'}").communicate()
     assert drawn(Study(straight)) == drawn(done)
     values = [[t.result("AP") for t in s.trials] for s in (Study(straight), done)]
     assert values[0] == values[1]
-    saved = read_json(Study(straight).folder.path / "trials.json")
-    assert [row["AP"] for row in saved["trials"]] == values[0]

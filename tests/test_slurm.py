@@ -14,16 +14,19 @@ from pathlib import Path
 import pytest
 
 from onenet.config.compose import compose
+from onenet.config.schema import SlurmLauncher
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import run_id
-from onenet.sweeps import launch, slurm
+from onenet.runs.request import Request
 from onenet.sweeps import plan as planning
+from onenet.sweeps import slurm
 from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY
+from tests.launchers import launcher_of
 from tests.slurm_cluster import ask, missing, slurm_cluster
 
-TINY = ["debug=tiny", "tracker=none", "sweep.launcher=slurm"]
+TINY = ["debug=tiny", "tracker=none", "hydra/launcher=slurm"]
 
 
 @pytest.fixture
@@ -57,10 +60,10 @@ def planned(tmp_path: Path, *words: str) -> planning.Planned:
     return runs[0]
 
 
-def started(run: planning.Planned) -> slurm.SlurmJob:
-    cluster = slurm.Cluster(run.config)
-    (place,) = slurm.places(run.config, 1)
-    return launch.start(run, place, cluster).process
+def started(run: planning.Planned, *words: str) -> slurm.SlurmJob:
+    launcher = launcher_of([*TINY, *words])
+    (place,) = launcher.places(run.config, 1)
+    return launcher.start(run, place).process
 
 
 def submitted_command(tmp_path: Path) -> list[str]:
@@ -71,10 +74,10 @@ def submitted_command(tmp_path: Path) -> list[str]:
 
 
 def test_what_is_submitted_asks_for_what_the_keys_say(stand_ins):
-    more = "sweep.slurm.more={account: vision, qos: high, signal_delay_s: 150}"
+    more = "hydra.launcher.more={account: vision, qos: high, signal_delay_s: 150}"
     asked = ["partition=gpu", "minutes=90", "cpus=6", "gpus=2", "memory_gb=1.5"]
-    run = planned(stand_ins, more, *[f"sweep.slurm.{word}" for word in asked])
-    assert started(run).job == "17"
+    run = planned(stand_ins)
+    assert started(run, more, *[f"hydra.launcher.{word}" for word in asked]).job == "17"
     script = (stand_ins / "submitted.sh").read_text()
     for option in (
         *("partition=gpu", "time=90", "cpus-per-task=6", "gpus-per-node=2", "mem=1536M"),
@@ -89,28 +92,29 @@ def test_what_is_submitted_asks_for_what_the_keys_say(stand_ins):
 @pytest.mark.parametrize(
     ("words", "processes", "threads"),
     [
-        (["sweep.slurm.cpus=6"], 1, 6),
-        (["processes=2", "sweep.slurm.cpus=6"], 2, 3),
-        (["processes=null", "sweep.slurm.gpus=8", "batch=16"], 8, 1),
-        (["processes=null", "sweep.slurm.gpus=8", "batch=4"], 4, 1),
+        (["hydra.launcher.cpus=6"], 1, 6),
+        (["processes=2", "hydra.launcher.cpus=6"], 2, 3),
+        (["processes=null", "hydra.launcher.gpus=8", "batch=16"], 8, 1),
+        (["processes=null", "hydra.launcher.gpus=8", "batch=4"], 4, 1),
         (["processes=null"], 1, 4),
     ],
 )
 def test_processes_and_threads_share_what_a_job_gets(words, processes, threads, stand_ins):
     run = planned(stand_ins, *words)
-    started(run)
+    started(run, *words)
     command = submitted_command(stand_ins)
     assert ("torch.distributed.run" in command) == (processes > 1)
     if processes > 1:
         assert command[command.index("--nproc-per-node") + 1] == str(processes)
     assert "--driver" not in command
-    assert json.loads(command[command.index("--request") + 1])["threads"] == threads
+    assert Request.read(Path(command[-1])).threads == threads
 
 
 def test_all_runs_are_submitted_at_once_unless_jobs_says_otherwise():
-    assert len(slurm.places(compose(TINY), 40)) == 40
-    assert len(slurm.places(compose([*TINY, "sweep.jobs=3"]), 40)) == 3
-    assert len(slurm.places(compose([*TINY, "sweep.jobs=3"]), 2)) == 2
+    config = compose(TINY)
+    assert len(slurm.places(config, SlurmLauncher(cpus=1, gpus=0), 40)) == 40
+    assert len(slurm.places(config, SlurmLauncher(cpus=1, gpus=0, jobs=3), 40)) == 3
+    assert len(slurm.places(config, SlurmLauncher(cpus=1, gpus=0, jobs=3), 2)) == 2
 
 
 def test_a_run_that_is_in_the_queue_is_not_submitted_again(stand_ins):
@@ -158,28 +162,27 @@ def test_nothing_is_submitted_while_the_queue_is_not_known(stand_ins, tools):
 
 
 def test_where_a_run_takes_place_is_not_in_its_id():
-    assert run_id(compose([*TINY, "sweep.slurm.more={qos: a}"])) == run_id(compose(TINY[:2]))
+    assert run_id(compose([*TINY, "hydra.launcher.more={qos: a}"])) == run_id(compose(TINY[:2]))
 
 
 def test_what_slurm_refuses_is_told_in_slurms_words(stand_ins, tools):
     tools("sbatch", "echo sbatch: error: invalid partition specified: gpu >&2; exit 1")
     with pytest.raises(UserError, match="invalid partition specified: gpu"):
-        started(planned(stand_ins, "sweep.slurm.partition=gpu"))
+        started(planned(stand_ins), "hydra.launcher.partition=gpu")
 
 
 def test_without_slurm_or_submitit_the_error_names_what_is_missing(tools, tmp_path, monkeypatch):
-    config = compose([*TINY, f"runs_root={tmp_path}"])
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(UserError, match="needs sbatch"):
-        slurm.Cluster(config)
+        slurm.Cluster(SlurmLauncher(), tmp_path)
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[slurm\]'"):
-        slurm.Cluster(config)
+        slurm.Cluster(SlurmLauncher(), tmp_path)
 
 
 def test_further_options_must_be_a_mapping():
-    with pytest.raises(UserError, match=r"sweep\.slurm\.more=high"):
-        compose([*TINY, "sweep.slurm.more=high"])
+    with pytest.raises(UserError, match="more"):
+        launcher_of([*TINY, "hydra.launcher.more=high"])
 
 
 # --- with a real Slurm ---
@@ -254,7 +257,7 @@ def steps(folder: RunFolder) -> list[int]:
 @pytest.mark.slow
 def test_a_sweep_survives_a_preempted_job_and_the_end_of_its_driver(cluster, drive, tmp_path):
     words = ["seed=0,1,2,3", *TINY, "steps=80", "save_every=0", f"runs_root={tmp_path}"]
-    words += ["sweep.slurm.cpus=1", "sweep.slurm.minutes=30"]
+    words += ["hydra.launcher.cpus=1", "hydra.launcher.minutes=30"]
     folders = [cell.folder for cell in expand(words)]
     first = drive(words)
     name = slurm.job_name(folders[0])
@@ -278,7 +281,7 @@ def test_a_sweep_survives_a_preempted_job_and_the_end_of_its_driver(cluster, dri
 @pytest.mark.slow
 def test_a_run_of_two_processes_makes_way_for_a_job_that_goes_first(cluster, drive, tmp_path):
     words = [*TINY, "processes=2", "steps=60", "save_every=0", f"runs_root={tmp_path}"]
-    words += ["sweep.slurm.cpus=2", "sweep.slurm.minutes=30"]
+    words += ["hydra.launcher.cpus=2", "hydra.launcher.minutes=30"]
     (cell,) = expand(words)
     driver = drive(words)
     wait_for(lambda: cell.folder.last_metrics().get("step", 0) >= 10)

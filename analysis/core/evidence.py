@@ -17,6 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from analysis.core.rows import RECORDS, Comparison, Row, compare
+from onenet.config.compose import use_folder
 from onenet.config.schema import Config
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder, named
@@ -55,7 +56,14 @@ def command_line(doc: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
     parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as for run.py")
+    parser.add_argument("--config-dir", metavar="DIR", help="as for run.py")
     return parser
+
+
+def words_of(given: argparse.Namespace) -> list[str]:
+    """run.py's words, of what `command_line` has parsed. Raises UserError."""
+    use_folder(given.config_dir)
+    return with_root(given.overrides, given.runs)
 
 
 def default_root() -> Path:

@@ -12,7 +12,7 @@ from torchvision.models import detection
 from analysis.core.fps import Network, Speed, network_of
 from analysis.core.predicates import NETWORKS
 from analysis.speed.timing import Row, least_seconds
-from onenet.config.compose import compose
+from onenet.config.compose import loader, override
 from onenet.data.normalization import normalize
 from onenet.data.sizes import pad_to_multiple
 from onenet.detectors import DETECTORS
@@ -119,7 +119,7 @@ def our_frames(
     """A function that detects in one image, in the way an evaluation does."""
     keys = {"neck.channels": network.channels, "heads": network.heads, "device": device}
     keys |= {name: getattr(network, name) for name in ("detector", "backbone", "neck")}
-    config = compose([f"{key}={value}" for key, value in keys.items()])
+    config = loader().compose([override(key, value) for key, value in keys.items()])
     model = for_inference(build.detector(config, CLASSES))
     peaks = DETECTORS[network.detector].peaks
     images = torch.zeros(1, 3, *pad_to_multiple(size_hw), dtype=torch.uint8, device=device)

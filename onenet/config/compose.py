@@ -1,128 +1,235 @@
-"""The configuration of a run: how it is composed from conf/ and made absolute.
+"""The configurations of runs: how Hydra composes them from conf/, and how they become absolute.
 
-Hydra composes conf/config.yaml with overrides; here that becomes a plain, typed `Config` in which
-everything is an absolute value. Values have their home in conf/, not here.
+The one place where words of a command line are parsed and configurations composed. Values have
+their home in conf/, types and bounds in schema.py.
 """
 
 import copy
-import difflib
-import re
-from dataclasses import asdict
+import dataclasses
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.defaults_list import create_defaults_list
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
+from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
-from onenet.config.schema import Config
+from onenet.config.schema import MODELS, Config, Search
 from onenet.config.validate import problems
 from onenet.errors import UserError
 from onenet.system.files import REPOSITORY
 
 CONF = REPOSITORY / "conf"
-OPTIONAL = ("reference", "debug")  # groups of which nothing need be chosen
-GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+NOT_OF_A_RUN = ("hydra", "experiment", "search")  # in what Hydra composes
+FREE = ("optim.lr_factors",)  # dictionaries whose keys are the user's: +optim.lr_factors.word=0.1
+ERROR_LINES = 12
 
 
-ConfigStore.instance().store(name="schema", node=Config)
+class CannotCompose(UserError):
+    """What Hydra says of words that it cannot compose."""
+
+    def __init__(self, error: Exception):
+        super().__init__(in_short(error))
 
 
-def _by_preset(values: DictConfig, *, _root_: DictConfig):
-    """In conf/: `${by_preset:{paper:1,proxy:2}}` is the one that belongs to the preset."""
-    if _root_.preset not in values:
-        raise UserError(f"detector={_root_.detector} has no values for preset={_root_.preset}.")
-    return values[_root_.preset]
+class _Files(CachingConfigRepository):
+    """Reads each file once. Hands out copies, since composing changes what it is given."""
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        return copy.deepcopy(super().load_config(config_path))
 
 
-OmegaConf.register_new_resolver("by_preset", _by_preset, replace=True)
+class Loader:
+    """Composes runs, from the words of each, by Hydra's own functions. What the words choose of the
+    groups is composed once and shared by all runs that choose the same."""
+
+    def __init__(self, hydra: ConfigLoader, name: str = "config", hydra_words: Sequence[str] = ()):
+        """`hydra_words`: those of the command line that are Hydra's own (hydra.searchpath=...)."""
+        assert isinstance(hydra, ConfigLoaderImpl)  # Hydra has no other
+        self._hydra, self._name = hydra, name
+        self._parser = OverridesParser.create(config_loader=hydra)
+        _, sources = hydra._parse_overrides_and_create_caching_repo(name, [*hydra_words])
+        self._repository = _Files(sources)
+        self._chosen: dict[tuple, DictConfig] = {}
+
+    def parse(self, words: Sequence[str]) -> list[Override]:
+        """By Hydra's grammar. Raises CannotCompose."""
+        try:
+            return self._parser.parse_overrides([*words])
+        except HydraException as error:
+            raise CannotCompose(error) from error
+
+    def options(self, group: str) -> list[str]:
+        """Of a group: the files in conf/<group>/ and in a folder of the user's."""
+        return self._repository.get_group_options(group)
+
+    def is_group(self, key: str) -> bool:
+        return self._repository.group_exists(key)
+
+    def read(self, path: str) -> dict:
+        """One file as it stands: `experiment/table1`. Raises UserError."""
+        try:
+            found = self._repository.load_config(path)
+        except Exception as error:  # of YAML, of the encoding, of Hydra
+            raise UserError(f"{path}.yaml cannot be read: {in_short(error)}") from error
+        if found is None:
+            group = path.rpartition("/")[0]
+            listed = ", ".join(self.options(group))
+            raise UserError(f"Could not find '{path}'\nAvailable options in '{group}': {listed}")
+        values = OmegaConf.to_container(found.config)
+        return values if isinstance(values, dict) else {}
+
+    def where(self, path: str) -> str:
+        """The file that `read` reads."""
+        found = self._repository.load_config(path)
+        return f"{found.path.removeprefix('file://')}/{path}.yaml" if found else path
+
+    def compose(self, overrides: Sequence[Override]) -> Config:
+        """The checked configuration of one run. Raises CannotCompose, and UserError with all that
+        is wrong with it."""
+        for one in overrides:
+            if one.type != OverrideType.CHANGE and not one.key_or_group.startswith(FREE):
+                raise UserError(
+                    f"{one.input_line}: keys can be changed, not added or removed. "
+                    f"Write {one.key_or_group}=VALUE."
+                )
+        try:
+            config = self.merge(overrides)
+            with open_dict(config):
+                for key in NOT_OF_A_RUN:
+                    config.pop(key)
+            typed = _typed(config)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise CannotCompose(error) from error
+        if found := problems(typed):
+            raise UserError("\n".join(found))
+        return _absolute(typed)
+
+    def merge(self, overrides: Sequence[Override]) -> DictConfig:
+        """What Hydra composes. Raises Hydra's and OmegaConf's exceptions."""
+        groups, values = [], []
+        for one in overrides:
+            if not self.is_group(one.key_or_group):
+                values.append(one)
+            elif one.value() is not None:  # null: no option, as in conf/config.yaml
+                groups.append(one)
+        key = tuple(override.input_line for override in groups)
+        if key not in self._chosen:
+            self._chosen[key] = self._choose(groups)
+        config = copy.deepcopy(self._chosen[key])
+        self._hydra._apply_overrides_to_config(values, config)
+        return config
+
+    def _choose(self, groups: list[Override]) -> DictConfig:
+        defaults: list[ResultDefault] = create_defaults_list(
+            repo=self._repository,
+            config_name=self._name,
+            overrides_list=groups,
+            prepend_hydra=True,
+            skip_missing=False,
+        ).defaults
+        config = self._hydra._compose_config_from_defaults_list(defaults, self._repository)
+        OmegaConf.set_struct(config, True)
+        with open_dict(config):
+            config.hydra = None
+        return config
 
 
-def compose(overrides: list[str]) -> Config:
-    """The resolved and checked configuration of one run.
-
-    Raises UserError (at most three lines that name the key and the fix).
-    """
-    for word in overrides:
-        if word.startswith(("+", "~")):
-            raise UserError(
-                f"{word}: keys can be changed, not added or removed. "
-                f"Write {word.lstrip('+~').partition('=')[0]}=VALUE."
-            )
-    try:
-        options, values = [], {}
-        for override in OverridesParser.create().parse_overrides(overrides):
-            if override.key_or_group in OPTIONAL and override.value() is None:
-                continue
-            if override.key_or_group in GROUPS:
-                options.append(override.input_line)
-            else:
-                values[override.key_or_group] = override.value()
-        composed = copy.deepcopy(_chosen(tuple(options)))
-        for key, value in values.items():
-            _set(composed, key, value)
-        config = _typed(composed)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(_explain(error)) from error
-    if found := problems(config):
-        raise UserError("\n".join(found[:3]))
-    return _absolute(config)
+_in_use: list[Loader] = []
 
 
-def _set(config: DictConfig, key: str, value) -> None:
-    group, _, name = key.partition(".")
-    if group == "model":
-        value = _of_model(config, name, value)
-    try:
-        free = key.startswith("optim.lr_factors")  # its keys are parts of parameters' names
-        OmegaConf.update(config, key, value, merge=True, force_add=free)
-    except ValidationError as error:
-        raise UserError(f"{key}={value}: {str(error).splitlines()[0]}") from error
+def loader() -> Loader:
+    """The one in use: of conf/, unless `use` or `use_folder` has said something else."""
+    if not _in_use:
+        use_folder(None)
+    return _in_use[0]
 
 
-def _of_model(config: DictConfig, name: str, value):
-    """The value, if it is like the one that conf/detector/ has: what keys there are, and their
-    types, each detector's file says."""
-    if name not in config.model:
-        keys = ", ".join(f"model.{known}" for known in config.model)
-        has = f"has {keys}" if keys else "has no settings of its own"
-        raise UserError(
-            f"There is no key '{f'model.{name}'.rstrip('.')}': {config.detector} {has}."
-        )
-    usual = config.model[name]
-    if isinstance(usual, float) and type(value) is int:
-        return float(value)
-    if type(value) is not type(usual):
-        raise UserError(f"model.{name}={value}: give a value like {usual}.")
-    return value
+def use(loader: Loader) -> None:
+    _in_use[:] = [loader]
+
+
+def use_folder(config_dir: str | None) -> None:
+    """Of conf/ and, like `run.py --config-dir`, of a folder of the user's. Raises UserError."""
+    use(_of_folder(None if config_dir is None else str(Path(config_dir).absolute())))
 
 
 @cache
-def _chosen(options: tuple[str, ...]) -> DictConfig:
-    """What conf/ says for these options of groups. Composing takes a tenth of a second, so the runs
-    of a sweep share it; their values are put in afterwards, as Hydra does."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra_compose("config", list(options))
+def _of_folder(config_dir: str | None) -> Loader:
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir} is not a folder.")
+    version.setbase("1.3")
+    Plugins.instance()  # registers the kinds of places in which configurations can be
+    path = ConfigSearchPathImpl()
+    path.append("hydra", "pkg://hydra.conf")
+    path.append("main", f"file://{CONF}")
+    if config_dir is not None:
+        path.append("command-line", f"file://{config_dir}")
+    path.append("schema", "structured://")
+    return Loader(ConfigLoaderImpl(config_search_path=path))
+
+
+def compose(words: Sequence[str]) -> Config:
+    """The checked configuration of the run that these words ask for; Hydra's own keys say nothing
+    of it. Raises UserError."""
+    parsed = loader().parse(words)
+    return loader().compose([one for one in parsed if not one.is_hydra_override()])
+
+
+def override(key: str, value: Any) -> Override:
+    """`key=value`, of a value that need not be parsed."""
+    made = Override(OverrideType.CHANGE, key, ValueType.ELEMENT, value)
+    made.input_line = word(made)
+    return made
+
+
+def word(override: Override) -> str:
+    """As it can be typed."""
+    return f"{override.get_key_element()}={override.get_value_element_as_str()}"
+
+
+def values_of(override: Override) -> Iterator[Override]:
+    """One for each value that it lists, by a comma, range(), glob(), ... Raises UserError."""
+    if not override.is_sweep_override():
+        yield override
+        return
+    if not override.is_discrete_sweep():
+        raise UserError(f"{override.input_line}: a sweep needs a list of values.")
+    for value in override.sweep_iterator():
+        one = dataclasses.replace(override, value_type=ValueType.ELEMENT, _value=value)
+        one.input_line = word(one)
+        yield one
 
 
 def from_dict(values: dict) -> Config:
     """The Config that `to_dict` made these of."""
-    return _typed(OmegaConf.merge(OmegaConf.structured(Config), values))
+    config = OmegaConf.merge(OmegaConf.structured(Config), {**values, "model": {}})
+    if model := MODELS.get(values["detector"]):
+        config.model = OmegaConf.merge(OmegaConf.structured(model), values["model"])
+    else:
+        config.model = values["model"]
+    return _typed(cast(DictConfig, config))
 
 
-def _typed(config: DictConfig | ListConfig) -> Config:
+def _typed(config: DictConfig) -> Config:
     return cast(Config, OmegaConf.to_object(config))
 
 
 def to_dict(config: Config) -> dict:
-    return asdict(config)
+    return dataclasses.asdict(config)
 
 
 def _absolute(config: Config) -> Config:
@@ -131,9 +238,7 @@ def _absolute(config: Config) -> Config:
         config.lr = config.optim.base_lr * lr_scale(config) * batch_factor(config)
     if config.steps is None:
         config.steps = max(1, round(config.optim.base_steps * config.schedule))
-    if config.runs_root is None:
-        config.runs_root = str(REPOSITORY / ("runs_debug" if config.debug else "runs"))
-    config.runs_root = str(Path(config.runs_root).expanduser().absolute())
+    config.runs_root = str(runs_root(config.runs_root, config.debug))
     if config.data.name == "coco":
         root = Path(config.data.root or "").expanduser().absolute()
         config.data.root = str(root)
@@ -143,6 +248,13 @@ def _absolute(config: Config) -> Config:
     if Path(config.backbone.weights).expanduser().is_file():
         config.backbone.weights = str(Path(config.backbone.weights).expanduser().absolute())
     return config
+
+
+def runs_root(asked: str | None, debug: str | None) -> Path:
+    """Of `runs_root` and `debug`: absolute, by default beside run.py."""
+    if asked is None:
+        return REPOSITORY / ("runs_debug" if debug else "runs")
+    return Path(asked).expanduser().absolute()
 
 
 def lr_scale(config: Config) -> float:
@@ -158,41 +270,43 @@ def batch_factor(config: Config) -> float:
     return {"sqrt": ratio**0.5, "linear": ratio, "none": 1.0}[config.optim.batch_rule]
 
 
-def known_keys() -> list[str]:
-    """Every key that an override may set, groups included."""
-
-    def leaves(node: Any, prefix: str):
-        for name, value in node.items():
-            if isinstance(value, dict):
-                yield from leaves(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name
-
-    schema = OmegaConf.to_container(OmegaConf.structured(Config))
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        full = OmegaConf.to_container(hydra_compose("config"))
-    return sorted({*GROUPS, *leaves(schema, ""), *leaves(full, "")})
-
-
-def _explain(error: Exception) -> str:
-    """Hydra's and OmegaConf's exceptions in at most three lines."""
+def in_short(error: BaseException) -> str:
+    """The text of Hydra's and OmegaConf's exceptions, in at most ERROR_LINES lines."""
     if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={option} does not exist. Options: {', '.join(error.options)}."
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__) is not None:
-        chain.append(cause)
-    text = "\n".join(str(e) for e in chain)
-    key = getattr(chain[-1], "full_key", None)
-    if missing := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{missing[1]} is not set: add {missing[1]}=VALUE."
-    if "not in struct" in text or "not in" in str(chain[-1]) or "Could not override" in text:
-        said = re.search(r"Could not override '([^']+)'", text)
-        wrong: str = said[1] if said else key or "?"
-        near = difflib.get_close_matches(wrong, known_keys(), n=3, cutoff=0.5)
-        leaf = [k for k in known_keys() if k.split(".")[-1] == wrong.split(".")[-1]]
-        hint = ", ".join(dict.fromkeys(leaf + near)) or "see conf/config.yaml"
-        return f"There is no key '{wrong}'. Did you mean: {hint}?"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith(("full_key:", "object_type="))]
-    return "\n".join(dict.fromkeys(lines[:2]))
+        group = str(error.missing_cfg_file).rpartition("/")[0]
+        return (
+            f"Could not find '{error.missing_cfg_file}'\n"
+            f"Available options in '{group}': {', '.join(error.options)}"
+        )
+    lines: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        lines += [line for line in str(cause).splitlines() if line.strip()]
+        cause = cause.__cause__
+    return "\n".join([*dict.fromkeys(lines)][:ERROR_LINES]) or type(error).__name__
+
+
+def _by_preset(values: DictConfig, *, _root_: DictConfig):
+    """In conf/: `${by_preset:{paper:1,proxy:2}}` is the one that belongs to the preset."""
+    if _root_.preset not in values:
+        raise UserError(f"detector={_root_.detector} has no values for preset={_root_.preset}.")
+    return values[_root_.preset]
+
+
+def _register() -> None:
+    """What conf/ refers to."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(name="sweep_schema", node={"experiment": None, "search": None})
+    store.store(name="search_schema", node=Search, package="search")
+    for detector, model in MODELS.items():
+        store.store(name=f"{detector}_schema", node=model, package="model")
+    OmegaConf.register_new_resolver("by_preset", _by_preset, replace=True)
+    OmegaConf.register_new_resolver(
+        "root_of_runs",
+        lambda *, _root_: str(runs_root(_root_.runs_root, _root_.debug)),
+        replace=True,
+    )
+
+
+_register()

@@ -1,35 +1,49 @@
-"""The keys of a configuration and their types. Their values have their home in conf/."""
+"""The keys of a configuration, their types, bounds and choices. Their values have their home in
+conf/."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
+from onenet.detectors import DETECTORS
+
+
+def key(
+    *,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    most: float | None = None,
+    default: Any = MISSING,
+) -> Any:
+    """A field with what its value may be, `least` and `most` included."""
+    return field(default=default, metadata={"choices": choices, "least": least, "most": most})
+
 
 @dataclass
 class CostWeights:
-    cls: float = MISSING
-    l1: float = MISSING
-    iou: float = MISSING
-    giou: float = MISSING
-    center: float = MISSING
+    cls: float = key(least=0)
+    l1: float = key(least=0)
+    iou: float = key(least=0)
+    giou: float = key(least=0)
+    center: float = key(least=0)
 
 
 @dataclass
 class Cost:
     name: str = MISSING
-    cls_form: str = MISSING
+    cls_form: str = key(choices=("focal", "cross_entropy"))
     weights: CostWeights = MISSING
     alpha: float = MISSING
     gamma: float = MISSING
-    l1_format: str = MISSING
+    l1_format: str = key(choices=("cxcywh", "xyxy"))
 
 
 @dataclass
 class Assigner:
     name: str = MISSING
-    conflict: str | None = MISSING
+    conflict: str | None = key(choices=("keep", "next_best", "drop"))
 
 
 @dataclass
@@ -44,19 +58,19 @@ class Loss:
     weights: LossWeights = MISSING
     alpha: float = MISSING
     gamma: float = MISSING
-    l1_format: str = MISSING
+    l1_format: str = key(choices=("cxcywh", "xyxy"))
 
 
 @dataclass
 class Size:
-    short: int = MISSING
-    ratio: float = MISSING
+    short: int = key(least=32)
+    ratio: float = key(least=1)
 
 
 @dataclass
 class EvalSize:
-    short: int | None = None
-    ratio: float | None = None
+    short: int | None = key(least=32, default=None)
+    ratio: float | None = key(least=1, default=None)
 
 
 @dataclass
@@ -69,15 +83,15 @@ class Backbone:
 @dataclass
 class Neck:
     name: str = MISSING
-    channels: int = MISSING
-    init: str = MISSING
+    channels: int = key(least=1)
+    init: str = key(choices=("default", "xavier"))
 
 
 @dataclass
 class Head:
-    prior: float = MISSING
-    box_unit: float = MISSING
-    box_bias: float = MISSING
+    prior: float = key(least=0, most=0.999)
+    box_unit: float = key(least=1e-06)
+    box_bias: float = key(least=0)
 
 
 @dataclass
@@ -88,13 +102,13 @@ class Split:
 
 @dataclass
 class Shapes:
-    kind: str = MISSING
-    train_images: int = MISSING
-    val_images: int = MISSING
-    min_short: int = MISSING
+    kind: str = key(choices=("rigid", "parts"))
+    train_images: int = key(least=1)
+    val_images: int = key(least=1)
+    min_short: int = key(least=16)
     max_short: int = MISSING
-    max_aspect: float = MISSING
-    max_objects: int = MISSING
+    max_aspect: float = key(least=1)
+    max_objects: int = key(least=1)
     min_side: float = MISSING
     max_side: float = MISSING
     body_scale: float = MISSING
@@ -104,11 +118,11 @@ class Shapes:
 @dataclass
 class Data:
     name: str = MISSING
-    seed: int = MISSING
+    seed: int = key(least=0)
     root: str | None = MISSING
-    limit: int | None = MISSING
-    on_bad_image: str = MISSING
-    crowd: str = MISSING
+    limit: int | None = key(least=1)
+    on_bad_image: str = key(choices=("error", "skip"))
+    crowd: str = key(choices=("ignore", "drop", "keep"))
     train: Split = MISSING
     val: Split = MISSING
     shapes: Shapes = MISSING
@@ -116,36 +130,36 @@ class Data:
 
 @dataclass
 class Augment:
-    flip: float = MISSING
-    min_scale: float = MISSING
-    size_step: int = MISSING
-    crop: float = MISSING
+    flip: float = key(least=0, most=1)
+    min_scale: float = key(least=0, most=1)
+    size_step: int = key(least=1)
+    crop: float = key(least=0, most=1)
 
 
 @dataclass
 class Optim:
     base_lr: float = MISSING
     base_steps: int = MISSING
-    base_batch: int = MISSING
-    batch_rule: str = MISSING
-    weight_decay: float = MISSING
-    warmup: int = MISSING
-    clip: float | None = MISSING
-    decay: str = MISSING
+    base_batch: int = key(least=1)
+    batch_rule: str = key(choices=("sqrt", "linear", "none"))
+    weight_decay: float = key(least=0)
+    warmup: int = key(least=0)
+    clip: float | None = key(least=1e-09)
+    decay: str = key(choices=("multistep", "linear_tail"))
     milestones: list[float] = MISSING
-    tail: float = MISSING
+    tail: float = key(least=1e-06, most=1)
     lr_factors: dict[str, float] = MISSING
 
 
 @dataclass
 class Eval:
     size: EvalSize = MISSING
-    area: str = MISSING
-    split: str = MISSING
+    area: str = key(choices=("relative", "coco"))
+    split: str = key(choices=("val", "train"))
     peaks: bool | None = MISSING
-    looks: int = MISSING
-    batch: int = MISSING
-    backend: str = MISSING
+    looks: int = key(least=0)
+    batch: int = key(least=1)
+    backend: str = key(choices=("faster", "pycocotools"))
 
 
 @dataclass
@@ -156,22 +170,51 @@ class Tracker:
 
 
 @dataclass
-class Slurm:
-    partition: str | None = MISSING
-    minutes: int = MISSING
-    cpus: int = MISSING
-    gpus: int = MISSING
-    memory_gb: float | None = MISSING
-    more: Any = MISSING
+class CenterNetModel:
+    width: int = key(least=1)
+    prior: float = key(least=1e-6, most=0.999)
+    min_overlap: float = key(least=0, most=1)
 
 
 @dataclass
-class Sweep:
-    launcher: str = MISSING
-    jobs: int | None = MISSING
-    max_failures: int | None = MISSING
-    threads: int | None = MISSING
-    slurm: Slurm = MISSING
+class DeformableDETRModel:
+    dim: int = key(least=1)
+    attention_heads: int = key(least=1)
+    points: int = key(least=1)
+    encoder_layers: int = key(least=1)
+    decoder_layers: int = key(least=1)
+    feedforward: int = key(least=1)
+    queries: int = key(least=1)
+    levels: int = key(least=1)
+    finest_stride: int = key(least=1)
+    dropout: float = key(least=0, most=1)
+    refine: bool = MISSING
+    two_stage: bool = MISSING
+    prior: float = key(least=1e-6, most=0.999)
+
+
+@dataclass
+class SparseRCNNModel:
+    dim: int = key(least=1)
+    proposals: int = key(least=1)
+    stages: int = key(least=1)
+    attention_heads: int = key(least=1)
+    feedforward: int = key(least=1)
+    dynamic_dim: int = key(least=1)
+    pooled: int = key(least=1)
+    class_layers: int = key(least=0)
+    box_layers: int = key(least=0)
+    canonical: float = key(least=1)
+    dropout: float = key(least=0, most=1)
+    prior: float = key(least=1e-6, most=0.999)
+
+
+# `model` of each detector that has settings of its own.
+MODELS = {
+    "centernet": CenterNetModel,
+    "deformable_detr": DeformableDETRModel,
+    "sparse_rcnn": SparseRCNNModel,
+}
 
 
 @dataclass
@@ -181,18 +224,18 @@ class Config:
     preset: str = MISSING
     reference: str | None = None
     debug: str | None = None
-    detector: str = MISSING
+    detector: str = key(choices=tuple(DETECTORS))
     model: Any = MISSING
-    location: str = MISSING
-    heads: int = MISSING
-    infer_heads: int = MISSING
+    location: str = key(choices=("predicted", "predefined"))
+    heads: int = key(least=1)
+    infer_heads: int = key(least=1)
     lr_scale: Any = MISSING
-    schedule: float = MISSING
-    seed: int = MISSING
-    lr: float | None = MISSING
-    steps: int | None = MISSING
-    batch: int = MISSING
-    precision: str = MISSING
+    schedule: float = key(least=1e-06)
+    seed: int = key(least=0)
+    lr: float | None = key(least=0)
+    steps: int | None = key(least=1)
+    batch: int = key(least=1)
+    precision: str = key(choices=("auto", "float32", "bf16"))
     sync_bn: bool = MISSING
     size: Size = MISSING
     cost: Cost = MISSING
@@ -208,14 +251,13 @@ class Config:
     tracker: Tracker = MISSING
     runs_root: str | None = MISSING
     plan: bool = MISSING
-    device: str = MISSING
-    processes: int | None = MISSING
-    accumulate: int = MISSING
+    device: str = key(choices=("auto", "cpu", "cuda"))
+    processes: int | None = key(least=1)
+    accumulate: int = key(least=1)
     compile: bool = MISSING
-    workers: int = MISSING
-    log_every: int = MISSING
-    save_every: float = MISSING
-    sweep: Sweep = MISSING
+    workers: int = key(least=0)
+    log_every: int = key(least=1)
+    save_every: float = key(least=0)
 
     @property
     def root(self) -> Path:
@@ -228,3 +270,45 @@ class Config:
         if self.location == "predefined":
             return CostWeights(cls=w.cls, l1=0.0, iou=0.0, giou=0.0, center=w.center)
         return CostWeights(cls=w.cls, l1=w.l1, iou=w.iou, giou=w.giou, center=0.0)
+
+
+@dataclass
+class Launcher:
+    """`hydra.launcher` of `hydra/launcher=local`: how many runs take place at a time."""
+
+    jobs: int | None = key(least=1, default=None)
+    threads: int | None = key(least=1, default=None)
+    max_failures: int | None = key(least=1, default=None)
+
+
+@dataclass
+class SlurmLauncher(Launcher):
+    """Of `hydra/launcher=slurm`: and what each job asks for."""
+
+    partition: str | None = None
+    minutes: int = key(least=5)  # Slurm announces their end up to 150 seconds before
+    cpus: int = key(least=1)
+    gpus: int = key(least=0)
+    memory_gb: float | None = key(least=0.001, default=None)
+    more: dict[str, Any] | None = None
+
+
+_AP = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+METRICS = (
+    *(*_AP, *(f"{name}_nms" for name in _AP)),
+    *("AP_nms_06", "AP_nms_07", "nms_gain", "AP50_nms_gain"),
+    *("duplicates_per_object", "duplicates_per_object_half_recall", "score_threshold"),
+    *("conflict_rate", "params", "train_seconds"),
+)
+
+
+@dataclass
+class Search:
+    """`search` of a file in experiments/: the keys whose best values are looked for."""
+
+    metric: str = key(choices=METRICS, default="AP")
+    direction: str = key(choices=("maximize", "minimize"), default="maximize")
+    trials: int = key(least=1, default=20)
+    sampler: str = key(choices=("tpe", "random"), default="tpe")
+    seed: int = key(least=0, default=0)
+    space: dict[str, Any] = MISSING  # key: [from, to] or [from, to, log]

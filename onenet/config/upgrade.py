@@ -34,14 +34,6 @@ LATER: dict[str, object] = {
     "processes": 1,
     "accumulate": 1,
     "compile": False,
-    "sweep.launcher": "local",
-    "sweep.max_failures": None,
-    "sweep.slurm.partition": None,
-    "sweep.slurm.minutes": 60,
-    "sweep.slurm.cpus": 1,
-    "sweep.slurm.gpus": 0,
-    "sweep.slurm.memory_gb": None,
-    "sweep.slurm.more": None,
 }
 
 

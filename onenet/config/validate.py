@@ -1,97 +1,12 @@
-"""What the types of a configuration cannot say: ranges, choices, combinations that cannot work.
-
-The tables below are by key.
-"""
+"""What cannot work: values outside their bounds, combinations that contradict each other."""
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from onenet.config.schema import Config
+from onenet.config.schema import MODELS, Config
 from onenet.detectors import DETECTORS
-
-CHOICES = {
-    "detector": tuple(DETECTORS),
-    "location": ("predicted", "predefined"),
-    "cost.cls_form": ("focal", "cross_entropy"),
-    "cost.l1_format": ("cxcywh", "xyxy"),
-    "loss.l1_format": ("cxcywh", "xyxy"),
-    "assigner.conflict": ("keep", "next_best", "drop", None),
-    "data.on_bad_image": ("error", "skip"),
-    "data.crowd": ("ignore", "drop", "keep"),
-    "data.shapes.kind": ("rigid", "parts"),
-    "neck.init": ("default", "xavier"),
-    "optim.batch_rule": ("sqrt", "linear", "none"),
-    "optim.decay": ("multistep", "linear_tail"),
-    "eval.area": ("relative", "coco"),
-    "eval.split": ("val", "train"),
-    "eval.backend": ("faster", "pycocotools"),
-    "precision": ("auto", "float32", "bf16"),
-    "device": ("auto", "cpu", "cuda"),
-    "sweep.launcher": ("local", "slurm"),
-}
-AT_LEAST = {
-    "heads": 1,
-    "infer_heads": 1,
-    "steps": 1,
-    "batch": 1,
-    "seed": 0,
-    "schedule": 1e-6,
-    "lr": 0,
-    "size.short": 32,
-    "size.ratio": 1,
-    "eval.size.short": 32,
-    "eval.size.ratio": 1,
-    "eval.batch": 1,
-    "eval.looks": 0,
-    "neck.channels": 1,
-    "head.box_unit": 1e-6,
-    "head.box_bias": 0,
-    "data.seed": 0,
-    "data.limit": 1,
-    "data.shapes.train_images": 1,
-    "data.shapes.val_images": 1,
-    "data.shapes.max_objects": 1,
-    "data.shapes.max_aspect": 1,
-    "data.shapes.min_short": 16,
-    "cost.weights.cls": 0,
-    "cost.weights.l1": 0,
-    "cost.weights.iou": 0,
-    "cost.weights.giou": 0,
-    "cost.weights.center": 0,
-    "augment.size_step": 1,
-    "optim.base_batch": 1,
-    "optim.weight_decay": 0,
-    "optim.warmup": 0,
-    "optim.clip": 1e-9,
-    "optim.tail": 1e-6,
-    "processes": 1,
-    "accumulate": 1,
-    "workers": 0,
-    "log_every": 1,
-    "save_every": 0,
-    "sweep.jobs": 1,
-    "sweep.max_failures": 1,
-    "sweep.threads": 1,
-    "sweep.slurm.minutes": 5,  # Slurm announces their end up to 150 seconds before
-    "sweep.slurm.cpus": 1,
-    "sweep.slurm.gpus": 0,
-    "sweep.slurm.memory_gb": 0.001,
-}
-AT_MOST = {
-    "augment.flip": 1,
-    "augment.min_scale": 1,
-    "augment.crop": 1,
-    "head.prior": 0.999,
-    "optim.tail": 1,
-}
-
-
-def _value(config: Config, key: str) -> Any:
-    for name in key.split("."):
-        config = getattr(config, name)
-    return config
 
 
 def _names_weights(weights: str) -> bool:
@@ -115,6 +30,10 @@ def _without_effect(config: Config) -> list[str]:
             found.append(
                 f"{key}={value} has no meaning for detector={config.detector}: leave it out."
             )
+    model = MODELS.get(config.detector)
+    if not isinstance(config.model, model or dict):
+        keys = ", ".join(f"model.{field.name}" for field in fields(model)) if model else "none"
+        found.append(f"model={config.model}: set its keys. {config.detector} has {keys}.")
     grid = "neck" in reads
     if config.eval.peaks and not grid:
         found.append(
@@ -128,7 +47,7 @@ def _without_effect(config: Config) -> list[str]:
 def problems(config: Config) -> list[str]:
     """What cannot work, a line each with the key and the way out."""
     return [
-        *_out_of_range(config),
+        *out_of_range(config),
         *_heads_and_rate(config),
         *_without_effect(config),
         *_matching(config),
@@ -137,20 +56,28 @@ def problems(config: Config) -> list[str]:
     ]
 
 
-def _out_of_range(config: Config) -> list[str]:
-    """By the tables above."""
+def out_of_range(values: Any, prefix: str = "") -> list[str]:
+    """What lies outside the bounds and choices of the schema. `values`: a dataclass of it."""
     found = []
-    for key, options in CHOICES.items():
-        if (value := _value(config, key)) not in options:
-            listed = ", ".join(str(o) for o in options if o is not None)
-            found.append(f"{key}={value}: choose one of {listed}.")
-    for key, least in AT_LEAST.items():
-        if (value := _value(config, key)) is not None and value < least:
-            found.append(f"{key}={value}: must be at least {least:g}.")
-    for key, most in AT_MOST.items():
-        if not 0 <= (value := _value(config, key)) <= most:
-            found.append(f"{key}={value}: must be in 0..{most:g}.")
+    for field in fields(values):
+        name, value = prefix + field.name, getattr(values, field.name)
+        if is_dataclass(value):
+            found += out_of_range(value, f"{name}.")
+        elif value is not None and field.metadata:
+            found += _problem(name, value, **field.metadata)
     return found
+
+
+def _problem(
+    name: str, value: Any, choices: tuple[str, ...], least: float | None, most: float | None
+) -> list[str]:
+    if choices and value not in choices:
+        return [f"{name}={value}: choose one of {', '.join(choices)}."]
+    if least is not None and most is not None and not least <= value <= most:
+        return [f"{name}={value}: must be in {least:g}..{most:g}."]
+    if least is not None and value < least:
+        return [f"{name}={value}: must be at least {least:g}."]
+    return []
 
 
 def _heads_and_rate(config: Config) -> list[str]:
@@ -189,11 +116,6 @@ def _processes(config: Config) -> list[str]:
         )
     if config.sync_bn and config.device == "cpu":
         found.append("sync_bn=true needs CUDA: leave it out, or device=cuda.")
-    if not isinstance(config.sweep.slurm.more, dict | None):
-        found.append(
-            f"sweep.slurm.more={config.sweep.slurm.more}: options of sbatch and their values, "
-            "'sweep.slurm.more={account: NAME, qos: NAME}'."
-        )
     return found
 
 

@@ -1,6 +1,7 @@
-"""One run in its own process: `python -m onenet.job FOLDER --request JSON`.
+"""One run in its own process: `python -m onenet.job FOLDER REQUEST`.
 
-A sweep starts it. The folder holds the frozen config, the request what the sweep asks of the run.
+A sweep starts it. The folder holds the frozen config, the request, a file in it, what the sweep
+asks of the run.
 """
 
 import argparse
@@ -17,13 +18,13 @@ from onenet.system.signals import end_with_driver
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m onenet.job", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--request", type=Request.parse, required=True, help="JSON of a Request")
+    parser.add_argument("request", type=Path, help="JSON of a Request")
     parser.add_argument("--driver", action="store_true", help="end when standard input does")
     given = parser.parse_args(arguments)
     if given.driver:
         end_with_driver()
-    folder = RunFolder(given.folder)
-    return work(folder, given.request, given.request.config["device"])
+    request = Request.read(given.request)
+    return work(RunFolder(given.folder), request, request.config["device"])
 
 
 if __name__ == "__main__":

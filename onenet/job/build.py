@@ -8,6 +8,7 @@ from torch.optim import AdamW
 
 from onenet import costs, losses
 from onenet.assigners import make_matcher
+from onenet.config.compose import to_dict
 from onenet.config.schema import Config
 from onenet.data.augment import Augmentation
 from onenet.data.images import ImageSource
@@ -71,7 +72,7 @@ def detector(config: Config, num_classes: int, device: str = "cpu") -> nn.Module
     if weights.startswith("run:"):
         weights = checkpoint.part_of_run(Path(config.runs_root), weights[4:], "backbone")
     backbone = make_backbone(config.backbone.name, weights, config.backbone.frozen)
-    parts = dict(config.model)
+    parts = to_dict(config)["model"]
     if "neck" in kind.reads:
         channels = backbone.feature_info.channels()
         parts["neck"] = make_neck(in_channels=channels, **vars(config.neck))

@@ -1,11 +1,14 @@
 """What a sweep asks of a run."""
 
 import contextlib
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import Locked, RunFolder
+from onenet.system.files import write_json
 
 
 @dataclass
@@ -21,13 +24,17 @@ class Request:
     rows: dict[str, str] = field(default_factory=dict)  # experiment: the label of its row
 
     @staticmethod
-    def parse(text: str) -> "Request":
-        values = json.loads(text)
+    def read(file: Path) -> "Request":
+        values = json.loads(file.read_text())
         values["evaluations"] = [EvalSpec(**spec) for spec in values["evaluations"]]
         return Request(**values)
 
-    def dump(self) -> str:
-        return json.dumps(asdict(self))
+    def write(self, folder: RunFolder) -> Path:
+        """For the process that runs it. Two sweeps may ask for different things at a time."""
+        digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:10]
+        file = folder.path / ".requests" / f"{digest}.json"
+        write_json(file, asdict(self))
+        return file
 
 
 def all_rows(folder: RunFolder, rows: dict[str, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from onenet.config.schema import Config
+from onenet.config.schema import Config, Launcher
 from onenet.errors import UserError
 
 NVIDIA = Path("/proc/driver/nvidia/gpus")
@@ -21,8 +21,8 @@ class Place:
     gpus: tuple[str, ...] | None  # CUDA_VISIBLE_DEVICES; None: as it is
 
 
-def places(config: Config, runs: int) -> list[Place]:
-    """As many places as runs at a time: `sweep.jobs`, or what cores and GPUs allow."""
+def places(config: Config, options: Launcher, runs: int) -> list[Place]:
+    """As many places as runs at a time: `hydra.launcher.jobs`, or what cores and GPUs allow."""
     cores, devices = count_cores(), [] if config.device == "cpu" else gpus()
     require_gpu(config, len(devices))
     most = config.batch // config.accumulate  # each process needs an image
@@ -32,12 +32,12 @@ def places(config: Config, runs: int) -> list[Place]:
             f"processes={processes}, but there are {len(devices)} GPUs here: "
             "lower processes, or device=cpu."
         )
-    threads = config.sweep.threads
+    threads = options.threads
     if devices:
         jobs = max(1, len(devices) // processes)
     else:
         jobs = max(1, cores // ((threads or 1) * processes))
-    jobs = config.sweep.jobs or min(jobs, runs)
+    jobs = options.jobs or min(jobs, runs)
     threads = threads or max(1, cores // (jobs * processes))
     return [
         # More jobs than there is room for share the GPUs.

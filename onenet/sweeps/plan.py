@@ -1,10 +1,9 @@
 """The trainings that a sweep wants, their states, and how long they will take."""
 
-import subprocess
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import TaskID
 
 from onenet.config.compose import to_dict
 from onenet.config.schema import Config
@@ -13,22 +12,15 @@ from onenet.errors import UserError
 from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request
-from onenet.sweeps import slurm
 from onenet.sweeps.estimate import Estimates, say
 from onenet.sweeps.experiments import Cell
-from onenet.sweeps.machine import Place
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Planned:
     """One training with all evaluations that the sweep wants of it."""
 
     cells: list[Cell]
-    process: subprocess.Popen | slurm.SlurmJob | None = None
-    place: Place | None = None
-    started: float = 0.0
-    ended_with: int | None = None
-    task: TaskID | None = field(default=None, repr=False)
 
     @property
     def folder(self) -> RunFolder:
@@ -41,10 +33,6 @@ class Planned:
     @property
     def name(self) -> str:
         return self.folder.path.name
-
-    def has_ended(self) -> bool:
-        """Whether what was started is over."""
-        return self.process is not None and self.process.poll() is not None
 
     def missing(self) -> list[EvalSpec]:
         """The evaluations that are asked for and not there."""
@@ -110,7 +98,7 @@ def print_plan(console: Console, planned: list[Planned]) -> None:
     console.out(f"{count(planned)}: {counts}{left}. In {root}", highlight=False)
 
 
-def check_data(console: Console, planned: list[Planned]) -> None:
+def check_data(console: Console, planned: Sequence[Planned]) -> None:
     """Reads every data set that is asked for, once. Raises UserError before anything is trained."""
     seen = []
     for run in planned:
@@ -120,17 +108,17 @@ def check_data(console: Console, planned: list[Planned]) -> None:
                 console.out(line, highlight=False)
 
 
-def freeze(todo: list[Planned]) -> None:
+def freeze(todo: Sequence[Planned]) -> None:
     """Writes the configurations; what is edited from now on changes nothing for these runs."""
     for run in todo:
         run.folder.freeze(to_dict(run.config))
 
 
-def count(planned: list[Planned]) -> str:
+def count(planned: Sequence[Planned]) -> str:
     return f"{len(planned)} run{'s'[: len(planned) > 1]}"
 
 
-def require_one_root(planned: list[Planned]) -> None:
+def require_one_root(planned: Sequence[Planned]) -> None:
     roots = {str(run.config.root) for run in planned}
     if len(roots) > 1:
         raise UserError(f"One sweep, one runs root, but there are {len(roots)}: {sorted(roots)}")

@@ -4,24 +4,19 @@ What the command line makes of the file is here, its trials in study.py, their r
 search_sweep.py.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import yaml
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from onenet.config import schema
+from onenet.config.compose import CannotCompose, loader
+from onenet.config.validate import out_of_range
 from onenet.errors import UserError
-from onenet.sweeps import experiments
-from onenet.sweeps.experiments import parse_axes
-
-_AP = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
-_GAINS = ("AP_nms_06", "AP_nms_07", "nms_gain", "AP50_nms_gain")
-_OTHERS = ("duplicates_per_object", "duplicates_per_object_half_recall", "score_threshold")
-_COSTS = ("conflict_rate", "params", "train_seconds")
-CHOICES = {
-    "metric": (*_AP, *(f"{name}_nms" for name in _AP), *_GAINS, *_OTHERS, *_COSTS),
-    "direction": ("maximize", "minimize"),
-    "sampler": ("tpe", "random"),
-}
-SETTINGS = (*CHOICES, "trials", "seed")
+from onenet.sweeps.experiments import GROUP, Axes, axes_of, is_search
 
 
 @dataclass(frozen=True)
@@ -29,68 +24,55 @@ class Search:
     """A file of experiments/ with a `search`, and what the command line made of it."""
 
     name: str
-    title: str
-    question: str
-    space: dict[str, list]  # key: [from, to] or [from, to, log]
-    overrides: tuple[str, ...] = ()  # the same for all trials
-    metric: str = "AP"
-    direction: str = "maximize"
-    trials: int = 20
-    sampler: str = "tpe"
-    seed: int = 0
-
-    def __post_init__(self):
-        for key, options in CHOICES.items():
-            if getattr(self, key) not in options:
-                listed = ", ".join(options)
-                raise UserError(f"search.{key}={getattr(self, key)}: choose one of {listed}.")
-        for key, least in (("trials", 1), ("seed", 0)):
-            value = getattr(self, key)
-            if type(value) is not int or value < least:
-                raise UserError(f"search.{key}={value}: a whole number from {least} on.")
+    settings: schema.Search
+    overrides: tuple[Override, ...]  # the same for all trials
 
 
-def requested(words: list[str], multirun: bool = True) -> Search | None:
+def requested(axes: Axes) -> Search | None:
     """The search that these words of the command line ask for, if they do. Raises UserError.
 
-    A word that sets a key of the space takes it out of the space; `search.KEY=VALUE` sets what
-    stands under `search` in the file; any other word holds for all trials.
+    A word that sets a key of the space takes it out of the space; any other holds for all trials.
     """
-    axes = parse_axes(words)
-    names = axes.pop("experiment", [])
-    if not {*names} & {*experiments.search_names()}:
+    asked = axes.get(f"+{GROUP}", [])
+    names = [str(one.value()) for one in asked]
+    if not any(map(is_search, names)):
         return None
     if len(names) > 1:
-        raise UserError(f"experiment={','.join(names)}: a search goes alone, without others.")
-    if not multirun:
-        raise UserError(f"A search is a sweep: python run.py -m {' '.join(words)}")
-    search = _read(names[0])
-    axes = {**parse_axes(search.overrides), **axes}
+        raise UserError(f"+{GROUP}={','.join(names)}: a search goes alone, without others.")
     for key, values in axes.items():
         if len(values) > 1:
-            raise UserError(f"{key}={','.join(values)}: a search holds it at one value.")
-    own = {k.removeprefix("search."): v[0] for k, v in axes.items() if k.startswith("search.")}
-    if unknown := own.keys() - {*SETTINGS}:
-        raise UserError(f"search.{min(unknown)} cannot be set: {', '.join(SETTINGS)} can.")
-    return replace(
-        search,
-        **{key: yaml.safe_load(value) for key, value in own.items()},
-        space={key: limits for key, limits in search.space.items() if key not in axes},
-        overrides=tuple(f"{k}={v[0]}" for k, v in axes.items() if not k.startswith("search.")),
-    )
+            listed = ",".join(str(one.value()) for one in values)
+            raise UserError(f"{key}={listed}: a search holds it at one value.")
+    own = [one for (one,) in axes.values() if one.key_or_group.startswith("search.")]
+    settings, overrides = _composed([*asked, *own])
+    held = axes_of(overrides) | {
+        key: values for key, values in axes.items() if values[0] not in (*asked, *own)
+    }
+    settings.space = {key: ends for key, ends in settings.space.items() if key not in held}
+    return Search(names[0], settings, tuple(one for (one,) in held.values()))
 
 
-def _read(name: str) -> Search:
-    path = experiments.EXPERIMENTS / f"{name}.yaml"
+def _composed(overrides: Sequence[Override]) -> tuple[schema.Search, list[str]]:
+    """`search`, and `overrides` of the experiment. Raises UserError."""
+    path = f"{GROUP}/{overrides[0].value()}"
     try:
-        values = yaml.safe_load(path.read_text())
-        search = values.pop("search")
-        return Search(name, **values, **{**search, "space": dict(search["space"])})
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        merged = loader().merge(overrides)
+        settings = OmegaConf.to_object(merged.search)
+        words = list(merged.experiment.get("overrides", []))
+        if not isinstance(settings, schema.Search):
+            raise TypeError
+    except (HydraException, OmegaConfBaseException) as error:
+        raise CannotCompose(error) from error
+    except (AttributeError, TypeError) as error:
         raise UserError(
-            f"{path} is not a search: {str(error).splitlines()[0]}\n"
-            "It needs title, question and search, with a space, and may have overrides."
+            f"{loader().where(path)} is not a search. It begins with\n"
+            "# @package _global_\n"
+            "defaults: [/search_schema@search, _self_]\n"
+            "and has search, with a space, and experiment: title, question and overrides."
         ) from error
+    if found := out_of_range(settings, "search."):
+        raise UserError("\n".join(found))
+    return settings, words
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from rich.table import Table
 
 from onenet.errors import UserError
 from onenet.runs.folder import Locked
-from onenet.sweeps import launch, plan, slurm
+from onenet.sweeps import plan
 from onenet.sweeps.estimate import Estimates, say
-from onenet.sweeps.machine import places
+from onenet.sweeps.launch import RunLauncher, Statuses
 from onenet.sweeps.plan import Planned
+from onenet.sweeps.run_all import run_all
 from onenet.sweeps.search import Search
 from onenet.sweeps.study import Study, require_optuna
 from onenet.sweeps.summary import failure
@@ -18,17 +19,15 @@ from onenet.sweeps.summary import failure
 SHOWN = 10  # trials in the table at the end
 
 
-def main(console: Console, search: Search, cfg: bool = False) -> int:
+def main(console: Console, search: Search, launcher: RunLauncher) -> int:
     """The exit status of run.py: 0 if a best trial is known. Raises UserError."""
-    if cfg:
-        raise UserError("--cfg is for runs; what a search looks for: plan=true.")
     if "LOCAL_RANK" in os.environ:
         raise UserError("A search starts torchrun by itself: python run.py -m … processes=8")
     study = Study(search)
     if study.base.config.plan:
         print_plan(console, study)
         return 0
-    return 0 if run(console, study) else 1
+    return 0 if run(console, study, launcher) else 1
 
 
 def print_plan(console: Console, study: Study) -> None:
@@ -52,48 +51,49 @@ def print_plan(console: Console, study: Study) -> None:
     )
 
 
-def run(console: Console, study: Study) -> bool:
+def run(console: Console, study: Study, launcher: RunLauncher) -> bool:
     """Runs the trials that are missing, and says which are the best. True if one has a value."""
     require_optuna()
     console.out(study.headline(), highlight=False)
     try:
         with study.folder.lock():
-            _work(console, study)
+            study.open()
+            ended = _work(console, study, launcher)
     except Locked:
         raise UserError("Another process is doing this search: wait for it.") from None
-    _print_results(console, study)
+    _print_results(console, study, ended)
     return bool(study.ranked())
 
 
-def _work(console: Console, study: Study) -> None:
-    config = study.base.config
+def _work(console: Console, study: Study, launcher: RunLauncher) -> Statuses:
     # On a cluster all could run at a time, and nothing would be drawn from results.
-    most = study.count() if config.sweep.jobs else max(2, study.count() // 4)
-    share = slurm.places if config.sweep.launcher == "slurm" else places
-    free = share(config, min(most, study.count()))
+    most = study.count() if launcher.options.jobs else max(2, study.count() // 4)
+    free = launcher.places(study.base.config, min(most, study.count()))
+    most_failures = launcher.options.max_failures or study.count() + 1
     todo = [trial for trial in study.trials if trial.to_do()]
+    if len(study.trials) % len(free):  # stopped while trials were drawn
+        todo += study.draw(len(free))
+    ended: Statuses = {}
     while todo or len(study.trials) < study.count():
-        if not todo:
-            todo = study.draw(len(free))
-            study.save()
-            if not todo:  # the same values as earlier trials, rounded
-                continue
-        runs = list({trial.run.name: trial.run for trial in todo}.values())
-        for run in runs:  # the last one alone must not get other threads than its like
-            run.config.sweep.jobs, run.config.sweep.threads = len(free), free[0].threads
+        study.tell()
+        todo = todo or study.draw(len(free))
+        if not todo:  # the same values as earlier trials, rounded
+            continue
         best = f", {study.best()} so far" if study.ranked() else ""
         numbers = ", ".join(str(trial.number) for trial in todo)
         console.out(f"trial {numbers} of {study.count()}{best}", highlight=False)
-        launch.run_all(console, runs)
-        study.save()
+        runs = list({trial.run.name: trial.run for trial in todo}.values())
+        ended |= run_all(console, runs, launcher, free)
         todo = []
-        failures = len({t.run.name for t in study.trials if t.run.ended_with})
-        if failures >= (config.sweep.max_failures or study.count() + 1):
+        failures = sum(bool(status) for status in ended.values())
+        if failures >= most_failures:
             console.out(f"{failures} failed: no more are started", highlight=False)
-            return
+            break
+    study.tell()
+    return ended
 
 
-def _print_results(console: Console, study: Study) -> None:
+def _print_results(console: Console, study: Study, ended: Statuses) -> None:
     metric, ranked = study.search.metric, study.ranked()
     if ranked:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -107,7 +107,7 @@ def _print_results(console: Console, study: Study) -> None:
     for run in study.runs():
         result = run.folder.result(run.cells[0].evaluation)
         if run.state() != "done":
-            console.out(f"\nNOT DONE  {run.name}: {failure(run)}", highlight=False)
+            console.out(f"\nNOT DONE  {run.name}: {failure(run, ended)}", highlight=False)
             console.out(f"  log: {run.folder.log_file}", highlight=False)
         elif result["metrics"].get(metric) is None:
             why = result["metrics_notes"].get(metric, "not there")

@@ -16,7 +16,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from onenet.config.schema import Config
+from onenet.config.schema import Config, SlurmLauncher
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
 from onenet.sweeps.machine import Place, require_gpu
@@ -26,39 +26,38 @@ TIME_OUTS = 100  # times that a job may reach its time limit and is queued again
 SAVE_SECONDS = 60  # for a run to write its checkpoint; Slurm announces the end 90 before
 LOOK_EVERY = 5  # seconds between calls of squeue
 SETTLE_SECONDS = 30  # until what another node wrote is seen here
-SUBMITIT = ("setup", "signal_delay_s", "srun_args")  # in sweep.slurm.more: no options of sbatch
+SUBMITIT = ("setup", "signal_delay_s", "srun_args")  # in hydra.launcher.more: no options of sbatch
 
 
-def places(config: Config, runs: int) -> list[Place]:
-    """One for each run, or `sweep.jobs`: Slurm has the queue. GPUs are those that Slurm gives."""
-    asked = config.sweep.slurm
-    require_gpu(config, asked.gpus)
+def places(config: Config, options: SlurmLauncher, runs: int) -> list[Place]:
+    """One for each run, or `hydra.launcher.jobs`: Slurm has the queue. GPUs are those that Slurm
+    gives."""
+    require_gpu(config, options.gpus)
     most = config.batch // config.accumulate  # each process needs an image
-    processes = config.processes or max(1, min(asked.gpus, most))
-    threads = config.sweep.threads or max(1, asked.cpus // processes)
-    return [Place(processes, threads, None)] * min(config.sweep.jobs or runs, runs)
+    processes = config.processes or max(1, min(options.gpus, most))
+    threads = options.threads or max(1, options.cpus // processes)
+    return [Place(processes, threads, None)] * min(options.jobs or runs, runs)
 
 
 class Cluster:
     """Submits runs. Raises UserError if there is no Slurm here, or it refuses what is asked."""
 
-    def __init__(self, config: Config):
+    def __init__(self, options: SlurmLauncher, root: Path):
         try:
             import submitit
             from submitit.core.utils import FailedJobError, FailedSubmissionError
         except ImportError:
             raise UserError(
-                "sweep.launcher=slurm needs submitit: pip install -e '.[slurm]', where run.py is."
+                "hydra/launcher=slurm needs submitit: pip install -e '.[slurm]', where run.py is."
             ) from None
         for tool in ("sbatch", "srun", "squeue"):
             if not shutil.which(tool):
                 raise UserError(
-                    f"sweep.launcher=slurm needs {tool}, which is not on the PATH: "
-                    "start this where jobs are submitted, or leave out sweep.launcher."
+                    f"hydra/launcher=slurm needs {tool}, which is not on the PATH: "
+                    "start this where jobs are submitted, or leave out hydra/launcher."
                 )
-        self._asked = config.sweep.slurm
-        folder = config.root / ".slurm"
-        self._executor = submitit.SlurmExecutor(folder, max_num_timeout=TIME_OUTS)
+        self._options = options
+        self._executor = submitit.SlurmExecutor(root / ".slurm", max_num_timeout=TIME_OUTS)
         self._refused = (FailedJobError, FailedSubmissionError)
         self._queue = Queue()
 
@@ -71,7 +70,7 @@ class Cluster:
         if job := self._queue.find(name):
             return SlurmJob(job, folder, self._queue)
         self._executor.update_parameters(
-            **parameters(self._asked, environment.get("PYTHONPATH", "")), job_name=name
+            **parameters(self._options, environment.get("PYTHONPATH", "")), job_name=name
         )
         try:
             submitted = self._executor.submit(Task(command, folder.path, environment))
@@ -80,8 +79,8 @@ class Cluster:
         return SlurmJob(submitted.job_id, folder, self._queue)
 
 
-def parameters(asked, python_path: str) -> dict:
-    """What submitit's executor is told. `asked`: sweep.slurm."""
+def parameters(asked: SlurmLauncher, python_path: str) -> dict:
+    """What submitit's executor is told."""
     more = dict(asked.more or {})
     options = {key: more.pop(key) for key in SUBMITIT if key in more}
     return {

@@ -1,8 +1,10 @@
 """The trials of a search, and the next one, drawn from the results so far.
 
-A trial is an ordinary run. As many are drawn at a time as run at a time, and a draw follows from
-the search, the trial's number and the results of earlier draws alone: the sequence is the same in
-whatever order runs end, and after a stop. Trial 0 has the values of conf/ if they are in the space.
+A trial is an ordinary run. Optuna keeps the trials, in `.search/` of the runs root, and draws the
+next ones; as many are drawn at a time as run at a time. A draw follows from the search, the trial's
+number and the results of the trials that were drawn before the last time: the sequence is the same
+in whatever order runs end, and after a stop. Trial 0 has the values of conf/ if they are in the
+space.
 """
 
 import hashlib
@@ -10,15 +12,15 @@ import json
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from onenet.config.compose import GROUPS, to_dict
+from onenet.config.compose import loader, override, to_dict
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import flat
-from onenet.sweeps.experiments import Cell, expand
+from onenet.sweeps.experiments import Cell, cell_of
 from onenet.sweeps.plan import Planned
 from onenet.sweeps.search import Range, Search
-from onenet.system.files import read_json, write_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,34 +39,53 @@ class Trial:
 
 
 class Study:
-    """The trials of a search, drawn so far. Their values stay in `.search/` of the runs root, so
-    that a trial once drawn stays what it is; everything else is read from the run folders."""
+    """The trials of a search, drawn so far. A trial once drawn stays what it is; its result is read
+    from its run's folder."""
 
     def __init__(self, search: Search):
-        self.search = search
+        self.name, self.search, self._held = search.name, search.settings, search.overrides
         self.base = self._cell({})
-        self.ranges = [self._range(key, limits) for key, limits in search.space.items()]
+        self.ranges = [self._range(key, limits) for key, limits in self.search.space.items()]
         if not self.ranges:
-            raise UserError(f"{search.name}: no key is left to search.")
+            raise UserError(f"{self.name}: no key is left to search.")
         same: list = [self.base.id, self.base.evaluation.id, *map(asdict, self.ranges)]
-        same += [search.metric, search.direction, search.sampler, search.seed]
+        same += [self.search.metric, self.search.direction, self.search.sampler, self.search.seed]
         digest = hashlib.sha256(json.dumps(same).encode()).hexdigest()[:10]
         self.root = self.base.config.root
-        self.folder = RunFolder(self.root / ".search" / f"{search.name}-{digest}")
+        self.folder = RunFolder(self.root / ".search" / f"{self.name}-{digest}")
         self.trials: list[Trial] = []
-        for trial in read_json(self._file).get("trials", ()):
-            self.add(trial["values"])
+        self._optuna: Any = None
+        if self._journal.is_file():
+            self.open()
 
     @property
-    def _file(self) -> Path:
-        return self.folder.path / "trials.json"
+    def _journal(self) -> Path:
+        return self.folder.path / "optuna.journal"
+
+    def open(self) -> None:
+        """Opens Optuna's record of the trials, or begins one."""
+        optuna = require_optuna()
+        begun = self._journal.is_file()
+        self._journal.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some versions call journals experimental
+            backend = optuna.storages.journal.JournalFileBackend(str(self._journal))
+            storage = optuna.storages.JournalStorage(backend)
+        if begun:
+            self._optuna = optuna.load_study(study_name=self.name, storage=storage)
+        else:
+            self._optuna = optuna.create_study(
+                study_name=self.name, storage=storage, direction=self.search.direction
+            )
+        self.trials = []
+        for trial in self._optuna.trials:
+            self._add(trial.params)
 
     def _cell(self, values: dict[str, float]) -> Cell:
-        words = [*self.search.overrides, *(f"{key}={value}" for key, value in values.items())]
-        return expand(words, multirun=False)[0]
+        return cell_of([*self._held, *(override(key, value) for key, value in values.items())])
 
     def _range(self, key: str, limits) -> Range:
-        if key in GROUPS:
+        if loader().is_group(key):
             raise UserError(f"search.space.{key}: a group has no range, only numbers have.")
         whole = type(flat(to_dict(self.base.config)).get(key)) is int
         found = Range.parse(key, limits, whole)
@@ -73,7 +94,8 @@ class Study:
             raise UserError(f"search.space.{key}: the key does not change the training here.")
         return found
 
-    def add(self, values: dict[str, float]) -> None:
+    def _add(self, params: dict[str, float]) -> None:
+        values = {r.key: r.round(params[r.key]) for r in self.ranges}
         cell = self._cell(values)
         runs = {trial.run.cells[0].id: trial.run for trial in self.trials}
         run = runs.get(cell.id) or Planned([cell])
@@ -88,7 +110,9 @@ class Study:
 
     def headline(self) -> str:
         s = self.search
-        return f"{s.name}: {s.direction} {s.metric}, {s.trials} trials, {s.sampler}, seed {s.seed}"
+        return (
+            f"{self.name}: {s.direction} {s.metric}, {s.trials} trials, {s.sampler}, seed {s.seed}"
+        )
 
     def best(self) -> str:
         value, trial = self.ranked()[0]
@@ -98,36 +122,35 @@ class Study:
         """Adds trials, up to a multiple of `at_a_time`, and returns those that need a run."""
         first = len(self.trials)
         while len(self.trials) < self.count():
-            self.add(self._next(at_a_time))
+            self._ask()
             if len(self.trials) % at_a_time == 0:
                 break
         return [trial for trial in self.trials[first:] if trial.to_do()]
 
-    def _next(self, at_a_time: int) -> dict[str, float]:
+    def _ask(self) -> None:
         number = len(self.trials)
-        if not number and (values := self._defaults()):
-            return values
-        optuna = require_optuna()
-        state, make = optuna.trial.TrialState, optuna.distributions
+        if number == 0 and (values := self._defaults()):
+            self._optuna.enqueue_trial(values, skip_if_exists=True)
+        distributions = require_optuna().distributions
         space = {
-            r.key: make.IntDistribution(round(r.low), round(r.high), log=r.log)
+            r.key: distributions.IntDistribution(round(r.low), round(r.high), log=r.log)
             if r.whole
-            else make.FloatDistribution(r.low, r.high, log=r.log)
+            else distributions.FloatDistribution(r.low, r.high, log=r.log)
             for r in self.ranges
         }
-        study = optuna.create_study(direction=self.search.direction, sampler=self._sampler(number))
-        for trial in self.trials:
-            value, told = None, state.RUNNING
-            if trial.number < number - number % at_a_time:
-                value = trial.result(self.search.metric)
-                told = state.FAIL if value is None else state.COMPLETE
-            study.add_trial(
-                optuna.trial.create_trial(
-                    state=told, value=value, params=trial.values, distributions=space
-                )
-            )
-        drawn = study.ask(space).params
-        return {r.key: r.round(drawn[r.key]) for r in self.ranges}
+        self._optuna.sampler = self._sampler(number)
+        self._add(self._optuna.ask(space).params)
+
+    def tell(self) -> None:
+        """Has Optuna know what the trials gave. To be called when all that were drawn at a time
+        have had their run."""
+        state = require_optuna().trial.TrialState
+        for trial, known in zip(self.trials, self._optuna.trials, strict=True):
+            if known.state.is_finished() or trial.to_do():
+                continue
+            value = trial.result(self.search.metric)
+            told = state.FAIL if value is None else state.COMPLETE
+            self._optuna.tell(trial.number, value, state=told)
 
     def _sampler(self, number: int):
         """One for each trial: the state of a single one would be lost at a stop."""
@@ -149,19 +172,6 @@ class Study:
                 return None
             values[r.key] = value
         return values
-
-    def save(self) -> None:
-        rows = [
-            {
-                "number": trial.number,
-                "values": trial.values,
-                "run": trial.run.name,
-                "state": trial.run.state(),
-                self.search.metric: trial.result(self.search.metric),
-            }
-            for trial in self.trials
-        ]
-        write_json(self._file, {"search": asdict(self.search), "trials": rows})
 
     def ranked(self) -> list[tuple[float, Trial]]:
         """The trials that have a value, the best first."""

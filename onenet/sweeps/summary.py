@@ -5,10 +5,11 @@ from rich.table import Table
 
 from onenet.sweeps import answer
 from onenet.sweeps.experiments import Cell
+from onenet.sweeps.launch import Statuses
 from onenet.sweeps.plan import Planned
 
 
-def print_results(console: Console, planned: list[Planned]) -> None:
+def print_results(console: Console, planned: list[Planned], ended: Statuses) -> None:
     """The table of a sweep's runs and its picture, what failed and why, where everything is."""
     labels = row_labels([cell for run in planned for cell in run.cells])
     rows = [
@@ -28,7 +29,7 @@ def print_results(console: Console, planned: list[Planned]) -> None:
         console.print(table)
     failed = [run for run in planned if run.state() != "done"]
     for run in failed:
-        console.out(f"\nNOT DONE  {run.name}: {failure(run)}", highlight=False)
+        console.out(f"\nNOT DONE  {run.name}: {failure(run, ended)}", highlight=False)
         console.out(f"  log: {run.folder.log_file}", highlight=False)
     if rows:
         answer.draw([(label, result["metrics"]) for label, _, result in rows], root / "answer.png")
@@ -36,8 +37,8 @@ def print_results(console: Console, planned: list[Planned]) -> None:
     console.out(f"Everything is in {root}", highlight=False)
 
 
-def failure(run: Planned) -> str:
-    """Why the run is not done, in a line."""
+def failure(run: Planned, ended: Statuses) -> str:
+    """Why the run is not done, in a line. `ended`: what processes of the sweep ended with."""
     status, kind = run.folder.status(), run.folder.kind()
     if run.folder.state() == "running":
         return "another process is running it"
@@ -45,11 +46,11 @@ def failure(run: Planned) -> str:
         return " ".join(problem.removeprefix("UserError: ").split())
     if kind == "preempted":
         return "stopped: the same command goes on"
-    if run.process is None:
+    if run.name not in ended:
         return "not started"
     if kind == "killed":
-        return f"ended with {run.ended_with} (killed, or out of memory?)"
-    return f"ended with {run.ended_with}: see its log"
+        return f"ended with {ended[run.name]} (killed, or out of memory?)"
+    return f"ended with {ended[run.name]}: see its log"
 
 
 def row_labels(cells: list[Cell]) -> dict[Cell, str]:

@@ -1,0 +1,111 @@
+"""What Hydra loads: our sweeper and our launchers. Hydra looks for plugins in folders of this name.
+
+`conf/hydra/` has their options. Their work is in onenet/sweeps/.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from onenet.config import schema
+from onenet.config.compose import CannotCompose, Loader, use
+from onenet.config.validate import out_of_range
+from onenet.errors import UserError
+from onenet.sweeps import launch, sweep
+from onenet.sweeps.experiments import expand
+from onenet.sweeps.handover import HydrasLauncher
+from onenet.sweeps.plan import group
+from onenet.sweeps.run_all import run_all
+
+
+class OneNetSweeper(Sweeper):
+    """Composes and checks every run, leaves out what is done, hands the rest to a launcher, and
+    prints the table."""
+
+    def __init__(self, request: str | None = None):
+        self.request = request
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.settings = config
+        use_loader(hydra_context, config)
+        self.launched = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        if isinstance(self.launched, RunLauncher):
+            launcher = self.launched.runs()
+        else:
+            at_a_time = self.settings.hydra.launcher.get("n_jobs", 1)
+            launcher = HydrasLauncher(self.launched.launch, at_a_time)
+        if status := sweep.sweep(arguments, launcher):
+            sys.exit(status)
+
+
+def use_loader(hydra_context: HydraContext, config: DictConfig) -> None:
+    """Runs are composed from where Hydra composes: --config-dir, hydra.searchpath."""
+    words = list(config.hydra.overrides.hydra)
+    use(Loader(hydra_context.config_loader, config.hydra.job.config_name, words))
+
+
+class RunLauncher(Launcher):
+    """One of ours. Under another sweeper than ours, each job is a run of the words that it has."""
+
+    kind: type[schema.Launcher]
+    made: type
+
+    def __init__(self, **options: Any):
+        self.options = options
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        use_loader(hydra_context, config)
+
+    def runs(self) -> launch.RunLauncher:
+        """Raises UserError if an option is not what it may be."""
+        try:
+            given = OmegaConf.merge(OmegaConf.structured(self.kind), self.options)
+            options: Any = OmegaConf.to_object(given)
+        except OmegaConfBaseException as error:
+            raise CannotCompose(error) from error
+        if found := out_of_range(options, "hydra.launcher."):
+            raise UserError("\n".join(found))
+        return self.made(options)
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        runs = group([cell for words in job_overrides for cell in expand(words)])
+        run_all(Console(), runs, self.runs())
+        returns = []
+        for run in runs:
+            done = run.state() == "done"
+            job = JobReturn(status=JobStatus.COMPLETED if done else JobStatus.FAILED)
+            problem = RuntimeError(f"{run.name} is not done: see {run.folder.log_file}")
+            job.return_value = run.folder.result().get("metrics", {}).get("AP") if done else problem
+            returns.append(job)
+        return returns
+
+
+class LocalLauncher(RunLauncher):
+    """hydra/launcher=local"""
+
+    kind, made = schema.Launcher, launch.Local
+
+
+class SlurmLauncher(RunLauncher):
+    """hydra/launcher=slurm"""
+
+    kind, made = schema.SlurmLauncher, launch.Slurm
