@@ -17,7 +17,6 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from onenet.errors import UserError
 from onenet.sweeps.app import run
 from onenet.sweeps.handover import run_frozen
 
@@ -26,8 +25,6 @@ from onenet.sweeps.handover import run_frozen
 def main(_: DictConfig) -> None:
     """One run, which the sweeper has frozen, for a launcher that is not ours."""
     job = HydraConfig.get()
-    if job.sweeper.request is None:
-        raise UserError("run.py sweeps, also over one run: leave out --run and hydra.mode.")
     run_frozen(Path(job.runtime.output_dir), Path(job.sweeper.request))
 
 

@@ -43,6 +43,9 @@ def run(main: Callable[[], None]) -> int:
         name = f" ({reason})" if str(reason) else ""
         print(f"stopped{name}: the same command goes on from here", file=sys.stderr)
         return EXIT_STATUS
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -72,6 +75,8 @@ def refuse(word: str) -> None:
     key, equals, value = word.lstrip("+~").partition("=")
     if value == "null" and (CONF / key).is_dir():
         raise UserError(f"{word}: an option of a group has a name. Leave it out.")
+    if key == "hydra.mode" and value != "MULTIRUN":
+        raise UserError(f"{word}: run.py sweeps, also over one run. Leave it out.")
     if key in MOVED:
         new = MOVED[key]
     elif key.startswith("sweep.slurm."):

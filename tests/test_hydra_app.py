@@ -1,0 +1,152 @@
+"""run.py as a Hydra application: each line of onenet/sweeps/README.md is typed; errors; completion.
+
+Run: pytest tests/test_hydra_app.py (-m slow: the lines that start runs)
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onenet.errors import UserError
+from onenet.sweeps.app import MOVED, refuse
+from onenet.system.files import REPOSITORY
+
+README = (REPOSITORY / "onenet/sweeps/README.md").read_text()
+TYPED = re.findall(r"^\| `python run\.py (.+?)` \|", README, re.MULTILINE)
+OLD = re.findall(r"^\| `(sweep\.[^`]+)` \| `([^`]+)` \|$", README, re.MULTILINE)
+STARTS_NOTHING = ("plan=true", "--help", "--hydra-help", "--cfg", "--info", "-sc")
+COST = """
+name: mine
+cls_form: focal
+weights: {cls: 1.0, l1: 5.0, iou: 0.0, giou: 2.0, center: 10.0}
+alpha: 0.25
+gamma: 2.0
+l1_format: cxcywh
+"""
+EXPERIMENT = """
+title: Mine
+question: Is it?
+rows: [{label: a row, overrides: [heads=3]}]
+"""
+
+
+def run_py(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "run.py"), *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "160", **environment},
+        check=False,
+    )
+
+
+@pytest.fixture
+def elsewhere(tmp_path) -> Path:
+    """An empty working directory, beside a folder of the user's."""
+    for name, text in (("cost", COST), ("experiment", EXPERIMENT)):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        (tmp_path / "own" / name / "mine.yaml").write_text(text)
+    (tmp_path / "cwd").mkdir()
+    return tmp_path / "cwd"
+
+
+def words_of(line: str, cwd: Path) -> list[str]:
+    return shlex.split(line.replace("DIR", str(cwd.parent / "own")))
+
+
+def test_the_table_is_read():
+    assert len(TYPED) > 20
+    assert len(OLD) == 5
+
+
+@pytest.mark.parametrize("line", [x for x in TYPED if any(s in x for s in STARTS_NOTHING)])
+def test_a_line_that_starts_nothing(line, elsewhere):
+    words = words_of(line, elsewhere)
+    if "plan=true" in words:
+        words.append(f"runs_root={elsewhere.parent / 'runs'}")
+    done = run_py(*words, cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert "Traceback" not in done.stderr
+    assert list(elsewhere.iterdir()) == []
+    assert not (elsewhere.parent / "runs").exists()
+    if "plan=true" in words and "search_cost" not in line:
+        assert re.search(r"^[0-9a-f]{10}  missing ", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [x for x in TYPED if not any(s in x for s in STARTS_NOTHING)])
+def test_a_line_that_starts_runs(line, elsewhere):
+    runs = elsewhere.parent / "runs"
+    words = [*words_of(line, elsewhere), "debug=tiny", "tracker=none", f"runs_root={runs}"]
+    done = run_py(*words, cwd=elsewhere)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(list(runs.glob("*/result.json"))) == (2 if "seed=0,1" in line else 1)
+    assert list(elsewhere.iterdir()) == []
+    if "sweeper=basic" not in line:
+        assert "AP(+NMS)" in done.stdout
+
+
+def test_the_help_names_groups_options_and_experiments(elsewhere):
+    said = run_py("--help", cwd=elsewhere).stdout
+    for words in ("cost: algorithm1,", "table1: Ablation on label", "search_cost: Weights of the"):
+        assert words in said
+
+
+def test_tab_completion_knows_options_and_experiments(elsewhere):
+    for line, word in (
+        ("python run.py cost=", "loc_cls"),
+        ("python run.py +experiment=", "table1"),
+    ):
+        asked = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+        done = run_py("-sc", "query=bash", cwd=elsewhere, **asked)
+        assert f"{key}{word}" in done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["hedas=1"], "Key 'hedas' not in 'Config'"),
+        (["cost=loc_csl"], "Available options in 'cost': algorithm1, box_assignment, cls_only"),
+        (["+experiment=tabel1"], "Available options in 'experiment': assigners,"),
+        (["hydra/launcher=threads"], "Available options in 'hydra/launcher': basic,"),
+        (["hydra.launcher.job=1"], "hydra.launcher.job"),
+        (["hydra.launcher.jobs=0", "plan=true"], "hydra.launcher.jobs=0: must be at least 1"),
+        (["hydra.launcher.jobs=x", "plan=true"], "could not be converted to Integer"),
+        (["heads=(3"], "heads=(3"),
+        (["heads=0", "batch=0"], "heads=0: must be at least 1.\nbatch=0: must be at least 1."),
+        (["sweep.jobs=2"], "sweep.jobs is now hydra.launcher.jobs: write hydra.launcher.jobs=2"),
+        (["reference=null"], "reference=null: an option of a group has a name"),
+        (["hydra.mode=RUN"], "run.py sweeps, also over one run"),
+        (["--config-dir", "/nowhere"], "/nowhere"),
+        (["+new=1"], "+new=1: keys can be changed, not added"),
+    ],
+)
+def test_wrong_words_end_in_a_few_lines(words, said, elsewhere):
+    runs = elsewhere.parent / "runs"
+    done = run_py(*words, f"runs_root={runs}", "debug=tiny", "tracker=none", cwd=elsewhere)
+    assert done.returncode == 2, done.stdout
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) <= 12
+    assert "Traceback" not in done.stderr
+    assert "Search path" not in done.stderr
+    assert not runs.exists()
+
+
+def test_old_words_are_told_what_to_type():
+    assert {old: new for old, new in OLD if old in MOVED} == MOVED
+    for old, new in OLD:
+        with pytest.raises(UserError, match=rf"write {re.escape(new.replace('KEY', 'cpus'))}=3"):
+            refuse(f"{old.replace('KEY', 'cpus')}=3")
+    for word in ("sweep=1", "sweep.foo=1"):
+        with pytest.raises(UserError, match=r"hydra\.launcher"):
+            refuse(word)
+    for word in ("seed=0", "+experiment=table1", "hydra.sweep.dir=x", "-m", "lr=null"):
+        refuse(word)
