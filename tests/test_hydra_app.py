@@ -101,10 +101,8 @@ def test_the_help_names_groups_options_and_experiments(elsewhere):
 
 
 def test_tab_completion_knows_options_and_experiments(elsewhere):
-    for line, word in (
-        ("python run.py cost=", "loc_cls"),
-        ("python run.py +experiment=", "table1"),
-    ):
+    for key, word in (("cost=", "loc_cls"), ("+experiment=", "table1")):
+        line = f"python run.py {key}"
         asked = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
         done = run_py("-sc", "query=bash", cwd=elsewhere, **asked)
         assert f"{key}{word}" in done.stdout.split()
