@@ -5,7 +5,7 @@ that broadcast against each other, so that it serves all pairs, [P, N], as well 
 Lower is better. `MatchingCost` adds up the terms whose weight is not zero, in float32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -106,7 +106,8 @@ class MatchingCost:
     """C = λ_cls C_cls + C_loc (equation 2), where C_loc is the weighted sum of all other terms.
 
     `cls_form`: `focal` (equation 3) or `cross_entropy` (Algorithm 1). `alpha`, `gamma`: of the
-    focal form. `l1_format`: see `l1_cost`.
+    focal form. `l1_format`: see `l1_cost`. `own`: further terms, each with its name, its weight and
+    a function of Pairs that gives the cost [...], which depends on each pair alone.
     """
 
     weights: CostWeights = CostWeights()
@@ -114,6 +115,7 @@ class MatchingCost:
     alpha: float = 0.25
     gamma: float = 2.0
     l1_format: str = "cxcywh"
+    own: tuple[tuple[str, float, Callable[[Pairs], Tensor]], ...] = ()
 
     def class_cost(self, logits: Tensor) -> Tensor:
         """C_cls: the logits of the objects' classes [...] -> [...]. Equal logits cost the same."""
@@ -135,6 +137,8 @@ class MatchingCost:
             yield "giou", w.giou, giou_cost(boxes, gt)
         if w.center:
             yield "center", w.center, center_cost(pairs.points_xy, gt, whwh)
+        for name, weight, cost in self.own:
+            yield name, weight, cost(pairs)
 
     def of(self, pairs: Pairs) -> Tensor:
         """The cost of each pair: [...]."""

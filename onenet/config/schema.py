@@ -7,8 +7,6 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from onenet.detectors import DETECTORS
-
 
 def key(
     *,
@@ -33,6 +31,7 @@ class CostWeights:
 @dataclass
 class Cost:
     name: str = MISSING
+    terms: dict[str, Any] = field(default_factory=dict)  # the user's own: onenet/README.md
     cls_form: str = key(choices=("focal", "cross_entropy"))
     weights: CostWeights = MISSING
     alpha: float = MISSING
@@ -44,6 +43,7 @@ class Cost:
 class Assigner:
     name: str = MISSING
     conflict: str | None = key(choices=("keep", "next_best", "drop"))
+    own: dict[str, Any] | None = None
 
 
 @dataclass
@@ -75,7 +75,7 @@ class EvalSize:
 
 @dataclass
 class Backbone:
-    name: str = MISSING
+    name: str = key(choices=("tiny", "resnet18", "resnet50", "resnet101"))
     weights: str = MISSING
     frozen: bool = MISSING
 
@@ -85,6 +85,7 @@ class Neck:
     name: str = MISSING
     channels: int = key(least=1)
     init: str = key(choices=("default", "xavier"))
+    own: dict[str, Any] | None = None
 
 
 @dataclass
@@ -126,6 +127,7 @@ class Data:
     train: Split = MISSING
     val: Split = MISSING
     shapes: Shapes = MISSING
+    own: dict[str, Any] | None = None
 
 
 @dataclass
@@ -164,7 +166,7 @@ class Eval:
 
 @dataclass
 class Tracker:
-    name: str = MISSING
+    name: str = key(choices=("wandb", "none"))
     project: str = MISSING
     entity: str | None = MISSING
 
@@ -209,6 +211,12 @@ class SparseRCNNModel:
     prior: float = key(least=1e-6, most=0.999)
 
 
+# What `name` may be, unless `own` names a part of the user's.
+NAMES = {
+    "assigner": ("min_cost", "hungarian"),
+    "neck": ("fpn", "deconv", "deconv_dcn"),
+    "data": ("shapes", "coco"),
+}
 # `model` of each detector that has settings of its own.
 MODELS = {
     "centernet": CenterNetModel,
@@ -224,7 +232,7 @@ class Config:
     preset: str = MISSING
     reference: str | None = None
     debug: str | None = None
-    detector: str = key(choices=tuple(DETECTORS))
+    detector: str = MISSING
     model: Any = MISSING
     location: str = key(choices=("predicted", "predefined"))
     heads: int = key(least=1)
@@ -263,6 +271,16 @@ class Config:
     def root(self) -> Path:
         """The runs root; absolute after `compose`."""
         return Path(self.runs_root or "")
+
+    def own_parts(self) -> dict[str, dict[str, Any] | None]:
+        """The user's own, by key; null where there is none."""
+        return {
+            **{f"cost.terms.{name}": term for name, term in self.cost.terms.items()},
+            "assigner.own": self.assigner.own,
+            "neck.own": self.neck.own,
+            "data.own": self.data.own,
+            "model": self.model if isinstance(self.model, dict) and self.model else None,
+        }
 
     def cost_weights(self) -> CostWeights:
         """The weights of the terms that `location` leaves: the box's or the grid point's."""

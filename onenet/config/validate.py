@@ -5,8 +5,9 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from onenet.config.schema import MODELS, Config
-from onenet.detectors import DETECTORS
+from onenet.config.schema import MODELS, NAMES, Config
+from onenet.detectors import DETECTORS, detector_of
+from onenet.system.own import TARGET
 
 
 def _names_weights(weights: str) -> bool:
@@ -17,9 +18,7 @@ def _names_weights(weights: str) -> bool:
 
 def _without_effect(config: Config) -> list[str]:
     """What the detector cannot be asked. Taken silently, a row would be another's copy."""
-    if config.detector not in DETECTORS:
-        return []
-    reads, found = DETECTORS[config.detector].reads, []
+    reads, found = detector_of(config.detector, config.model).reads, []
     asked = {
         "heads": (config.heads, 1),
         "location": (config.location, "predicted"),
@@ -49,6 +48,7 @@ def problems(config: Config) -> list[str]:
     return [
         *out_of_range(config),
         *_heads_and_rate(config),
+        *_names(config),
         *_without_effect(config),
         *_matching(config),
         *_processes(config),
@@ -80,6 +80,23 @@ def _problem(
     return []
 
 
+def _names(config: Config) -> list[str]:
+    """That what chooses code is there, or the user's own."""
+    found = []
+    for group, names in NAMES.items():
+        part = getattr(config, group)
+        if part.own is None and part.name not in names:
+            listed = ", ".join(names)
+            found.append(f"{group}.name={part.name}: choose one of {listed}, or set {group}.own.")
+    for name, part in config.own_parts().items():
+        if part is not None and TARGET not in part:
+            found.append(f"{name}={part}: it needs {TARGET}: module.name.")
+    if config.detector not in DETECTORS and not config.own_parts()["model"]:
+        listed = ", ".join(DETECTORS)
+        found.append(f"detector={config.detector}: choose one of {listed}, or set model.{TARGET}.")
+    return found
+
+
 def _heads_and_rate(config: Config) -> list[str]:
     found = []
     if config.infer_heads > config.heads >= 1:
@@ -96,7 +113,7 @@ def _heads_and_rate(config: Config) -> list[str]:
 
 def _matching(config: Config) -> list[str]:
     found = []
-    if not any(asdict(config.cost_weights()).values()):
+    if not any(asdict(config.cost_weights()).values()) and not config.cost.terms:
         found.append(
             f"cost={config.cost.name} has no term left with location={config.location}: "
             "set one of cost.weights, or the other location."

@@ -7,6 +7,7 @@ from onenet.data.coco import read_coco
 from onenet.data.images import DrawnImages, ImageSource
 from onenet.data.shapes import ShapesConfig, make_annotations
 from onenet.errors import UserError
+from onenet.system.own import load
 
 
 def open_split(data: Data, split: str, cache: Path | None = None) -> ImageSource:
@@ -16,6 +17,10 @@ def open_split(data: Data, split: str, cache: Path | None = None) -> ImageSource
 
     Raises UserError, naming the key, where a folder or file is missing or broken.
     """
+    if data.own is not None:
+        source = load(data.own)(split)
+        source.annotations = source.annotations.limit(data.limit)
+        return source
     if data.name == "shapes":
         s = data.shapes
         config = ShapesConfig(
@@ -41,7 +46,7 @@ def open_split(data: Data, split: str, cache: Path | None = None) -> ImageSource
 
 def check_splits(data: Data, cache: Path | None = None) -> list[str]:
     """Reads both splits of a folder; returns what was cleaned. Raises UserError as `open_split`."""
-    if data.name == "shapes":
+    if data.name == "shapes" or data.own is not None:
         return []
     splits = {split: open_split(data, split, cache).annotations for split in ("train", "val")}
     names = {split: list(a.category_names) for split, a in splits.items()}

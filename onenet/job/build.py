@@ -1,20 +1,22 @@
 """From a configuration to the parts of a run: the one place that hands its values on."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import AdamW
 
 from onenet import costs, losses
-from onenet.assigners import make_matcher
+from onenet.assigners import Matcher, make_matcher
 from onenet.config.compose import to_dict
 from onenet.config.schema import Config
 from onenet.data.augment import Augmentation
 from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset
 from onenet.data.sizes import ImageSize
-from onenet.detectors import DETECTORS
+from onenet.detectors import detector_of
 from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import make_neck
 from onenet.errors import UserError
@@ -25,6 +27,7 @@ from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.system.context import RunContext
 from onenet.system.distributed import ALONE, World
+from onenet.system.own import TARGET, load
 from onenet.training import checkpoint
 from onenet.training.loop import Loss
 from onenet.training.optim import Schedule, make_optimizer
@@ -68,14 +71,14 @@ def memory_format(model: nn.Module, device: str) -> torch.memory_format:
 def detector(config: Config, num_classes: int, device: str = "cpu") -> nn.Module:
     """Initialised from `seed` alone."""
     torch.manual_seed(config.seed)
-    kind, weights = DETECTORS[config.detector], config.backbone.weights
+    kind, weights = detector_of(config.detector, config.model), config.backbone.weights
     if weights.startswith("run:"):
         weights = checkpoint.part_of_run(Path(config.runs_root), weights[4:], "backbone")
     backbone = make_backbone(config.backbone.name, weights, config.backbone.frozen)
-    parts = to_dict(config)["model"]
+    parts = {k: v for k, v in to_dict(config)["model"].items() if k not in (TARGET, "reads")}
     if "neck" in kind.reads:
         channels = backbone.feature_info.channels()
-        parts["neck"] = make_neck(in_channels=channels, **vars(config.neck))
+        parts["neck"] = neck(config, channels)
     if "head" in kind.reads:
         parts |= {"heads": config.heads, **vars(config.head)}
     try:
@@ -87,14 +90,27 @@ def detector(config: Config, num_classes: int, device: str = "cpu") -> nn.Module
 
 def loss(config: Config, model: nn.Module) -> Loss:
     """What matches and trains the detector; one that is not matched brings its own."""
-    return detection_loss(config) if "cost" in DETECTORS[config.detector].reads else model.loss
+    reads = detector_of(config.detector, config.model).reads
+    return detection_loss(config) if "cost" in reads else model.loss
+
+
+def neck(config: Config, in_channels: Sequence[int]) -> nn.Module:
+    n = config.neck
+    if n.own is not None:
+        return load(n.own)(in_channels, n.channels)
+    return make_neck(n.name, in_channels, n.channels, n.init)
+
+
+def matcher(config: Config) -> Matcher:
+    a = config.assigner
+    return make_matcher(a.name, a.conflict or "keep") if a.own is None else load(a.own)
 
 
 def detection_loss(config: Config) -> DetectionLoss:
     loss = config.loss
     return DetectionLoss(
         matching_cost(config),
-        make_matcher(config.assigner.name, config.assigner.conflict),
+        matcher(config),
         weights=losses.LossWeights(**vars(loss.weights)),
         alpha=loss.alpha,
         gamma=loss.gamma,
@@ -110,7 +126,14 @@ def matching_cost(config: Config) -> costs.MatchingCost:
         alpha=cost.alpha,
         gamma=cost.gamma,
         l1_format=cost.l1_format,
+        own=tuple(own_term(name, term) for name, term in cost.terms.items()),
     )
+
+
+def own_term(name: str, term: dict[str, Any]) -> tuple[str, float, Callable]:
+    """A user's: `weight` is 1 unless it says otherwise."""
+    arguments = {key: value for key, value in term.items() if key != "weight"}
+    return name, float(term.get("weight", 1.0)), load(arguments)
 
 
 def observer(

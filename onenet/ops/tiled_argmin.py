@@ -185,6 +185,7 @@ def _most_iou_and_giou(low: Tensor, high: Tensor, gt: Tensor) -> tuple[Tensor, T
 
 
 def _has_bounds(cost: MatchingCost) -> bool:
-    """The bounds hold for terms that cannot fall below 0, and a class cost that falls."""
+    """The bounds hold for terms that cannot fall below 0, and a class cost that falls. Of a user's
+    own term nothing is known."""
     falling = cost.cls_form == "cross_entropy" or (0 <= cost.alpha <= 1 and cost.gamma >= 0)
-    return falling and all(weight >= 0 for weight in vars(cost.weights).values())
+    return falling and not cost.own and all(w >= 0 for w in vars(cost.weights).values())

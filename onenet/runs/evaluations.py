@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from onenet.config.schema import Config
-from onenet.detectors import DETECTORS
+from onenet.detectors import detector_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def default_evaluation(config: Config) -> EvalSpec:
 
 def _peaks(config: Config) -> bool:
     """Whether the detector's own post-processing picks peaks."""
-    return DETECTORS[config.detector].peaks
+    return detector_of(config.detector, config.model).peaks
 
 
 def _area(asked: str, short: int) -> str:

@@ -13,14 +13,16 @@ from pathlib import Path
 
 from onenet.config.schema import Config
 from onenet.config.upgrade import NEUTRAL
-from onenet.detectors import DETECTORS, SELECTIVE
+from onenet.detectors import SELECTIVE, detector_of
+from onenet.system import own
 from onenet.system.files import digest
+from onenet.system.own import TARGET
 
 RECIPE = 2  # raise it when a change of the code changes results: all ids change with it
 
 PLAIN = (
     *("detector", "model", "heads", "seed", "lr", "steps", "batch", "precision", "sync_bn"),
-    *("size", "loss", "neck", "head", "augment"),
+    *("size", "loss", "head", "augment"),
 )
 
 
@@ -39,11 +41,11 @@ def identity(config: Config) -> dict:
             "alpha": config.cost.alpha if focal else None,
             "gamma": config.cost.gamma if focal else None,
             "l1_format": config.cost.l1_format if weights.l1 else None,
+            "terms": {name: own.identity(term) for name, term in config.cost.terms.items()},
         },
-        "assigner": {
-            "name": config.assigner.name,
-            "conflict": config.assigner.conflict if config.assigner.name == "min_cost" else None,
-        },
+        "assigner": _named(values["assigner"])
+        | {"conflict": config.assigner.conflict if config.assigner.name == "min_cost" else None},
+        "neck": _named(values["neck"]),
         "backbone": values["backbone"] | {"weights": _weights(config.backbone.weights)},
         "optim": {
             "weight_decay": config.optim.weight_decay,
@@ -56,7 +58,10 @@ def identity(config: Config) -> dict:
         },
         "data": _data(config, values["data"]),
     }
-    kept |= dict.fromkeys(SELECTIVE.difference(DETECTORS[config.detector].reads))
+    if own_model := config.own_parts()["model"]:
+        kept |= {"detector": None, "model": own.identity(own_model)}
+    reads = detector_of(config.detector, config.model).reads
+    kept |= dict.fromkeys(SELECTIVE.difference(reads))
     return {key: v for key, v in flat(kept).items() if v is not None and NEUTRAL.get(key, ...) != v}
 
 
@@ -71,22 +76,35 @@ def slug(config: Config) -> str:
     weights = config.cost_weights()
     located = any((weights.l1, weights.iou, weights.giou, weights.center))
     cost = {(True, True): "loc_cls", (True, False): "loc_only", (False, True): "cls_only"}
-    data = (
-        config.data.shapes.kind
-        if config.data.name == "shapes"
-        else Path(config.data.root or "").name
-    )
+    data = config.data.shapes.kind
+    if config.data.name != "shapes":
+        data = _own_name(config.data.own) or Path(config.data.root or "").name
     location = "predefined" if weights.center else "predicted"
     words = {"cost": cost[located, bool(weights.cls)], "location": location}
     words["heads"] = f"h{config.heads}"
-    asked = [word for key, word in words.items() if key in DETECTORS[config.detector].reads]
-    front = [] if config.detector == "onenet" else [config.detector]
+    reads = detector_of(config.detector, config.model).reads
+    asked = [word for key, word in words.items() if key in reads]
+    detector = _own_name(config.own_parts()["model"]) or config.detector
+    front = [] if detector == "onenet" else [detector]
     return "-".join([*front, *asked, config.backbone.name, data[:20], f"s{config.seed}"])
+
+
+def _own_name(part: dict | None) -> str:
+    return part[TARGET].rpartition(".")[2] if part else ""
+
+
+def _named(part: dict) -> dict:
+    """A part whose name chooses code; that of a user's own is a label."""
+    if part["own"] is None:
+        return part
+    return part | {"name": None, "own": own.identity(part["own"])}
 
 
 def _data(config: Config, data: dict) -> dict:
     """Digests of files instead of their paths; the parameters of drawn images."""
     kept = {"name": data["name"], "limit": data["limit"]}
+    if config.data.own is not None:
+        return kept | {"name": None, "crowd": data["crowd"], "own": own.identity(data["own"])}
     if config.data.name == "shapes":
         rigid = config.data.shapes.kind == "rigid"
         return kept | {

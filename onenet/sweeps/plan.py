@@ -1,5 +1,8 @@
 """The trainings that a sweep wants, their states, and how long they will take."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +17,8 @@ from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request
 from onenet.sweeps.estimate import Estimates, say
 from onenet.sweeps.experiments import Cell
+from onenet.system.files import REPOSITORY
+from onenet.system.own import TARGET
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +80,7 @@ def group(cells: list[Cell]) -> list[Planned]:
 
 def print_plan(console: Console, planned: list[Planned]) -> None:
     """One line a run: id, state, overrides, and the time that it will take. Trains nothing."""
+    check_own(planned)
     check_data(console, planned)
     root = planned[0].config.root
     estimates, states, total, unknown = Estimates(root), [], 0.0, 0
@@ -106,6 +112,21 @@ def check_data(console: Console, planned: Sequence[Planned]) -> None:
             seen.append(run.config.data)
             for line in check_splits(run.config.data, run.folder.cache):
                 console.out(line, highlight=False)
+
+
+def check_own(planned: Sequence[Planned]) -> None:
+    """Imports the user's own parts, in a process of its own. Raises UserError, naming the one that
+    cannot be imported."""
+    parts = [part for run in planned for part in run.config.own_parts().values() if part]
+    if not (targets := sorted({part[TARGET] for part in parts})):
+        return
+    words = [sys.executable, "-m", "onenet.job.own", *targets]
+    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    asked = subprocess.run(
+        words, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
+    )
+    if asked.returncode:
+        raise UserError(asked.stdout.strip() or asked.stderr.strip().splitlines()[-1])
 
 
 def freeze(todo: Sequence[Planned]) -> None:

@@ -27,6 +27,7 @@ def run_all(
     if not todo:
         return {}
     free = free or launcher.places(todo[0].config, len(todo))
+    plan.check_own(todo)
     plan.check_data(console, todo)
     console.out(
         f"{plan.count(runs)}, {len(done)} already done, {len(todo)} to do: {share(free)}",

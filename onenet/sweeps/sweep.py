@@ -50,6 +50,7 @@ def take_part(console: Console, runs: Sequence[Planned]) -> int:
         raise UserError("\n".join(found))
     require_gpu(run.config, len(gpus()))
     if os.environ["RANK"] == "0":
+        plan.check_own([run])
         plan.check_data(console, [run])
         plan.freeze([run])
     threads = int(os.environ.get("OMP_NUM_THREADS", 1))
