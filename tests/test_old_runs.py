@@ -208,7 +208,7 @@ def test_every_key_that_came_later_has_its_neutral_value():
     old = flat(yaml.safe_load((OLD / "config.yaml").read_text()))
     now = flat(to_dict(compose([])))
     assert {key for key in now.keys() - old.keys() if key not in LATER} == set()
-    assert set(LATER) <= now.keys() | {"model", "optim.lr_factors"}
+    assert set(LATER) <= now.keys() | {"model", "optim.lr_factors", "cost.terms"}
 
 
 def test_without_the_later_keys_an_old_config_has_its_id():
