@@ -15,13 +15,14 @@ from onenet.sweeps.plan import group
 
 @pytest.fixture
 def own(tmp_path):
-    """Writes +experiment=mine into a folder of the user's, and returns the file."""
+    """Writes +experiment=mine into a new folder of the user's, and returns the file."""
 
     def write(text: str) -> Path:
-        file = tmp_path / "experiment" / "mine.yaml"
-        file.parent.mkdir(exist_ok=True)
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        file = folder / "experiment" / "mine.yaml"
+        file.parent.mkdir(parents=True)
         file.write_text(text)
-        use_folder(str(tmp_path))
+        use_folder(str(folder))
         return file
 
     yield write

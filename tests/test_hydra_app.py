@@ -121,7 +121,10 @@ def test_tab_completion_knows_options_and_experiments(elsewhere):
         (["heads=(3"], "heads=(3"),
         (["heads=0", "batch=0"], "heads=0: must be at least 1.\nbatch=0: must be at least 1."),
         (["sweep.jobs=2"], "sweep.jobs is now hydra.launcher.jobs: write hydra.launcher.jobs=2"),
-        (["reference=null"], "reference=null: an option of a group has a name"),
+        (["cost=null"], "cost=null: choose one of algorithm1"),
+        (["cost=[loc_cls]"], "cost=[loc_cls]: choose one of algorithm1"),
+        (["heads=1,3", "nokey=1"], "Key 'nokey' not in 'Config'"),
+        (["--experimental-rerun", "/nowhere"], "/nowhere"),
         (["hydra.mode=RUN"], "run.py sweeps, also over one run"),
         (["--config-dir", "/nowhere"], "/nowhere"),
         (["+new=1"], "+new=1: keys can be changed, not added"),
@@ -138,6 +141,33 @@ def test_wrong_words_end_in_a_few_lines(words, said, elsewhere):
     assert not runs.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        (["+experiment=table6", "seed=0", "model.dropout=0.2"], 4),
+        (["-m", "detector=sparse_rcnn,centernet", "model.prior=0.02"], 2),
+        (["seed=1", "-m", "heads=1,3"], 2),
+        (["heads=1,3", "reference=null", "debug=tiny,null"], 4),
+        (["hydra/sweeper=basic", "seed=0,1"], 2),
+    ],
+)
+def test_words_that_only_some_runs_have_and_flags_in_between(words, runs, elsewhere):
+    done = run_py(*words, f"runs_root='{elsewhere.parent}/a =root'", "plan=true", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if " missing " in line]
+    assert len(lines) == runs
+    assert all("null" not in line for line in lines)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_torn_file_of_the_users_is_named(elsewhere):
+    (elsewhere.parent / "own/cost/mine.yaml").write_text("a: [")
+    done = run_py("--config-dir", str(elsewhere.parent / "own"), "cost=mine", cwd=elsewhere)
+    assert done.returncode == 2
+    assert "mine.yaml" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_old_words_are_told_what_to_type():
     assert {old: new for old, new in OLD if old in MOVED} == MOVED
     for old, new in OLD:
@@ -146,5 +176,12 @@ def test_old_words_are_told_what_to_type():
     for word in ("sweep=1", "sweep.foo=1"):
         with pytest.raises(UserError, match=r"hydra\.launcher"):
             refuse(word)
-    for word in ("seed=0", "+experiment=table1", "hydra.sweep.dir=x", "-m", "lr=null"):
+    for word in (
+        "hydra.mode=multirun",
+        "seed=0",
+        "+experiment=table1",
+        "hydra.sweep.dir=x",
+        "-m",
+        "lr=null",
+    ):
         refuse(word)

@@ -26,6 +26,7 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from onenet.config.schema import MODELS, Config, Search
 from onenet.config.validate import problems
@@ -34,7 +35,10 @@ from onenet.system.files import REPOSITORY
 
 CONF = REPOSITORY / "conf"
 NOT_OF_A_RUN = ("hydra", "experiment", "search")  # in what Hydra composes
+OPTIONAL = ("reference", "debug")  # groups of which nothing need be chosen: null
 FREE = ("optim.lr_factors",)  # dictionaries whose keys are the user's: +optim.lr_factors.word=0.1
+# What reading and composing raise, for what the user has written.
+COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError)
 ERROR_LINES = 12
 
 
@@ -83,7 +87,7 @@ class Loader:
         """One file as it stands: `experiment/table1`. Raises UserError."""
         try:
             found = self._repository.load_config(path)
-        except Exception as error:  # of YAML, of the encoding, of Hydra
+        except COMPOSING as error:
             raise UserError(f"{path}.yaml cannot be read: {in_short(error)}") from error
         if found is None:
             group = path.rpartition("/")[0]
@@ -112,7 +116,7 @@ class Loader:
                 for key in NOT_OF_A_RUN:
                     config.pop(key)
             typed = _typed(config)
-        except (HydraException, OmegaConfBaseException) as error:
+        except COMPOSING as error:
             raise CannotCompose(error) from error
         if found := problems(typed):
             raise UserError("\n".join(found))
@@ -124,7 +128,10 @@ class Loader:
         for one in overrides:
             if not self.is_group(one.key_or_group):
                 values.append(one)
-            elif one.value() is not None:  # null: no option, as in conf/config.yaml
+            elif not (no_option(one) and one.key_or_group in OPTIONAL):
+                if not isinstance(one.value(), str):
+                    listed = ", ".join(self.options(one.key_or_group))
+                    raise UserError(f"{word(one)}: choose one of {listed}.")
                 groups.append(one)
         key = tuple(override.input_line for override in groups)
         if key not in self._chosen:
@@ -201,6 +208,11 @@ def word(override: Override) -> str:
     return f"{override.get_key_element()}={override.get_value_element_as_str()}"
 
 
+def no_option(override: Override) -> bool:
+    """Is it `group=null`? That says what conf/config.yaml says."""
+    return override.value() is None and loader().is_group(override.key_or_group)
+
+
 def values_of(override: Override) -> Iterator[Override]:
     """One for each value that it lists, by a comma, range(), glob(), ... Raises UserError."""
     if not override.is_sweep_override():
@@ -272,12 +284,10 @@ def batch_factor(config: Config) -> float:
 
 def in_short(error: BaseException) -> str:
     """The text of Hydra's and OmegaConf's exceptions, in at most ERROR_LINES lines."""
-    if isinstance(error, MissingConfigException) and error.options is not None:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group = str(error.missing_cfg_file).rpartition("/")[0]
-        return (
-            f"Could not find '{error.missing_cfg_file}'\n"
-            f"Available options in '{group}': {', '.join(error.options)}"
-        )
+        listed = f"\nAvailable options in '{group}': {', '.join(error.options or ())}"
+        return f"Could not find '{error.missing_cfg_file}'" + (listed if error.options else "")
     lines: list[str] = []
     cause: BaseException | None = error
     while cause is not None:

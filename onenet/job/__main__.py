@@ -24,7 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given.driver:
         end_with_driver()
     request = Request.read(given.request)
-    return work(RunFolder(given.folder), request, request.config["device"])
+    status = work(RunFolder(given.folder), request, request.config["device"])
+    if status == 0:
+        given.request.unlink(missing_ok=True)
+    return status
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""run.py around Hydra: what is checked before it, and how errors and stops end the command."""
+"""run.py around Hydra: which words Hydra composes, and how errors and stops end the command."""
 
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from onenet.config.compose import CONF, Loader, in_short, use
+from onenet.config.compose import Loader, in_short, use
 from onenet.errors import UserError
 from onenet.sweeps.experiments import titles
+from onenet.sweeps.start import NotDone
 from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest
 
 PLUGINS = Path(__file__).resolve().parent / "plugins"  # holds the folder hydra_plugins
@@ -24,17 +24,21 @@ MOVED = {
     "sweep.max_failures": "hydra.launcher.max_failures",
 }
 
+FOR_HYDRA = ("runs_root=", "debug=")  # hydra.sweep.dir follows from these
+
+words: list[str] = []  # of the runs: for our sweeper, which alone composes them
+sweeping = False  # an exception from here on is no longer about the words
+
 
 def run(main: Callable[[], None]) -> int:
     """Calls what `@hydra.main` made. Returns the exit status: 0 done, 1 a run is not, 2 the input
     cannot work, 75 stopped."""
-    whole = os.environ.get("HYDRA_FULL_ERROR")
+    whole = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through: what is said is said here
     _let_hydra_find_plugins()
     try:
         StopRequest().install()
-        for word in sys.argv[1:]:
-            refuse(word)
+        _take_words()
         main()
         return 0
     except SystemExit as end:
@@ -46,14 +50,29 @@ def run(main: Callable[[], None]) -> int:
     except BrokenPipeError:  # of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except UserError as error:
+    except NotDone as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (HydraException, OmegaConfBaseException) as error:
-        if whole == "1":
+        return 1
+    except Exception as error:
+        if whole or (sweeping and not isinstance(error, UserError)):
             raise
         print(f"error: {in_short(error)}", file=sys.stderr)
         return 2
+
+
+def _take_words() -> None:
+    """Leaves Hydra the words that are its own, wherever flags stand between them: a key that only
+    some options have is none of the configuration that it composes first."""
+    given = get_args_parser().parse_intermixed_args(sys.argv[1:])
+    for word in given.overrides:
+        refuse(word)
+    prints = (given.help, given.hydra_help, given.cfg, given.info, given.shell_completion)
+    if any(prints) or any(word.startswith("hydra/sweeper=") for word in given.overrides):
+        return
+    words[:] = [word for word in given.overrides if not word.lstrip("+~").startswith("hydra")]
+    for word in words:
+        if not word.startswith(FOR_HYDRA) or word.endswith("=null"):
+            sys.argv.remove(word)
 
 
 def _let_hydra_find_plugins() -> None:
@@ -70,12 +89,9 @@ def _titles() -> str:
 
 
 def refuse(word: str) -> None:
-    """Raises UserError if the word has another name since run.py is a Hydra application, or would
-    have Hydra end in a traceback."""
+    """Raises UserError if the word has another name since run.py is a Hydra application."""
     key, equals, value = word.lstrip("+~").partition("=")
-    if value == "null" and (CONF / key).is_dir():
-        raise UserError(f"{word}: an option of a group has a name. Leave it out.")
-    if key == "hydra.mode" and value != "MULTIRUN":
+    if key == "hydra.mode" and value.strip("'\"").upper() != "MULTIRUN":
         raise UserError(f"{word}: run.py sweeps, also over one run. Leave it out.")
     if key in MOVED:
         new = MOVED[key]

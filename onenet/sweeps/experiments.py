@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hydra.core.override_parser.types import Override
 
-from onenet.config.compose import loader, values_of, word
+from onenet.config.compose import loader, no_option, values_of, word
 from onenet.config.schema import Config
 from onenet.errors import UserError
 from onenet.runs.evaluations import EvalSpec, requested_evaluation
@@ -139,6 +139,9 @@ def cells(axes: Axes) -> list[Cell]:
 def _experiment_cells(experiment: Experiment, axes: Axes) -> list[Cell]:
     row_axes = [axes_of(row.overrides) for row in experiment.rows]
     of_rows = {key for row in row_axes for key in row}
+    for key, values in itertools.chain(*(row.items() for row in row_axes)):
+        if len(values) > 1:
+            raise UserError(f"{key} lists values in a row of {experiment.name}: it may in sweep.")
     asked = {key: [one.value() for one in axes[key]] for key in of_rows & axes.keys()}
     chosen = [
         (row, own)
@@ -146,7 +149,7 @@ def _experiment_cells(experiment: Experiment, axes: Axes) -> list[Cell]:
         if all(own[key][0].value() in asked[key] for key in own.keys() & asked.keys())
     ]
     if not chosen:
-        said = " ".join(f"{k}={','.join(map(str, asked[k]))}" for k in sorted(asked))
+        said = " ".join(word(one) for key in sorted(asked) for one in axes[key])
         raise NoRow(f"No row of experiment {experiment.name} has {said}.")
     common = axes_of(experiment.sweep) | {k: v for k, v in axes.items() if k not in of_rows}
     return [
@@ -159,5 +162,6 @@ def _experiment_cells(experiment: Experiment, axes: Axes) -> list[Cell]:
 def cell_of(overrides: Sequence[Override], label: str = "", experiment: str = "") -> Cell:
     """The run with these values."""
     config = loader().compose(overrides)
-    words = tuple(word(one) for one in overrides if one.key_or_group not in WHERE)
+    said = [one for one in overrides if one.key_or_group not in WHERE and not no_option(one)]
+    words = tuple(map(word, said))
     return Cell(label, experiment, words, config, run_id(config), requested_evaluation(config))

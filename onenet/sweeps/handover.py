@@ -1,14 +1,18 @@
 """Runs by a launcher of Hydra's own (basic, joblib, submitit, ...): it is given frozen runs."""
 
+import contextlib
 import os
+import signal
+import socket
 import subprocess
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 from rich.console import Console
 
-from onenet.config.compose import from_dict, in_short, override
+from onenet.config.compose import from_dict, in_short, override, word
 from onenet.config.schema import Config, Launcher
 from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request
@@ -16,7 +20,8 @@ from onenet.sweeps import machine
 from onenet.sweeps.launch import STOP_SECONDS, Statuses
 from onenet.sweeps.machine import Place
 from onenet.sweeps.plan import Planned
-from onenet.sweeps.start import start_here
+from onenet.sweeps.start import NotDone, start_here
+from onenet.system.signals import SIGNALS
 
 
 class HydrasLauncher:
@@ -28,6 +33,7 @@ class HydrasLauncher:
     """
 
     def __init__(self, launch: Callable, at_a_time: int):
+        at_a_time = at_a_time if at_a_time > 0 else machine.count_cores()
         self._launch, self.options = launch, Launcher(jobs=at_a_time)
 
     def places(self, config: Config, runs: int) -> list[Place]:
@@ -36,30 +42,58 @@ class HydrasLauncher:
         return [Place(config.processes or 1, threads, None)] * at_a_time
 
     def work(self, console: Console, todo: Sequence[Planned], free: list[Place]) -> Statuses:
-        words = []
+        jobs = []
         for run in todo:
-            request = run.request(free[0].threads).write(run.folder)
             values = {
                 "hydra.sweep.dir": str(run.folder.path.parent),
                 "hydra.sweep.subdir": run.folder.path.name,
-                "hydra.sweeper.request": str(request),
+                "hydra.sweeper.request": str(run.request(free[0].threads).write(run.folder)),
             }
-            words.append([_quoted(key, value) for key, value in values.items()])
+            quoted = {key: QuotedString(value, Quote.single) for key, value in values.items()}
+            jobs.append([word(override(key, value)) for key, value in quoted.items()])
         try:
-            self._launch(words, initial_job_idx=0)
+            with _runs_stop_first(todo):
+                self._launch(jobs, initial_job_idx=0)
         except Exception as error:  # of any kind; which runs are there, their folders say
             console.out(f"the launcher stopped: {in_short(error)}", highlight=False)
-        for run in todo:
-            run.folder.note_end("killed")
+        finally:
+            for run in todo:
+                run.folder.note_end("killed")
         return {}
 
 
-def _quoted(key: str, value: str) -> str:
-    return override(key, QuotedString(value, Quote.single)).input_line or ""
+@contextlib.contextmanager
+def _runs_stop_first(runs: Sequence[Planned]) -> Iterator[None]:
+    """When the sweep is asked to stop, its runs on this machine are, and get the time to write
+    their checkpoints: launchers kill what they have started."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def stop(number: int, frame) -> None:
+        for number_again in SIGNALS:  # a second one must not disturb the writing down
+            signal.signal(number_again, signal.SIG_IGN)
+        for run in runs:
+            status = run.folder.status()
+            if run.folder.is_locked() and status.get("host") == socket.gethostname():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(status["pid"], signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while any(run.folder.is_locked() for run in runs) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    for number in SIGNALS:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_frozen(folder: Path, file: Path) -> None:
-    """Does the run in a process of its own. Raises RuntimeError unless it is done."""
+    """Does the run in a process of its own. Raises NotDone."""
     request, run = Request.read(file), RunFolder(folder)
     here = Launcher(jobs=1, threads=request.threads)
     (place,) = machine.places(from_dict(request.config), here, 1)
@@ -74,4 +108,4 @@ def run_frozen(folder: Path, file: Path) -> None:
             process.kill()
         raise
     if status:
-        raise RuntimeError(f"ended with {status}: see {run.log_file}")
+        raise NotDone(f"{folder.name} ended with {status}: see {run.log_file}")

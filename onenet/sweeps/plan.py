@@ -140,6 +140,6 @@ def count(planned: Sequence[Planned]) -> str:
 
 
 def require_one_root(planned: Sequence[Planned]) -> None:
-    roots = {str(run.config.root) for run in planned}
+    roots = {str(cell.config.root) for run in planned for cell in run.cells}
     if len(roots) > 1:
         raise UserError(f"One sweep, one runs root, but there are {len(roots)}: {sorted(roots)}")

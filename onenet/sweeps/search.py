@@ -5,18 +5,18 @@ search_sweep.py.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from onenet.config import schema
-from onenet.config.compose import CannotCompose, loader
+from onenet.config.compose import COMPOSING, CannotCompose, loader
 from onenet.config.validate import out_of_range
 from onenet.errors import UserError
 from onenet.sweeps.experiments import GROUP, Axes, axes_of, is_search
+
+SETTINGS = tuple(f"search.{field.name}" for field in fields(schema.Search))
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ def requested(axes: Axes) -> Search | None:
         return None
     if len(names) > 1:
         raise UserError(f"+{GROUP}={','.join(names)}: a search goes alone, without others.")
-    for key, values in axes.items():
-        if len(values) > 1:
-            listed = ",".join(str(one.value()) for one in values)
-            raise UserError(f"{key}={listed}: a search holds it at one value.")
-    own = [one for (one,) in axes.values() if one.key_or_group.startswith("search.")]
+    own = [one for values in axes.values() for one in values if one.key_or_group in SETTINGS]
     settings, overrides = _composed([*asked, *own])
     held = axes_of(overrides) | {
         key: values for key, values in axes.items() if values[0] not in (*asked, *own)
     }
+    for key, values in (axes | held).items():
+        if len(values) > 1:
+            listed = ",".join(str(one.value()) for one in values)
+            raise UserError(f"{key}={listed}: a search holds it at one value.")
     settings.space = {key: ends for key, ends in settings.space.items() if key not in held}
     return Search(names[0], settings, tuple(one for (one,) in held.values()))
 
@@ -61,7 +61,7 @@ def _composed(overrides: Sequence[Override]) -> tuple[schema.Search, list[str]]:
         words = list(merged.experiment.get("overrides", []))
         if not isinstance(settings, schema.Search):
             raise TypeError
-    except (HydraException, OmegaConfBaseException) as error:
+    except COMPOSING as error:
         raise CannotCompose(error) from error
     except (AttributeError, TypeError) as error:
         raise UserError(

@@ -14,6 +14,10 @@ from onenet.sweeps.plan import Planned
 from onenet.system.files import REPOSITORY
 
 
+class NotDone(Exception):
+    """A run did not end well; its folder says why."""
+
+
 class Process(Protocol):
     """What a subprocess and a job of a cluster have in common."""
 

@@ -65,15 +65,14 @@ class Study:
     def open(self) -> None:
         """Opens Optuna's record of the trials, or begins one."""
         optuna = require_optuna()
-        begun = self._journal.is_file()
         self._journal.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some versions call journals experimental
             backend = optuna.storages.journal.JournalFileBackend(str(self._journal))
             storage = optuna.storages.JournalStorage(backend)
-        if begun:
+        try:
             self._optuna = optuna.load_study(study_name=self.name, storage=storage)
-        else:
+        except KeyError:
             self._optuna = optuna.create_study(
                 study_name=self.name, storage=storage, direction=self.search.direction
             )
@@ -95,7 +94,7 @@ class Study:
         return found
 
     def _add(self, params: dict[str, float]) -> None:
-        values = {r.key: r.round(params[r.key]) for r in self.ranges}
+        values = {r.key: params[r.key] for r in self.ranges}
         cell = self._cell(values)
         runs = {trial.run.cells[0].id: trial.run for trial in self.trials}
         run = runs.get(cell.id) or Planned([cell])
@@ -128,18 +127,27 @@ class Study:
         return [trial for trial in self.trials[first:] if trial.to_do()]
 
     def _ask(self) -> None:
-        number = len(self.trials)
-        if number == 0 and (values := self._defaults()):
-            self._optuna.enqueue_trial(values, skip_if_exists=True)
-        distributions = require_optuna().distributions
+        optuna, number = require_optuna(), len(self.trials)
+        make = optuna.distributions
         space = {
-            r.key: distributions.IntDistribution(round(r.low), round(r.high), log=r.log)
+            r.key: make.IntDistribution(round(r.low), round(r.high), log=r.log)
             if r.whole
-            else distributions.FloatDistribution(r.low, r.high, log=r.log)
+            else make.FloatDistribution(r.low, r.high, log=r.log)
             for r in self.ranges
         }
-        self._optuna.sampler = self._sampler(number)
-        self._add(self._optuna.ask(space).params)
+        values = self._defaults() if number == 0 else None
+        if values is None:  # drawn in memory: the record gets whole trials, with rounded values
+            draft = optuna.create_study(
+                direction=self.search.direction, sampler=self._sampler(number)
+            )
+            draft.add_trials(self._optuna.trials)
+            drawn = draft.ask(space).params
+            values = {r.key: r.round(drawn[r.key]) for r in self.ranges}
+        running = optuna.trial.TrialState.RUNNING
+        self._optuna.add_trial(
+            optuna.trial.create_trial(state=running, params=values, distributions=space)
+        )
+        self._add(values)
 
     def tell(self) -> None:
         """Has Optuna know what the trials gave. To be called when all that were drawn at a time

@@ -46,11 +46,10 @@ def failure(run: Planned, ended: Statuses) -> str:
         return " ".join(problem.removeprefix("UserError: ").split())
     if kind == "preempted":
         return "stopped: the same command goes on"
-    if run.name not in ended:
-        return "not started"
+    how = f"ended with {ended[run.name]}" if run.name in ended else "ended"
     if kind == "killed":
-        return f"ended with {ended[run.name]} (killed, or out of memory?)"
-    return f"ended with {ended[run.name]}: see its log"
+        return f"{how} (killed, or out of memory?)"
+    return f"{how}: see its log" if run.name in ended else "not started"
 
 
 def row_labels(cells: list[Cell]) -> dict[Cell, str]:

@@ -20,11 +20,12 @@ from onenet.config import schema
 from onenet.config.compose import CannotCompose, Loader, use
 from onenet.config.validate import out_of_range
 from onenet.errors import UserError
-from onenet.sweeps import launch, sweep
-from onenet.sweeps.experiments import expand
+from onenet.sweeps import app, launch, plan, sweep
+from onenet.sweeps.experiments import Cell, expand
 from onenet.sweeps.handover import HydrasLauncher
 from onenet.sweeps.plan import group
 from onenet.sweeps.run_all import run_all
+from onenet.sweeps.start import NotDone
 
 
 class OneNetSweeper(Sweeper):
@@ -32,7 +33,7 @@ class OneNetSweeper(Sweeper):
     prints the table."""
 
     def __init__(self, request: str | None = None):
-        self.request = request
+        """`request`: of one run, for Hydra's launchers; run.py reads it."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -49,7 +50,8 @@ class OneNetSweeper(Sweeper):
         else:
             at_a_time = self.settings.hydra.launcher.get("n_jobs", 1)
             launcher = HydrasLauncher(self.launched.launch, at_a_time)
-        if status := sweep.sweep(arguments, launcher):
+        app.sweeping = True
+        if status := sweep.sweep([*app.words, *arguments], launcher):
             sys.exit(status)
 
 
@@ -75,9 +77,10 @@ class RunLauncher(Launcher):
 
     def runs(self) -> launch.RunLauncher:
         """Raises UserError if an option is not what it may be."""
-        try:
-            given = OmegaConf.merge(OmegaConf.structured(self.kind), self.options)
-            options: Any = OmegaConf.to_object(given)
+        try:  # under the keys that are typed, for the text of errors
+            typed = OmegaConf.create({"hydra": {"launcher": OmegaConf.structured(self.kind)}})
+            given = OmegaConf.merge(typed, {"hydra": {"launcher": self.options}})
+            options: Any = OmegaConf.to_object(given.hydra.launcher)
         except OmegaConfBaseException as error:
             raise CannotCompose(error) from error
         if found := out_of_range(options, "hydra.launcher."):
@@ -87,16 +90,23 @@ class RunLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        runs = group([cell for words in job_overrides for cell in expand(words)])
+        jobs = [expand(words) for words in job_overrides]
+        runs = group([cell for cells in jobs for cell in cells])
+        plan.require_one_root(runs)
+        if runs[0].config.plan:
+            plan.print_plan(Console(), runs)
+            sys.exit(0)
         run_all(Console(), runs, self.runs())
-        returns = []
-        for run in runs:
-            done = run.state() == "done"
-            job = JobReturn(status=JobStatus.COMPLETED if done else JobStatus.FAILED)
-            problem = RuntimeError(f"{run.name} is not done: see {run.folder.log_file}")
-            job.return_value = run.folder.result().get("metrics", {}).get("AP") if done else problem
-            returns.append(job)
-        return returns
+        return [_returned(cells[0]) for cells in jobs]
+
+
+def _returned(cell: Cell) -> JobReturn:
+    """Its AP, for a sweeper that asks."""
+    result = cell.folder.result(cell.evaluation)
+    job = JobReturn(status=JobStatus.COMPLETED if result else JobStatus.FAILED)
+    problem = NotDone(f"{cell.folder.path.name} is not done: see {cell.folder.log_file}")
+    job.return_value = result["metrics"]["AP"] if result else problem
+    return job
 
 
 class LocalLauncher(RunLauncher):
