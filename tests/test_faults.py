@@ -73,9 +73,9 @@ def job(cell: Cell) -> Iterator[subprocess.Popen]:
     """A run's own process, as the sweep starts it."""
     config = to_dict(cell.config)
     cell.folder.freeze(config)
-    request = Request(cell.id, config, [cell.evaluation], list(cell.overrides)).dump()
+    request = Request(cell.id, config, [cell.evaluation], list(cell.overrides)).write(cell.folder)
     folder = str(cell.folder.path)
-    with started([sys.executable, "-m", "onenet.job", folder, "--request", request]) as process:
+    with started([sys.executable, "-m", "onenet.job", folder, str(request)]) as process:
         yield process
 
 

@@ -6,13 +6,16 @@ Run: pytest tests/test_hydra_app.py (-m slow: the lines that start runs)
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from onenet.errors import UserError
+from onenet.runs.folder import RunFolder
 from onenet.sweeps.app import MOVED, refuse
 from onenet.system.files import REPOSITORY
 
@@ -92,6 +95,28 @@ def test_a_line_that_starts_runs(line, elsewhere):
     assert list(elsewhere.iterdir()) == []
     if "sweeper=basic" not in line:
         assert "AP(+NMS)" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+def test_a_run_under_another_launcher_writes_its_checkpoint_when_it_is_stopped(launcher, tmp_path):
+    words = ["debug=tiny", "tracker=none", "steps=100000", "save_every=1000", "log_every=1"]
+    command = [sys.executable, str(REPOSITORY / "run.py"), f"hydra/launcher={launcher}", *words]
+    sweep = subprocess.Popen([*command, f"runs_root={tmp_path}"], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        folders = [RunFolder(file.parent) for file in tmp_path.glob("*/config.yaml")]
+        if folders and folders[0].last_metrics().get("step", 0) >= 5:
+            break
+        time.sleep(0.2)
+    (folder,) = folders
+    sweep.send_signal(signal.SIGTERM)
+    _, said = sweep.communicate(timeout=100)
+    status = folder.status()
+    assert sweep.returncode == 75, said
+    assert (status["state"], status["kind"]) == ("preempted", "preempted")
+    assert status["saved_step"] >= 5
+    assert not folder.is_locked()
 
 
 def test_the_help_names_groups_options_and_experiments(elsewhere):

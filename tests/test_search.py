@@ -222,6 +222,19 @@ def test_the_same_seed_draws_the_same_whatever_stops_it(tmp_path, runner):
     assert all(a != b for a, b in zip(drawn(other)[1:], drawn(straight)[1:], strict=True))
 
 
+def test_wherever_its_record_is_cut_the_search_goes_on_alike(tmp_path, runner):
+    wanted = asked(tmp_path, "search.trials=6")
+    _, _, straight = do(wanted)
+    journal = straight.folder.path / "optuna.journal"
+    lines = journal.read_text().splitlines(keepends=True)
+    for count in range(len(lines)):
+        for torn in ("", lines[count][: len(lines[count]) // 2]):
+            journal.write_text("".join(lines[:count]) + torn)
+            assert drawn(Study(wanted)) == drawn(straight)[: len(Study(wanted).trials)]
+            assert drawn(do(wanted)[2]) == drawn(straight)
+    assert len(runner.names) == 6
+
+
 def test_done_again_nothing_is_run_and_more_can_be_asked_for(tmp_path, runner):
     _, _, first = do(asked(tmp_path, "search.trials=3"))
     status, said, _ = do(asked(tmp_path, "search.trials=3"))

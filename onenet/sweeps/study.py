@@ -56,29 +56,44 @@ class Study:
         self.trials: list[Trial] = []
         self._optuna: Any = None
         if self._journal.is_file():
-            self.open()
+            self._read()
 
     @property
     def _journal(self) -> Path:
         return self.folder.path / "optuna.journal"
 
     def open(self) -> None:
-        """Opens Optuna's record of the trials, or begins one."""
-        optuna = require_optuna()
+        """Opens Optuna's record of the trials for writing, or begins one. For who holds the lock of
+        the folder."""
         self._journal.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # some versions call journals experimental
-            backend = optuna.storages.journal.JournalFileBackend(str(self._journal))
-            storage = optuna.storages.JournalStorage(backend)
-        try:
-            self._optuna = optuna.load_study(study_name=self.name, storage=storage)
-        except KeyError:
-            self._optuna = optuna.create_study(
-                study_name=self.name, storage=storage, direction=self.search.direction
+        if self._journal.is_file():  # a torn last line would tear the next one
+            lines = self._journal.read_bytes().splitlines(keepends=True)
+            if lines and not lines[-1].endswith(b"\n"):
+                self._journal.write_bytes(b"".join(lines[:-1]))
+        if not self._read():
+            self._optuna = require_optuna().create_study(
+                storage=self._storage(), study_name=self.name, direction=self.search.direction
             )
+
+    def _read(self) -> bool:
+        """The trials that are on record; whether there is one."""
+        try:
+            self._optuna = require_optuna().load_study(
+                study_name=self.name, storage=self._storage()
+            )
+        except KeyError:
+            return False
         self.trials = []
         for trial in self._optuna.trials:
             self._add(trial.params)
+        return True
+
+    def _storage(self):
+        storages = require_optuna().storages
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some versions call journals experimental
+            backend = storages.journal.JournalFileBackend(str(self._journal))
+            return storages.JournalStorage(backend)
 
     def _cell(self, values: dict[str, float]) -> Cell:
         return cell_of([*self._held, *(override(key, value) for key, value in values.items())])
