@@ -64,6 +64,9 @@ def _take_words() -> None:
     """Leaves Hydra the words that are its own, wherever flags stand between them: a key that only
     some options have is none of the configuration that it composes first."""
     given = get_args_parser().parse_intermixed_args(sys.argv[1:])
+    OmegaConf.register_new_resolver(
+        "experiment_titles", _titles if given.help else lambda: "", replace=True
+    )
     for word in given.overrides:
         refuse(word)
     prints = (given.help, given.hydra_help, given.cfg, given.info, given.shell_completion)
@@ -75,17 +78,17 @@ def _take_words() -> None:
             sys.argv.remove(word)
 
 
+def _titles() -> str:
+    """For the end of --help: of all experiments that Hydra finds."""
+    use(Loader(GlobalHydra.instance().config_loader()))
+    return titles()
+
+
 def _let_hydra_find_plugins() -> None:
     """Also in processes that a launcher starts."""
     sys.path.append(str(PLUGINS))
     paths = [str(PLUGINS), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    OmegaConf.register_new_resolver("experiment_titles", _titles, replace=True)
-
-
-def _titles() -> str:
-    use(Loader(GlobalHydra.instance().config_loader()))
-    return titles()
 
 
 def refuse(word: str) -> None:
