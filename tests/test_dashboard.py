@@ -20,8 +20,8 @@ from analysis.tables import experiments
 from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request, note_rows
 from onenet.sweeps.experiments import expand
+from onenet.sweeps.launch import run_all
 from onenet.sweeps.plan import Planned, group
-from onenet.sweeps.run_all import run_all
 from onenet.system.files import REPOSITORY
 from tests.launchers import launcher_of
 from tests.test_tracking import KEY, make_run, places  # noqa: F401, a fixture of every test

@@ -193,6 +193,17 @@ def test_a_torn_file_of_the_users_is_named(elsewhere):
     assert "Traceback" not in done.stderr
 
 
+def test_one_module_parses_and_composes():
+    names = ("OverridesParser", "initialize_config_dir", "hydra_compose", "load_configuration")
+    files = [*(REPOSITORY / "onenet").rglob("*.py"), *(REPOSITORY / "analysis").rglob("*.py")]
+    found = {
+        str(file.relative_to(REPOSITORY))
+        for file in [*files, REPOSITORY / "run.py"]
+        if any(name in file.read_text() for name in names)
+    }
+    assert found == {"onenet/config/compose.py"}
+
+
 def test_old_words_are_told_what_to_type():
     assert {old: new for old, new in OLD if old in MOVED} == MOVED
     for old, new in OLD:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from statistics import median
 
+from onenet.config.compose import to_dict
 from onenet.config.schema import Config
 from onenet.system.files import read_json
 
@@ -27,7 +28,7 @@ class Estimates:
 
     def seconds(self, config: Config, steps: int) -> float | None:
         """For `steps` more steps and an evaluation; None if there is nothing to compare with."""
-        pace = self._paces.get(_kind(_as_dict(config)))
+        pace = self._paces.get(_kind(to_dict(config)))
         return None if pace is None else steps * config.batch * pace[0] + pace[1]
 
 
@@ -48,8 +49,3 @@ def _kind(config: dict) -> Kind:
         *(config["size"]["short"], config["size"]["ratio"], config.get("precision", "float32")),
         *(data["name"], data["root"], data["limit"]),
     )
-
-
-def _as_dict(config: Config) -> dict:
-    parts = ("backbone", "neck", "size", "data")
-    return {**vars(config), **{part: vars(getattr(config, part)) for part in parts}}

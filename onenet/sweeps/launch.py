@@ -9,11 +9,12 @@ from rich.console import Console
 
 from onenet.config import schema
 from onenet.config.schema import Config
-from onenet.sweeps import machine, slurm
+from onenet.runs.request import note_rows
+from onenet.sweeps import machine, plan, slurm
 from onenet.sweeps.machine import Place
 from onenet.sweeps.plan import Planned
 from onenet.sweeps.screen import Screen
-from onenet.sweeps.start import Handle, command, environment, start_here
+from onenet.sweeps.start import Handle, command, environment, share, start_here
 
 POLL = 0.5  # seconds between looks at the runs
 STOP_SECONDS = 40  # for runs to write their checkpoints, when the sweep is stopped
@@ -126,3 +127,28 @@ class Slurm(_Ours):
         jobs = [h.process.job for h in active if isinstance(h.process, slurm.SlurmJob)]
         if jobs:
             console.out(f"Slurm goes on with its jobs; to end them: scancel {' '.join(jobs)}")
+
+
+def run_all(
+    console: Console,
+    runs: Sequence[Planned],
+    launcher: RunLauncher,
+    free: list[Place] | None = None,
+) -> Statuses:
+    """Trains and evaluates what is missing, several at a time (in `free` places, if given)."""
+    states = [(run, run.state()) for run in runs]
+    todo = [run for run, state in states if state != "done"]
+    done = [run for run, state in states if state == "done"]
+    for run in done:
+        note_rows(run.folder, run.rows())
+    if not todo:
+        return {}
+    free = free or launcher.places(todo[0].config, len(todo))
+    plan.check_own(todo)
+    plan.check_data(console, todo)
+    console.out(
+        f"{plan.count(runs)}, {len(done)} already done, {len(todo)} to do: {share(free)}",
+        highlight=False,
+    )
+    plan.freeze(todo)
+    return launcher.work(console, todo, free)

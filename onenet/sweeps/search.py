@@ -73,34 +73,3 @@ def _composed(overrides: Sequence[Override]) -> tuple[schema.Search, list[str]]:
     if found := out_of_range(settings, "search."):
         raise UserError("\n".join(found))
     return settings, words
-
-
-@dataclass(frozen=True)
-class Range:
-    key: str
-    low: float
-    high: float
-    log: bool
-    whole: bool
-
-    def round(self, value: float) -> float:
-        """Three digits: a folder's values can be read and typed."""
-        value = min(max(float(f"{value:.3g}"), self.low), self.high)
-        return round(value) if self.whole else value
-
-    @staticmethod
-    def parse(key: str, limits, whole: bool) -> "Range":
-        try:
-            low, high = (float(limit) for limit in limits[:2])
-            log = limits[2:] == ["log"]
-            if low >= high or (log and low <= 0) or len(limits) != 2 + log:
-                raise ValueError
-        except (TypeError, ValueError):
-            raise UserError(
-                f"search.space.{key}: {limits} is no range.\n"
-                "Write [FROM, TO], or [FROM, TO, log] with FROM above 0."
-            ) from None
-        return Range(key, low, high, log, whole)
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.low:g} .. {self.high:g}{', by factors' * self.log}"

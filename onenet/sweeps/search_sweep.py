@@ -9,11 +9,10 @@ from onenet.errors import UserError
 from onenet.runs.folder import Locked
 from onenet.sweeps import plan
 from onenet.sweeps.estimate import Estimates, say
-from onenet.sweeps.launch import RunLauncher, Statuses
+from onenet.sweeps.launch import RunLauncher, Statuses, run_all
 from onenet.sweeps.plan import Planned
-from onenet.sweeps.run_all import run_all
 from onenet.sweeps.search import Search
-from onenet.sweeps.study import Study, require_optuna
+from onenet.sweeps.study import Study
 from onenet.sweeps.summary import failure
 
 SHOWN = 10  # trials in the table at the end
@@ -33,8 +32,9 @@ def main(console: Console, search: Search, launcher: RunLauncher) -> int:
 def print_plan(console: Console, study: Study) -> None:
     """What is searched, and the trials so far. Trains nothing."""
     console.out(study.headline(), highlight=False)
-    for found in study.ranges:
-        console.out(f"  {found}", highlight=False)
+    for key, d in study.space.items():
+        steps = ", by factors" if d.log else ""
+        console.out(f"  {key}: {d.low:g} .. {d.high:g}{steps}", highlight=False)
     runs = study.runs()
     if runs:
         plan.print_plan(console, runs)
@@ -43,7 +43,7 @@ def print_plan(console: Console, study: Study) -> None:
     done = sum(trial.run.state() == "done" for trial in study.trials)
     left = study.count() - len(study.trials)
     base = study.base.config
-    each = Estimates(study.root).seconds(base, base.steps or 0) if left else None
+    each = Estimates(base.root).seconds(base, base.steps or 0) if left else None
     later = f", {left} of them not drawn yet" + (f" ({say(left * each)})" if each else "")
     console.out(
         f"{study.count()} trials: {done} done, {study.count() - done} to do{later if left else ''}",
@@ -53,7 +53,6 @@ def print_plan(console: Console, study: Study) -> None:
 
 def run(console: Console, study: Study, launcher: RunLauncher) -> bool:
     """Runs the trials that are missing, and says which are the best. True if one has a value."""
-    require_optuna()
     console.out(study.headline(), highlight=False)
     try:
         with study.folder.lock():
@@ -97,7 +96,7 @@ def _print_results(console: Console, study: Study, ended: Statuses) -> None:
     metric, ranked = study.search.metric, study.ranked()
     if ranked:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("trial", *(found.key for found in study.ranges), metric):
+        for name in ("trial", *study.space, metric):
             table.add_column(name, justify="right", overflow="fold")
         table.add_column("run", overflow="fold")
         for value, trial in ranked[:SHOWN]:

@@ -10,8 +10,7 @@ space.
 import hashlib
 import json
 import warnings
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from onenet.config.compose import loader, override, to_dict
@@ -20,7 +19,7 @@ from onenet.runs.folder import RunFolder
 from onenet.runs.identity import flat
 from onenet.sweeps.experiments import Cell, cell_of
 from onenet.sweeps.plan import Planned
-from onenet.sweeps.search import Range, Search
+from onenet.sweeps.search import Search
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,27 +44,33 @@ class Study:
     def __init__(self, search: Search):
         self.name, self.search, self._held = search.name, search.settings, search.overrides
         self.base = self._cell({})
-        self.ranges = [self._range(key, limits) for key, limits in self.search.space.items()]
-        if not self.ranges:
+        self.space = {key: self._distribution(key, e) for key, e in self.search.space.items()}
+        if not self.space:
             raise UserError(f"{self.name}: no key is left to search.")
-        same: list = [self.base.id, self.base.evaluation.id, *map(asdict, self.ranges)]
-        same += [self.search.metric, self.search.direction, self.search.sampler, self.search.seed]
+        s, root = self.search, self.base.config.root
+        same: list = [self.base.id, self.base.evaluation.id]
+        same += [
+            {
+                "key": key,
+                "low": float(d.low),
+                "high": float(d.high),
+                "log": d.log,
+                "whole": whole(d),
+            }
+            for key, d in self.space.items()
+        ]
+        same += [s.metric, s.direction, s.sampler, s.seed]
         digest = hashlib.sha256(json.dumps(same).encode()).hexdigest()[:10]
-        self.root = self.base.config.root
-        self.folder = RunFolder(self.root / ".search" / f"{self.name}-{digest}")
+        self.folder = RunFolder(root / ".search" / f"{self.name}-{digest}")
+        self._journal = self.folder.path / "optuna.journal"
         self.trials: list[Trial] = []
         self._optuna: Any = None
         if self._journal.is_file():
             self._read()
 
-    @property
-    def _journal(self) -> Path:
-        return self.folder.path / "optuna.journal"
-
     def open(self) -> None:
         """Opens Optuna's record of the trials for writing, or begins one. For who holds the lock of
         the folder."""
-        self._journal.parent.mkdir(parents=True, exist_ok=True)
         if self._journal.is_file():  # a torn last line would tear the next one
             lines = self._journal.read_bytes().splitlines(keepends=True)
             if lines and not lines[-1].endswith(b"\n"):
@@ -78,13 +83,11 @@ class Study:
     def _read(self) -> bool:
         """The trials that are on record; whether there is one."""
         try:
-            self._optuna = require_optuna().load_study(
-                study_name=self.name, storage=self._storage()
-            )
+            study = require_optuna().load_study(study_name=self.name, storage=self._storage())
         except KeyError:
             return False
-        self.trials = []
-        for trial in self._optuna.trials:
+        self._optuna, self.trials = study, []
+        for trial in study.trials:
             self._add(trial.params)
         return True
 
@@ -98,22 +101,33 @@ class Study:
     def _cell(self, values: dict[str, float]) -> Cell:
         return cell_of([*self._held, *(override(key, value) for key, value in values.items())])
 
-    def _range(self, key: str, limits) -> Range:
+    def _distribution(self, key: str, limits):
+        """Of Optuna's, for a range of the space. Raises UserError."""
         if loader().is_group(key):
             raise UserError(f"search.space.{key}: a group has no range, only numbers have.")
-        whole = type(flat(to_dict(self.base.config)).get(key)) is int
-        found = Range.parse(key, limits, whole)
-        ends = [self._cell({key: found.round(end)}) for end in (found.low, found.high)]
+        is_whole = type(flat(to_dict(self.base.config)).get(key)) is int
+        distributions = require_optuna().distributions
+        try:
+            low, high = (int(end) if is_whole else float(end) for end in limits[:2])
+            kind = distributions.IntDistribution if is_whole else distributions.FloatDistribution
+            if low == high or limits[2:] not in ([], ["log"]):
+                raise ValueError
+            found = kind(low, high, log=limits[2:] == ["log"])
+        except (TypeError, ValueError):
+            raise UserError(
+                f"search.space.{key}: {limits} is no range.\n"
+                "Write [FROM, TO], or [FROM, TO, log] with FROM above 0."
+            ) from None
+        ends = [self._cell({key: in_three_digits(end, found)}) for end in (low, high)]
         if ends[0].id == ends[1].id:
             raise UserError(f"search.space.{key}: the key does not change the training here.")
         return found
 
     def _add(self, params: dict[str, float]) -> None:
-        values = {r.key: params[r.key] for r in self.ranges}
-        cell = self._cell(values)
+        cell = self._cell(params)
         runs = {trial.run.cells[0].id: trial.run for trial in self.trials}
         run = runs.get(cell.id) or Planned([cell])
-        self.trials.append(Trial(len(self.trials), values, run))
+        self.trials.append(Trial(len(self.trials), params, run))
 
     def count(self) -> int:
         """Of trials at the end. What is drawn is never thrown away."""
@@ -142,26 +156,16 @@ class Study:
         return [trial for trial in self.trials[first:] if trial.to_do()]
 
     def _ask(self) -> None:
-        optuna, number = require_optuna(), len(self.trials)
-        make = optuna.distributions
-        space = {
-            r.key: make.IntDistribution(round(r.low), round(r.high), log=r.log)
-            if r.whole
-            else make.FloatDistribution(r.low, r.high, log=r.log)
-            for r in self.ranges
-        }
-        values = self._defaults() if number == 0 else None
+        optuna = require_optuna()
+        values = None if self.trials else self._defaults()
         if values is None:  # drawn in memory: the record gets whole trials, with rounded values
-            draft = optuna.create_study(
-                direction=self.search.direction, sampler=self._sampler(number)
-            )
+            sampler = self._sampler(len(self.trials))
+            draft = optuna.create_study(direction=self.search.direction, sampler=sampler)
             draft.add_trials(self._optuna.trials)
-            drawn = draft.ask(space).params
-            values = {r.key: r.round(drawn[r.key]) for r in self.ranges}
-        running = optuna.trial.TrialState.RUNNING
-        self._optuna.add_trial(
-            optuna.trial.create_trial(state=running, params=values, distributions=space)
-        )
+            drawn = draft.ask(self.space).params
+            values = {key: in_three_digits(drawn[key], d) for key, d in self.space.items()}
+        trial, state = optuna.trial.create_trial, optuna.trial.TrialState.RUNNING
+        self._optuna.add_trial(trial(state=state, params=values, distributions=self.space))
         self._add(values)
 
     def tell(self) -> None:
@@ -187,13 +191,12 @@ class Study:
 
     def _defaults(self) -> dict[str, float] | None:
         """What conf/ and the command line say, if all of it lies in the space."""
-        config = flat(to_dict(self.base.config))
-        values = {}
-        for r in self.ranges:
-            value = config[r.key]
-            if not isinstance(value, int | float) or not r.low <= value <= r.high:
+        config, values = flat(to_dict(self.base.config)), {}
+        for key, d in self.space.items():
+            value = config[key]
+            if not isinstance(value, int | float) or not d.low <= value <= d.high:
                 return None
-            values[r.key] = value
+            values[key] = value
         return values
 
     def ranked(self) -> list[tuple[float, Trial]]:
@@ -202,6 +205,16 @@ class Study:
         found = [(trial.result(metric), trial) for trial in self.trials]
         known = [(value, trial) for value, trial in found if value is not None]
         return sorted(known, key=lambda pair: sign * pair[0])
+
+
+def whole(distribution) -> bool:
+    return isinstance(distribution, require_optuna().distributions.IntDistribution)
+
+
+def in_three_digits(value: float, distribution) -> float:
+    """Values of a folder can be read and typed."""
+    value = min(max(float(f"{value:.3g}"), distribution.low), distribution.high)
+    return round(value) if whole(distribution) else value
 
 
 def require_optuna():

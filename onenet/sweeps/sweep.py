@@ -10,10 +10,9 @@ from onenet.config.validate import problems
 from onenet.errors import UserError
 from onenet.sweeps import plan, search, search_sweep, summary
 from onenet.sweeps.experiments import axes_of, cells
-from onenet.sweeps.launch import RunLauncher
+from onenet.sweeps.launch import RunLauncher, run_all
 from onenet.sweeps.machine import gpus, require_gpu
 from onenet.sweeps.plan import Planned
-from onenet.sweeps.run_all import run_all
 
 
 def sweep(words: Sequence[str], launcher: RunLauncher) -> int:

@@ -24,7 +24,6 @@ from onenet.sweeps import app, launch, plan, sweep
 from onenet.sweeps.experiments import Cell, expand
 from onenet.sweeps.handover import HydrasLauncher
 from onenet.sweeps.plan import group
-from onenet.sweeps.run_all import run_all
 from onenet.sweeps.start import NotDone
 
 
@@ -96,7 +95,7 @@ class RunLauncher(Launcher):
         if runs[0].config.plan:
             plan.print_plan(Console(), runs)
             sys.exit(0)
-        run_all(Console(), runs, self.runs())
+        launch.run_all(Console(), runs, self.runs())
         return [_returned(cells[0]) for cells in jobs]
 
 
