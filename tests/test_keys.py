@@ -1,0 +1,25 @@
+"""The reference of all keys is what analysis/keys.py makes of the schema.
+
+Run: pytest tests/test_keys.py
+"""
+
+import re
+
+from analysis import keys
+from onenet.config.compose import compose, to_dict
+from onenet.config.schema import MODELS
+from onenet.runs.identity import flat
+
+
+def test_the_page_is_up_to_date():
+    """If not: python analysis/keys.py"""
+    assert keys.PAGE.read_text(encoding="utf-8") == keys.page()
+
+
+def test_every_key_is_there():
+    named = set(re.findall(r"^\| `([\w.]+)` \|", keys.page(), re.MULTILINE))
+    for words in ([], *([f"detector={detector}"] for detector in MODELS)):
+        found = {
+            re.sub(r"(optim\.lr_factors)\..*", r"\1", key) for key in flat(to_dict(compose(words)))
+        }
+        assert found <= named
