@@ -1,5 +1,5 @@
 """Makes what is committed of our own results anew from their records: the pages of all tables, the
-scorecard, the figures, and the README's tables between its `<!-- NAME -->` marks.
+scorecard, the figures, and the tables of READMEs between their `<!-- NAME -->` marks.
 
     python analysis/publish.py
 """
@@ -20,9 +20,10 @@ from analysis.core.formats import markdown
 from analysis.core.layout import number, sheet, with_std
 from analysis.core.predicates import KNOWS_PARTS, LARGER, LONGER
 from analysis.core.rows import Comparison, Row, Stat
+from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY
 
-README = REPOSITORY / "README.md"
+TEXTS = (REPOSITORY / "README.md", RESULTS / "README.md")  # with marks
 Words = tuple[str, ...]  # run.py's
 TABLES: dict[str, list[tuple[str, Words]]] = {  # of each, its columns and what they are of
     "table1": [
@@ -38,6 +39,14 @@ TABLES: dict[str, list[tuple[str, Words]]] = {  # of each, its columns and what 
     "assigners": [("ours", ())],
 }
 BESIDE = {  # AP, where there is one column only: metric and pattern
+    "gain in AP50": ("AP50_nms_gain", "+.1f"),
+    "redundant boxes an object": ("duplicates_per_object", ".2f"),
+}
+MAIN_JOB = ("cost=loc_only,loc_cls", "heads=1,3")
+MAIN_COLUMNS = {
+    "AP": ("AP", ".1f"),
+    "AP (+NMS)": ("AP_nms", ".1f"),
+    "gain": ("nms_gain", "+.1f"),
     "gain in AP50": ("AP50_nms_gain", "+.1f"),
     "redundant boxes an object": ("duplicates_per_object", ".2f"),
 }
@@ -59,8 +68,9 @@ def main(arguments: list[str]) -> int:
         (RESULTS / file).parent.mkdir(parents=True, exist_ok=True)
         (RESULTS / file).write_text(text, encoding="utf-8")
     figures.draw(runs, RESULTS / "figures", figures.NAMES)
-    README.write_text(filled(README.read_text(), runs))
-    print(f"Wrote pages and figures in {RESULTS}, and the tables in {README}")
+    for file in TEXTS:
+        file.write_text(filled(file.read_text(), runs))
+    print(f"Wrote pages and figures in {RESULTS}, and the tables of {TEXTS[0]}")
     return 0
 
 
@@ -88,7 +98,12 @@ def filled(text: str, runs: Evidence) -> str:
 
     def block(mark: re.Match) -> str:
         name = mark[1]
-        special = {"claims": scorecard, "bccd": lambda _: stored(BCCD / "table1.csv")}
+        special = {
+            "claims": scorecard,
+            "score": lambda runs: f"{claims.summary(claims.judge(runs))}",
+            "bccd": lambda _: stored(BCCD / "table1.csv"),
+            "main_job": main_job,
+        }
         made = special[name](runs) if name in special else table(name, runs)
         return f"<!-- {name} -->\n{made}\n<!-- end -->"
 
@@ -110,6 +125,16 @@ def table(name: str, runs: Evidence) -> str:
     if not any(paper for _, paper, *_ in lines):
         header, lines = header[:1] + header[2:], [[row, *cells] for row, _, *cells in lines]
     return _pipe(header, lines)
+
+
+def main_job(_: Evidence) -> str:
+    """The table that the README's first command prints, of its runs in the records."""
+    lines = []
+    for cell in expand([*MAIN_JOB, f"runs_root={RECORDS}"]):
+        metrics = cell.folder.result(cell.evaluation)["metrics"]
+        numbers = [number(metrics[name], pattern) for name, pattern in MAIN_COLUMNS.values()]
+        lines.append([f"`{' '.join(cell.overrides)}`", *numbers])
+    return _pipe(["run", *MAIN_COLUMNS], lines)
 
 
 def stored(file: Path) -> str:

@@ -254,7 +254,12 @@ def _stored(file: Path) -> Page:
         [Block(["row", "n", *metrics], lines)],
         [],
     )
-    return Page("table1-bccd", shown, "README.md, “Real images”, has its commands", "real images")
+    return Page(
+        "table1-bccd",
+        shown,
+        "analysis/results/README.md, “Real images”, has its commands",
+        "real images",
+    )
 
 
 def _figures(runs: Evidence) -> list[dict]:

@@ -61,7 +61,7 @@ def test_the_paper_preset_is_section_5():
     assert {name: vars(c.cost.weights)[name] for name in weights} == weights
     assert (c.cost.l1_format, c.loss.l1_format) == ("cxcywh", "cxcywh")
     assert (c.assigner.name, c.heads, c.infer_heads, c.eval.area) == ("min_cost", 1, 1, "coco")
-    # What it takes from elsewhere: README, "Deviations from the paper".
+    # What it takes from elsewhere: experiments/README.md, "Deviations from the paper".
     assert (c.neck.name, c.neck.channels, c.optim.warmup) == ("deconv_dcn", 64, 1000)
     assert (c.head.prior, c.head.box_unit, c.neck.init) == (0.01, 1.0, "xavier")
 

@@ -31,10 +31,11 @@ def test_every_page_is_what_the_records_give(runs):
         assert str(RESULTS) not in text
 
 
-def test_the_tables_of_the_readme_are_what_the_records_give(runs):
-    text = publish.README.read_text()
-    assert len(re.findall(r"^<!-- \w+ -->\n(?!<!-- end)", text, re.MULTILINE)) >= 7
-    assert publish.filled(text, runs) == text, f"README.md: {CURRENT}"
+@pytest.mark.parametrize(("file", "least"), zip(publish.TEXTS, (3, 9), strict=True))
+def test_the_tables_of_the_texts_are_what_the_records_give(runs, file, least):
+    text = file.read_text()
+    assert len(re.findall(r"^<!-- \w+ -->\n(?!<!-- end)", text, re.MULTILINE)) >= least
+    assert publish.filled(text, runs) == text, f"{file}: {CURRENT}"
 
 
 def test_a_mark_is_filled_and_the_rest_is_left_alone(runs):
