@@ -114,7 +114,7 @@ def _without_looks(parts: list[Part]) -> str:
     if not lacking:
         return ""
     return (
-        f"{len(lacking)} of its runs looked at no positive samples (assignments.npz). Move "
+        f"{len(lacking)} of its runs took no snapshots of positive samples (assignments.npz). Move "
         f"{min(lacking)} and the like away and run them again with eval.looks above 0."
     )
 

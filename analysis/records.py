@@ -6,7 +6,8 @@
 
 The folders keep their names and files, so that what is kept is a runs root itself. `--samples`: of
 these runs the pictures and the predictions, too (`analysis/replay.py`). `--results-only`: 6 kB a
-run, enough for tables and for claims about AP; without curves, looks and what the bootstrap takes.
+run, enough for tables and for claims about AP; without curves, snapshots and what the bootstrap
+takes.
 Paths of the machine are cut down to their last part.
 """
 
@@ -81,7 +82,7 @@ def keep(folder: RunFolder, kept: RunFolder) -> None:
 
 
 def keep_details(folder: RunFolder, kept: RunFolder) -> None:
-    """Curves, looks, and what was found in each image."""
+    """Curves, snapshots, and what was found in each image."""
     _copy(folder, kept, DETAILS)
     if folder.metrics_file.is_file():
         lines = map(_short, metric_lines(folder))

@@ -45,7 +45,7 @@ Variants = Sequence[tuple[Override, ...]]
 MATCHING = ("cost", "assigner", "location")  # the only keys that a choice depends on
 AS_TRAINED = "as trained"
 CONTEXT = [
-    "changed: % of the objects, with another positive sample than the run's last look recorded",
+    "changed: % of the objects, with another positive sample than the run's last snapshot recorded",
     "nearest, inside box, inside part: % of the positives, at a grid point nearest to the object's "
     "centre, inside its box, inside the part that shows its class; a query is at its box's centre",
     "conflicts: % of the objects, whose cheapest slot another object gets (as conflict_rate)",
@@ -82,7 +82,7 @@ class Image:
     output: HeadOutput  # class_logits [1, P, U]
     target: Target  # its labels are 0..U-1
     part_xyxy: Tensor  # [N, 4] pixels, NaN where it is not known
-    recorded: Tensor  # [N] int64, the slots of the last look
+    recorded: Tensor  # [N] int64, the slots of the last snapshot
 
 
 def main(arguments: list[str]) -> int:

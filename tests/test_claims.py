@@ -309,11 +309,11 @@ def test_claims_about_rows_that_are_left_out_are_not_run(root, word, claim, why)
     assert claims.numbers(*judged.decisive) == ["-", "-", "0"]
 
 
-def test_runs_that_looked_at_no_samples_are_named(root):
+def test_runs_without_snapshots_are_named(root):
     for cell in expand(["+experiment=table1", f"runs_root={root}"]):
         fill(cell, AP=50.0, AP_nms=50.0)
     why = verdicts(root)["positives_centre"].explanation
-    assert why.startswith("3 of its runs looked at no positive samples")
+    assert why.startswith("3 of its runs took no snapshots of positive samples")
     assert "eval.looks" in why
     assert verdicts(root)["nms_gain_predicted"].explanation == ""
 

@@ -123,8 +123,8 @@ def assert_whole(cell: Cell, resumes: int | None = None) -> None:
     """Done, every step once."""
     assert cell.folder.state() == cell.folder.status()["kind"] == "done"
     assert steps(cell.folder) == list(range(1, cell.config.steps + 1))
-    with np.load(cell.folder.assignments_file) as looks:
-        assert looks["steps"].tolist() == [cell.config.steps // 2, cell.config.steps]
+    with np.load(cell.folder.assignments_file) as snapshots:
+        assert snapshots["steps"].tolist() == [cell.config.steps // 2, cell.config.steps]
     if resumes is not None:
         assert cell.folder.status()["resumes"] == resumes
 

@@ -26,7 +26,7 @@ def root(tmp_path) -> Path:
 
 
 def run(cell: Cell, seed_shift: float = 0.0) -> None:
-    """A finished run with its looks, lines, curves and pictures."""
+    """A finished run with its snapshots, lines, curves and pictures."""
     folder, spec = cell.folder, cell.evaluation
     fill(cell, AP=50.0, AP_nms=55.0 + seed_shift)
     result = folder.result(spec)

@@ -1,4 +1,4 @@
-"""The looks at a training: each choice against brute force, and no trace of them in the weights.
+"""Snapshots of a training: each choice against brute force, and no trace of them in the weights.
 
 Run: pytest tests/test_snapshots.py
 """
@@ -36,11 +36,11 @@ WORDS = {
 
 
 def seen(tmp_path, *words: str, source=None, step: int = 0, last: bool = True):
-    """A folder with one look of an untrained network, which comes with it."""
+    """A folder with one snapshot of an untrained network, which comes with it."""
     run = Run(*words, source=source)
     validation = source or open_split(run.config.data, "val")
     folder = RunFolder(tmp_path)
-    build.observer(folder, run.config, run.model, validation).look(run.model, step, last)
+    build.snapshots(folder, run.config, run.model, validation).take(run.model, step, last)
     return folder, run, validation
 
 
@@ -146,11 +146,11 @@ def test_a_look_leaves_training_alone(tmp_path):
     words = ["detector=deformable_detr", "model.dropout=0.3"]
     plain, watched = Run(*words), Run(*words)
     validation = open_split(watched.config.data, "val")
-    observer = build.observer(RunFolder(tmp_path), watched.config, watched.model, validation)
+    snapshots = build.snapshots(RunFolder(tmp_path), watched.config, watched.model, validation)
     torch.manual_seed(5)
     plain.train()
     torch.manual_seed(5)
-    watched.train(snapshot=lambda step: observer.look(watched.model, step, False))
+    watched.train(snapshot=lambda step: snapshots.take(watched.model, step, False))
     assert [line["step"] for line in lines(RunFolder(tmp_path))] == list(range(7))
     assert_equal(plain.state(), watched.state())
 
@@ -173,11 +173,11 @@ def test_images_that_cannot_be_read_are_no_reason_to_stop(tmp_path, readable):
 def test_looks_that_are_taken_again_give_way(tmp_path):
     run = Run("neck.channels=8")
     folder = RunFolder(tmp_path)
-    observer = build.observer(folder, run.config, run.model, open_split(run.config.data, "val"))
+    snapshots = build.snapshots(folder, run.config, run.model, open_split(run.config.data, "val"))
     for step in (2, 4, 6):
-        observer.look(run.model, step, False)
+        snapshots.take(run.model, step, False)
     before = arrays(folder.assignments_file)
-    observer.look(run.model, 4, False)
+    snapshots.take(run.model, 4, False)
     after = arrays(folder.assignments_file)
     assert after["steps"].tolist() == [2, 4]
     np.testing.assert_array_equal(after["terms"], before["terms"][:2])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.core.evidence import Evidence, finished, look_lines, looks, metric_lines
+from analysis.core.evidence import Evidence, finished, metric_lines, snapshot_lines, snapshots
 from analysis.core.predicates import KNOWS_PARTS, knows_parts
 from analysis.core.rows import Row
 from onenet.sweeps.experiments import Cell
@@ -65,14 +65,14 @@ def ap_training(cell: Cell) -> Points:
 
 
 def _by_step(cell: Cell, metric: str) -> Points:
-    """Of the looks at which it is defined."""
-    lines = look_lines(cell.folder)
+    """Of the snapshots at which it is defined."""
+    lines = snapshot_lines(cell.folder)
     return {line["step"]: line[metric] for line in lines if metric in line}
 
 
 def changes(cell: Cell) -> Points:
-    """Against the look before."""
-    arrays = looks(cell.folder)
+    """Against the snapshot before."""
+    arrays = snapshots(cell.folder)
     if not arrays or not arrays["slot"].size:
         return {}
     moved = (arrays["slot"][1:] != arrays["slot"][:-1]).mean(axis=1)

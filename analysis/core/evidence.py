@@ -185,7 +185,7 @@ def by_seed(row: Row, metric: str) -> dict[int, float]:
 
 
 @cache
-def looks(folder: RunFolder) -> dict[str, np.ndarray]:
+def snapshots(folder: RunFolder) -> dict[str, np.ndarray]:
     """The arrays of assignments.npz (onenet/job/snapshots.py); empty if there is none. Raises
     UserError."""
     file = folder.assignments_file
@@ -201,8 +201,8 @@ def arrays_of(file: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{file} is damaged ({error}): move it away.") from error
 
 
-def look_lines(folder: RunFolder) -> list[dict]:
-    """The lines of metrics.jsonl that tell of a look at the first images, by step."""
+def snapshot_lines(folder: RunFolder) -> list[dict]:
+    """The lines of metrics.jsonl that tell of a snapshot, by step."""
     return [line for line in metric_lines(folder) if line.get("evaluation") == "first64"]
 
 
@@ -221,10 +221,10 @@ def metric_lines(folder: RunFolder) -> list[dict]:
 
 def share_by_seed(row: Row, of) -> dict[int, float]:
     """seed -> the mean of `of`(arrays) [A], where it is not NaN, over the objects that have a
-    sample in the run's last look, 0..1."""
+    sample in the run's last snapshot, 0..1."""
     shares = {}
     for cell in finished(row):
-        if arrays := looks(cell.folder):
+        if arrays := snapshots(cell.folder):
             values = of(arrays)[arrays["slot"][-1] >= 0].astype(float)
             if np.isfinite(values).any():
                 shares[cell.config.seed] = float(np.nanmean(values))

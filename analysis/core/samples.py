@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from analysis.core.charts import table1_by_data
-from analysis.core.evidence import Evidence, finished, inside, looks, nearest, share_by_seed
+from analysis.core.evidence import Evidence, finished, inside, nearest, share_by_seed, snapshots
 from analysis.core.rows import Row
 from onenet.job import drawing
 from onenet.system.files import read_json
@@ -50,9 +50,9 @@ def figure6(runs: Evidence) -> Made | None:
 
 
 def positives(runs: Evidence) -> Made | None:
-    """All objects that an Observer looked at, in one unit box, over all seeds."""
+    """All objects of the snapshots, in one unit box, over all seeds."""
     tables = {
-        name: [row for row in rows if any(looks(cell.folder) for cell in finished(row))]
+        name: [row for row in rows if any(snapshots(cell.folder) for cell in finished(row))]
         for name, rows in table1_by_data(runs).items()
     }
     tables = {name: rows for name, rows in tables.items() if rows}
@@ -123,7 +123,7 @@ def _boxes(picture: Image.Image, entry: dict) -> Image.Image:
 
 
 def _heat_map(axis: Axes, row: Row, data: str) -> None:
-    of_cells = [arrays for cell in finished(row) if (arrays := looks(cell.folder))]
+    of_cells = [arrays for cell in finished(row) if (arrays := snapshots(cell.folder))]
     places = []
     for arrays in of_cells:
         corner, far = arrays["gt_xyxy"][:, :2], arrays["gt_xyxy"][:, 2:]

@@ -21,7 +21,7 @@ from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import make_neck
 from onenet.errors import UserError
 from onenet.evaluation.coco_metrics import Scorer
-from onenet.job.snapshots import Observer
+from onenet.job.snapshots import Snapshots
 from onenet.losses import DetectionLoss
 from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import RunFolder
@@ -136,12 +136,12 @@ def own_term(name: str, term: dict[str, Any]) -> tuple[str, float, Callable]:
     return name, float(term.get("weight", 1.0)), load(arguments)
 
 
-def observer(
+def snapshots(
     folder: RunFolder, config: Config, model: nn.Module, source: ImageSource, device: str = "cpu"
-) -> Observer:
-    """What looks at the model in training, with the eyes of the run's default evaluation."""
+) -> Snapshots:
+    """What takes snapshots of the model in training, as the run's default evaluation sees it."""
     spec = default_evaluation(config)
-    return Observer(
+    return Snapshots(
         folder,
         loss(config, model),
         matching_cost(config),

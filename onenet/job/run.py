@@ -272,18 +272,18 @@ class Job:
         return progress
 
     def _snapshots(self, model: nn.Module, validation: ImageSource) -> Callable[[int], None]:
-        """Has an Observer look `eval.looks` times, evenly spread, the last time at the end."""
+        """Takes `eval.looks` snapshots, evenly spread, the last one at the end."""
         config, times = self.config, self.config.eval.looks
         due = {round(config.steps * (number + 1) / times) for number in range(times)}
         if not due or not self.world.first:
             return lambda step: None
-        observer = build.observer(self.folder, config, model, validation, self.context.device)
+        snapshots = build.snapshots(self.folder, config, model, validation, self.context.device)
 
-        def look(step: int) -> None:
+        def take(step: int) -> None:
             if step in due:
-                observer.look(model, step, last=step == config.steps)
+                snapshots.take(model, step, last=step == config.steps)
 
-        return look
+        return take
 
 
 def work(folder: RunFolder, request: Request, device: str) -> int:

@@ -1,9 +1,10 @@
 """Which slot each object takes, on the same images all through a training (section 5.2, Figure 5).
 
-Two files of a run's folder: `assignments.npz`, with every look, and `predictions.npz`, from which
-the last look was made, so that `analysis/replay.py` can assign them in other ways.
+Two files of a run's folder: `assignments.npz`, with every snapshot, and `predictions.npz`, from
+which the last one was made, so that `analysis/replay.py` can assign them in other ways.
 
-A objects of all images, I images, P slots of an image, U classes present, S looks, T cost terms.
+A objects of all images, I images, P slots of an image, U classes present, S snapshots, T cost
+terms.
 """
 
 import copy
@@ -31,15 +32,15 @@ from onenet.training.loop import Loss
 
 IMAGES = 64  # the first of the validation images
 REPLAYED = 32  # of these, the ones of which all predictions are kept
-NAME = "first64"  # what the looks are called in metrics.jsonl
+NAME = "first64"  # what the snapshots are called in metrics.jsonl
 TERMS = tuple(CostWeights.__dataclass_fields__)
 
 
-class Observer:
+class Snapshots:
     """Looks at a network while it is trained. Changes nothing of it, nor of its training.
 
-    `cost`: its form counts, not its weights. `dataset`: of evaluation; its first images are looked
-    at. `scorer`: makes one for their annotations.
+    `cost`: its form counts, not its weights. `dataset`: of evaluation; its first images are
+    taken. `scorer`: makes one for their annotations.
     """
 
     def __init__(
@@ -60,9 +61,9 @@ class Observer:
         self.folder, self.loss, self.peaks, self.context = folder, loss, peaks, context
         self.cost = replace(cost, weights=CostWeights(*[1.0] * len(TERMS)))
 
-    def look(self, model: nn.Module, step: int, last: bool) -> None:
-        """Adds a line to metrics.jsonl and a look to assignments.npz; writes predictions.npz if it
-        is the `last`. Leaves the random state as it was, since training draws from it."""
+    def take(self, model: nn.Module, step: int, last: bool) -> None:
+        """Adds a line to metrics.jsonl and a snapshot to assignments.npz; writes predictions.npz
+        if it is the `last`. Leaves the random state as it was, since training draws from it."""
         with torch.random.fork_rng(devices=[]):
             seen = self._see(model)
         if seen is None:
@@ -76,7 +77,7 @@ class Observer:
 
     def _see(self, model: nn.Module) -> tuple | None:
         """The detections; and image by image what the objects are, what is chosen for them, and
-        what is predicted. None if an image cannot be read: looks are of the same images, or none.
+        what is predicted. None if an image cannot be read: all snapshots are of the same images.
         """
         found: dict[int, tuple] = {}
         number = {int(i): n for n, i in enumerate(self.dataset.source.annotations.image_ids)}
