@@ -31,39 +31,39 @@ from onenet.system.files import REPOSITORY, write_json
 
 IMAGES = REPOSITORY.parent / "shared" / "data" / "coco_mini"
 RATIOS = {  # word for --only: its rows
-    "match": lambda given: matching.matching_rows(),
-    "focal": lambda given: matching.focal_rows(),
-    "step": lambda given: training.rows(),
-    "jpeg": lambda given: data.rows(given.images),
-    "eval": lambda given: evaluation.rows(),
-    "fcos": lambda given: inference.rows(),
+    "match": lambda args: matching.matching_rows(),
+    "focal": lambda args: matching.focal_rows(),
+    "step": lambda args: training.rows(),
+    "jpeg": lambda args: data.rows(args.images),
+    "eval": lambda args: evaluation.rows(),
+    "fcos": lambda args: inference.rows(),
 }
 
 
 def main(arguments: list[str]) -> int:
-    given = _parse(arguments)
+    args = _parse(arguments)
     torch.set_num_threads(1)
     rows, speeds = [], []
-    if given.what == "ratios":
-        rows = _ratios(given)
+    if args.what == "ratios":
+        rows = _ratios(args)
         print(markdown(_sheet(rows)))
-    if given.what == "fps" or not given.only:
-        speeds = inference.fps("cuda" if torch.cuda.is_available() else "cpu", given.compared)
+    if args.what == "fps" or not args.only:
+        speeds = inference.fps("cuda" if torch.cuda.is_available() else "cpu", args.compared)
         page = Sheet(
             "Frames a second", "One image at a time.", [_machine()], [fps.block(speeds)], []
         )
         print(markdown(page))
-        print(f"The tables show these frames a second: {fps.write(given.runs, speeds)}")
-    if given.what == "ratios" and not given.only:
-        print(f"How the times grow: {_plot(_curves(), given.runs / 'benchmark.png')}")
-    if given.json:
+        print(f"The tables show these frames a second: {fps.write(args.runs, speeds)}")
+    if args.what == "ratios" and not args.only:
+        print(f"How the times grow: {_plot(_curves(), args.runs / 'benchmark.png')}")
+    if args.json:
         numbers = {
             "ratios": {row.key: row.ratio for row in rows},
             "fps": _frames(speeds),
             "device": _machine(),
         }
-        write_json(given.json, numbers)
-        print(f"The numbers: {given.json}")
+        write_json(args.json, numbers)
+        print(f"The numbers: {args.json}")
     return 0
 
 
@@ -92,13 +92,13 @@ def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
-def _ratios(given: argparse.Namespace) -> list[Row]:
+def _ratios(args: argparse.Namespace) -> list[Row]:
     """What cannot be measured for want of images is said, and left out."""
     rows = []
-    for word in given.only or RATIOS:
+    for word in args.only or RATIOS:
         print(f"measuring {word}", file=sys.stderr, flush=True)
         try:
-            rows += RATIOS[word](given)
+            rows += RATIOS[word](args)
         except UserError as error:
             print(f"{word} left out: {error}\nName COCO's folder: --images DIR", file=sys.stderr)
     return rows

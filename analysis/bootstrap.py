@@ -37,16 +37,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--metric", nargs="+", choices=METRICS, default=["AP", "AP50", "nms_gain"])
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        if len(given.runs_wanted) > 2 or given.draws < 2:
+        if len(args.runs_wanted) > 2 or args.draws < 2:
             raise UserError("Name one or two runs, and at least two draws.")
-        root = Path(given.runs).expanduser().absolute()
-        folders = named_runs(root, given.runs_wanted)
+        root = Path(args.runs).expanduser().absolute()
+        folders = named_runs(root, args.runs_wanted)
         arrays = [per_image(folder) for folder in folders]
         one, other = arrays[0], arrays[1] if len(arrays) > 1 else None
         try:
-            found = bootstrap(one, other, given.draws, given.seed)
+            found = bootstrap(one, other, args.draws, args.seed)
         except ValueError as error:
             raise UserError(f"{' and '.join(f.path.name for f in folders)}: {error}.") from error
     except UserError as error:
@@ -54,13 +54,13 @@ def main(arguments: list[str]) -> int:
         return 2
     values = dict(zip(METRICS, zip(*map(numbers, arrays), strict=True), strict=True))
     lines = []
-    for metric in given.metric:
+    for metric in args.metric:
         interval = found[metric]
         difference = [f"{interval.mean:+.1f}"] if other is not None else []
         bounds = f"{interval.low:.1f} … {interval.high:.1f}"
         lines.append([metric, *(f"{v:.1f}" for v in values[metric]), *difference, bounds])
     header = ["", *(f.path.name for f in folders)] + ["first - second"] * (other is not None)
-    context = [f"{interval.n} images, redrawn {given.draws} times; the seeds are as they are"]
+    context = [f"{interval.n} images, redrawn {args.draws} times; the seeds are as they are"]
     block = Block([*header, f"{100 * LEVEL:g} % interval"], lines)
     print(markdown(Sheet("Paired bootstrap over images", "", context, [block], [])), end="")
     return 0

@@ -139,18 +139,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--format", nargs="+", choices=WRITERS, default=["markdown"])
     parser.add_argument("--only", nargs="+", choices=PREDICATES, metavar="ID", default=PREDICATES)
     parser.add_argument("--out", metavar="DIR", help="write claims.* here instead of printing")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        overrides = words_of(given)
-        judged = judge(Evidence(overrides), given.only)
+        overrides = words_of(args)
+        judged = judge(Evidence(overrides), args.only)
         pages = {
-            f"claims.{SUFFIXES[name]}": WRITERS[name](judged)
-            for name in dict.fromkeys(given.format)
+            f"claims.{SUFFIXES[name]}": WRITERS[name](judged) for name in dict.fromkeys(args.format)
         }
-        if given.out is None:
+        if args.out is None:
             print("\n".join(pages.values()), end="")
         else:
-            print(f"Wrote {', '.join(pages)} to {write(pages, given.out)}. {summary(judged)}")
+            print(f"Wrote {', '.join(pages)} to {write(pages, args.out)}. {summary(judged)}")
         say_where(overrides)
         return 0
     except UserError as error:

@@ -103,24 +103,24 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", metavar="FILE", help="write it here instead of sending it")
     parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as for run.py")
     parser.add_argument("--config-dir", metavar="DIR", help="as for run.py")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        use_folder(given.config_dir)
+        use_folder(args.config_dir)
         if MISSING:
             raise UserError(
                 f"A dashboard needs wandb-workspaces: pip install -e '.[dashboard]' ({MISSING})"
             )
         tracker = compose(["tracker=wandb"]).tracker
-        entity, project = given.entity or tracker.entity, given.project or tracker.project
-        words = tuple(given.overrides)
+        entity, project = args.entity or tracker.entity, args.project or tracker.project
+        words = tuple(args.overrides)
         tables = [
             Table(e, words, expand([f"+experiment={e.name}", *words]))
-            for e in experiments(given.table)
+            for e in experiments(args.table)
         ]
-        make = workspace if given.workspace else report
-        if given.json:
-            write_spec(given.json, make(tables, entity or "", project, linked=False))
-            print(f"Wrote {given.json}")
+        make = workspace if args.workspace else report
+        if args.json:
+            write_spec(args.json, make(tables, entity or "", project, linked=False))
+            print(f"Wrote {args.json}")
         else:
             print(saved(make, tables, entity, project))
         return 0

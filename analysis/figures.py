@@ -52,18 +52,18 @@ def main(arguments: list[str]) -> int:
     parser = command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--out", metavar="DIR", help="default: figures/ in the runs root")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        overrides = words_of(given)
+        overrides = words_of(args)
         runs = Evidence(overrides)
-        folder = runs.folder(given.out) / ("" if given.out else "figures")
-        drawn = draw(runs, folder, given.only or NAMES)
+        folder = runs.folder(args.out) / ("" if args.out else "figures")
+        drawn = draw(runs, folder, args.only or NAMES)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     table1 = runs.comparison("table1")
     way_out = table1.command if table1.missing else "The runs of Table 1 have their results only."
-    for name in given.only or NAMES:
+    for name in args.only or NAMES:
         if name not in {figure.name for figure in drawn}:
             print(f"{name}: no run has what it shows. {way_out}")
     say_where(overrides)

@@ -39,24 +39,24 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", type=Path, default=RECORDS)
     parser.add_argument("--samples", metavar="ID", nargs="+", default=[])
     parser.add_argument("--results-only", action="store_true")
-    given = parser.parse_args(arguments)
-    root, out = given.runs.expanduser().absolute(), given.out.expanduser().absolute()
+    args = parser.parse_args(arguments)
+    root, out = args.runs.expanduser().absolute(), args.out.expanduser().absolute()
     try:
         if not root.is_dir():
-            raise UserError(f"--runs {given.runs} is not a folder.")
+            raise UserError(f"--runs {args.runs} is not a folder.")
         folders = [RunFolder(path) for path in sorted(root.glob("*-*/"))]
         if out == root:
-            raise UserError(f"--out {given.out} is where the runs are: name another folder.")
+            raise UserError(f"--out {args.out} is where the runs are: name another folder.")
         done = [folder for folder in folders if folder.state() == "done" and folder.result()]
-        unknown = set(given.samples) - {folder.result()["id"] for folder in done}
+        unknown = set(args.samples) - {folder.result()["id"] for folder in done}
         if unknown:
             raise UserError(f"--samples: {root} has no finished run {', '.join(sorted(unknown))}.")
         for folder in done:
             kept = RunFolder(out / folder.path.name)
             keep(folder, kept)
-            if not given.results_only:
+            if not args.results_only:
                 keep_details(folder, kept)
-            if folder.result()["id"] in given.samples:
+            if folder.result()["id"] in args.samples:
                 _copy(folder, kept, SAMPLES)
         if (root / fps.FILE).is_file():
             fps.write(out, fps.read(root))

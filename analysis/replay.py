@@ -98,18 +98,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="write replay.* here instead of printing")
     parser.add_argument("--config-dir", metavar="DIR", help="as for run.py")
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    given = parser.parse_intermixed_args(arguments[:split])
+    args = parser.parse_intermixed_args(arguments[:split])
     try:
-        use_folder(given.config_dir)
+        use_folder(args.config_dir)
         asked = variants(arguments[split + 1 :])
-        folders = chosen(Path(given.runs).expanduser().absolute(), given.runs_wanted)
-        found = replay_all(folders, asked, skip=not given.runs_wanted)
-        writers = [WRITERS[name] for name in dict.fromkeys(given.format)]
+        folders = chosen(Path(args.runs).expanduser().absolute(), args.runs_wanted)
+        found = replay_all(folders, asked, skip=not args.runs_wanted)
+        writers = [WRITERS[name] for name in dict.fromkeys(args.format)]
         pages = {f"replay.{suffix}": text(found) for suffix, text in writers}
-        if given.out is None:
+        if args.out is None:
             print("\n".join(pages.values()), end="")
         else:
-            print(f"Wrote {', '.join(pages)} to {write(pages, given.out)}.")
+            print(f"Wrote {', '.join(pages)} to {write(pages, args.out)}.")
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

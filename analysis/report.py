@@ -65,11 +65,11 @@ def main(arguments: list[str]) -> int:
     """0, or 2 if the input cannot work."""
     parser = command_line(__doc__)
     parser.add_argument("--out", metavar="DIR", help="default: the runs root")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        overrides = words_of(given)
+        overrides = words_of(args)
         runs = Evidence(overrides)
-        file = runs.folder(given.out) / "report.html"
+        file = runs.folder(args.out) / "report.html"
         judged = claims.judge(runs)
         file.parent.mkdir(parents=True, exist_ok=True)
         again = shlex.join(["python", "analysis/report.py", *arguments])

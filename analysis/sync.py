@@ -43,17 +43,17 @@ def main(arguments: list[str]) -> int:
         default=WAIT_SECONDS,
         help="for W&B to take a run's artifact, and again for the rest (default: %(default)s)",
     )
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
         if os.environ.get("WANDB_MODE") == "disabled":
             raise UserError("WANDB_MODE=disabled: there is nothing to rebuild. Unset it.")
-        if given.wait <= 0:
-            raise UserError(f"--wait {given.wait:g}: it must be above 0.")
-        folders = chosen(Path(given.runs).expanduser().absolute(), given.runs_wanted)
+        if args.wait <= 0:
+            raise UserError(f"--wait {args.wait:g}: it must be above 0.")
+        folders = chosen(Path(args.runs).expanduser().absolute(), args.runs_wanted)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return sync(folders, given.wait)
+    return sync(folders, args.wait)
 
 
 def chosen(root: Path, words: Sequence[str]) -> list[RunFolder]:

@@ -37,19 +37,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--table", nargs="+", type=int, metavar="N", help="default: all")
     parser.add_argument("--format", nargs="+", choices=WRITERS, default=["markdown"])
     parser.add_argument("--out", metavar="DIR", help="write tableN.* here instead of printing")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        overrides = words_of(given)
-        comparisons = [compare(e, overrides) for e in experiments(given.table)]
+        overrides = words_of(args)
+        comparisons = [compare(e, overrides) for e in experiments(args.table)]
         pages = {
             f"table{comparison.experiment.table}.{SUFFIXES[name]}": WRITERS[name](comparison)
             for comparison in comparisons
-            for name in dict.fromkeys(given.format)
+            for name in dict.fromkeys(args.format)
         }
-        if given.out is None:
+        if args.out is None:
             print("\n".join(pages.values()), end="")
         else:
-            print(f"Wrote {', '.join(pages)} to {write(pages, given.out)}. {missing(comparisons)}")
+            print(f"Wrote {', '.join(pages)} to {write(pages, args.out)}. {missing(comparisons)}")
         say_where(overrides)
         return 0
     except UserError as error:

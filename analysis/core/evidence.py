@@ -60,10 +60,10 @@ def command_line(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def words_of(given: argparse.Namespace) -> list[str]:
+def words_of(args: argparse.Namespace) -> list[str]:
     """run.py's words, of what `command_line` has parsed. Raises UserError."""
-    use_folder(given.config_dir)
-    return with_root(given.overrides, given.runs)
+    use_folder(args.config_dir)
+    return with_root(args.overrides, args.runs)
 
 
 def default_root() -> Path:
@@ -152,8 +152,8 @@ class Evidence:
 
     def given_way(self, more: Sequence[str]) -> tuple[str, ...]:
         """Those of the words whose keys the command line leaves alone."""
-        given = {word.partition("=")[0] for word in self.overrides}
-        return tuple(word for word in more if word.partition("=")[0] not in given)
+        own = {word.partition("=")[0] for word in self.overrides}
+        return tuple(word for word in more if word.partition("=")[0] not in own)
 
     def row(self, experiment: str, label: str, *more: str) -> Row:
         """Raises NoRow where the overrides have left no such row or made it the same as another,

@@ -260,9 +260,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="crowd",
         help="objects marked difficult: ignored in evaluation and training (default), or as named",
     )
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        told = convert(given.voc_root, given.out_dir, given.train, given.val, given.difficult)
+        told = convert(args.voc_root, args.out_dir, args.train, args.val, args.difficult)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

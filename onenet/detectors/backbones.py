@@ -48,9 +48,9 @@ def _filled(name: str, weights: str | dict[str, Tensor]) -> nn.Module:
         try:
             _fill(model, weights if from_run else timm.models.load_state_dict(weights))
         except Exception as error:
-            given = "The backbone of that run" if from_run else f"backbone.weights={weights}"
+            source = "The backbone of that run" if from_run else f"backbone.weights={weights}"
             raise UserError(
-                f"{given} does not fit {architecture}: {_one_line(error)}\n"
+                f"{source} does not fit {architecture}: {_one_line(error)}\n"
                 f"Give a state dict of timm's {architecture}, or backbone.weights=none."
             ) from error
         return model

@@ -20,13 +20,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("request", type=Path, help="JSON of a Request")
     parser.add_argument("--driver", action="store_true", help="end when standard input does")
-    given = parser.parse_args(arguments)
-    if given.driver:
+    args = parser.parse_args(arguments)
+    if args.driver:
         end_with_driver()
-    request = Request.read(given.request)
-    status = work(RunFolder(given.folder), request, request.config["device"])
+    request = Request.read(args.request)
+    status = work(RunFolder(args.folder), request, request.config["device"])
     if status == 0:
-        given.request.unlink(missing_ok=True)
+        args.request.unlink(missing_ok=True)
     return status
 
 

@@ -63,16 +63,16 @@ def run(main: Callable[[], None]) -> int:
 def _take_words() -> None:
     """Leaves Hydra the words that are its own, wherever flags stand between them: a key that only
     some options have is none of the configuration that it composes first."""
-    given = get_args_parser().parse_intermixed_args(sys.argv[1:])
+    args = get_args_parser().parse_intermixed_args(sys.argv[1:])
     OmegaConf.register_new_resolver(
-        "experiment_titles", _titles if given.help else lambda: "", replace=True
+        "experiment_titles", _titles if args.help else lambda: "", replace=True
     )
-    for word in given.overrides:
+    for word in args.overrides:
         refuse(word)
-    prints = (given.help, given.hydra_help, given.cfg, given.info, given.shell_completion)
-    if any(prints) or any(word.startswith("hydra/sweeper=") for word in given.overrides):
+    prints = (args.help, args.hydra_help, args.cfg, args.info, args.shell_completion)
+    if any(prints) or any(word.startswith("hydra/sweeper=") for word in args.overrides):
         return
-    words[:] = [word for word in given.overrides if not word.lstrip("+~").startswith("hydra")]
+    words[:] = [word for word in args.overrides if not word.lstrip("+~").startswith("hydra")]
     for word in words:
         if not word.startswith(FOR_HYDRA) or word.endswith("=null"):
             sys.argv.remove(word)

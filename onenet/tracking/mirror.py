@@ -267,12 +267,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ended", metavar="WORD", help="how the run ended, if it is over")
     parser.add_argument("--wait", metavar="SECONDS", type=float, help="for W&B, with --ended")
-    given = parser.parse_args(arguments)
-    folder = RunFolder(given.folder)
+    args = parser.parse_args(arguments)
+    folder = RunFolder(args.folder)
     try:
-        if given.ended:
-            patience = Patience(min(given.wait, ANSWER_SECONDS), given.wait, given.wait)
-            problems = rebuild(folder, given.ended, patience)
+        if args.ended:
+            patience = Patience(min(args.wait, ANSWER_SECONDS), args.wait, args.wait)
+            problems = rebuild(folder, args.ended, patience)
         else:
             problems = follow(folder)
     except Locked:

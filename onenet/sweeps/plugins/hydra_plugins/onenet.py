@@ -78,8 +78,8 @@ class RunLauncher(Launcher):
         """Raises UserError if an option is not what it may be."""
         try:  # under the keys that are typed, for the text of errors
             typed = OmegaConf.create({"hydra": {"launcher": OmegaConf.structured(self.kind)}})
-            given = OmegaConf.merge(typed, {"hydra": {"launcher": self.options}})
-            options: Any = OmegaConf.to_object(given.hydra.launcher)
+            merged = OmegaConf.merge(typed, {"hydra": {"launcher": self.options}})
+            options: Any = OmegaConf.to_object(merged.hydra.launcher)
         except OmegaConfBaseException as error:
             raise CannotCompose(error) from error
         if found := out_of_range(options, "hydra.launcher."):
