@@ -61,7 +61,8 @@ def random_output(images: int, classes: int, generator, grid_hw=(3, 5), stride=1
 class GivenCost:
     """A matching cost whose matrix is given: its class logits are the costs."""
 
-    cls_form, weights = "cross_entropy", CostWeights(cls=-1.0)  # nothing bounds it from below
+    # Nothing bounds it from below.
+    cls_form, weights, own = "cross_entropy", CostWeights(cls=-1.0), ()
 
     def of(self, pairs: Pairs) -> Tensor:
         return pairs.logits

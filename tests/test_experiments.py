@@ -107,6 +107,11 @@ def test_every_row_of_every_experiment_resolves(name, scale):
         (["+experiment=table2", "heads=2"], "heads=2"),
         (["seed=interval(0,1)"], "list"),
         (["heads=(3"], "heads=(3"),
+        (["seed=range(0,1000000000)"], "seed=range(0,1000000000): lists more than 10000 values"),
+        (["seed=range(0,3,0)"], "must not be zero"),
+        (["seed=range(3,0)"], "lists no value"),
+        (["heads=glob(*)"], "lists no value"),
+        (["cost=glob(x*)"], "lists no value"),
     ],
 )
 def test_wrong_words_are_told_what_to_type(words, named):

@@ -34,8 +34,8 @@ class Cost:
     terms: dict[str, Any] = field(default_factory=dict)  # the user's own: onenet/README.md
     cls_form: str = key(choices=("focal", "cross_entropy"))
     weights: CostWeights = MISSING
-    alpha: float = MISSING
-    gamma: float = MISSING
+    alpha: float = key(least=0, most=1)
+    gamma: float = key(least=0)
     l1_format: str = key(choices=("cxcywh", "xyxy"))
 
 
@@ -48,16 +48,16 @@ class Assigner:
 
 @dataclass
 class LossWeights:
-    cls: float = MISSING
-    l1: float = MISSING
-    giou: float = MISSING
+    cls: float = key(least=0)
+    l1: float = key(least=0)
+    giou: float = key(least=0)
 
 
 @dataclass
 class Loss:
     weights: LossWeights = MISSING
-    alpha: float = MISSING
-    gamma: float = MISSING
+    alpha: float = key(least=0, most=1)
+    gamma: float = key(least=0)
     l1_format: str = key(choices=("cxcywh", "xyxy"))
 
 
@@ -90,7 +90,7 @@ class Neck:
 
 @dataclass
 class Head:
-    prior: float = key(least=0, most=0.999)
+    prior: float = key(least=1e-6, most=0.999)
     box_unit: float = key(least=1e-06)
     box_bias: float = key(least=0)
 
@@ -107,19 +107,19 @@ class Shapes:
     train_images: int = key(least=1)
     val_images: int = key(least=1)
     min_short: int = key(least=16)
-    max_short: int = MISSING
+    max_short: int = key(least=16)
     max_aspect: float = key(least=1)
-    max_objects: int = key(least=1)
-    min_side: float = MISSING
-    max_side: float = MISSING
-    body_scale: float = MISSING
-    part_side: float = MISSING
+    max_objects: int = key(least=1, most=1000)
+    min_side: float = key(least=0.01, most=1)
+    max_side: float = key(least=0.01, most=1)
+    body_scale: float = key(least=0.1, most=10)
+    part_side: float = key(least=0.01, most=1)
 
 
 @dataclass
 class Data:
     name: str = MISSING
-    seed: int = key(least=0)
+    seed: int = key(least=0, most=2**63 - 1)
     root: str | None = MISSING
     limit: int | None = key(least=1)
     on_bad_image: str = key(choices=("error", "skip"))
@@ -140,8 +140,8 @@ class Augment:
 
 @dataclass
 class Optim:
-    base_lr: float = MISSING
-    base_steps: int = MISSING
+    base_lr: float = key(least=0)
+    base_steps: int = key(least=1)
     base_batch: int = key(least=1)
     batch_rule: str = key(choices=("sqrt", "linear", "none"))
     weight_decay: float = key(least=0)
@@ -239,7 +239,7 @@ class Config:
     infer_heads: int = key(least=1)
     lr_scale: Any = MISSING
     schedule: float = key(least=1e-06)
-    seed: int = key(least=0)
+    seed: int = key(least=0, most=2**63 - 1)
     lr: float | None = key(least=0)
     steps: int | None = key(least=1)
     batch: int = key(least=1)

@@ -1,5 +1,6 @@
 """What cannot work: values outside their bounds, combinations that contradict each other."""
 
+import math
 import re
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -57,15 +58,25 @@ def problems(config: Config) -> list[str]:
 
 
 def out_of_range(values: Any, prefix: str = "") -> list[str]:
-    """What lies outside the bounds and choices of the schema. `values`: a dataclass of it."""
+    """What is not finite, or outside the bounds and choices of the schema. `values`: a dataclass of
+    it."""
     found = []
     for field in fields(values):
         name, value = prefix + field.name, getattr(values, field.name)
         if is_dataclass(value):
             found += out_of_range(value, f"{name}.")
+        elif not _finite(value):
+            found.append(f"{name}={value}: must be finite.")
         elif value is not None and field.metadata:
             found += _problem(name, value, **field.metadata)
     return found
+
+
+def _finite(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value
+    if isinstance(value, list | dict):
+        return all(map(_finite, parts))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _problem(

@@ -17,6 +17,7 @@ from onenet.runs.folder import RunFolder
 from onenet.runs.identity import run_id, slug
 
 GROUP = "experiment"  # conf/experiment is experiments/; a folder of the user's may have its own
+MOST_VALUES = 10_000  # of a key
 WHERE = ("runs_root", "plan")  # keys that say nothing of a run
 
 Axes = dict[str, list[Override]]  # each key with its values, one override a value
@@ -120,7 +121,19 @@ def axes_of(words: Sequence[str]) -> Axes:
     is given twice counts with its last values; Hydra's own keys say nothing of a run. Raises
     UserError."""
     parsed = [one for one in loader().parse(words) if not one.is_hydra_override()]
-    return {one.get_key_element(): list(values_of(one)) for one in parsed}
+    return {one.get_key_element(): _listed(one) for one in parsed}
+
+
+def _listed(override: Override) -> list[Override]:
+    """Its values, each for itself. Raises UserError if there are none, or too many."""
+    try:
+        values = list(itertools.islice(values_of(override), MOST_VALUES + 1))
+    except ValueError as error:  # range(0,3,0)
+        raise UserError(f"{override.input_line}: {error}.") from error
+    if not values or len(values) > MOST_VALUES:
+        number = f"more than {MOST_VALUES} values" if values else "no value"
+        raise UserError(f"{override.input_line}: lists {number}.")
+    return values
 
 
 def cells(axes: Axes) -> list[Cell]:
