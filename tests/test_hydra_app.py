@@ -133,27 +133,30 @@ def test_tab_completion_knows_options_and_experiments(elsewhere):
         assert f"{key}{word}" in done.stdout.split()
 
 
+WRONG = [  # the first of them in the default tests
+    (["hedas=1"], "Key 'hedas' not in 'Config'"),
+    (["+experiment=tabel1"], "Available options in 'experiment': assigners,"),
+    (["hydra/launcher=threads"], "Available options in 'hydra/launcher': basic,"),
+    (["hydra.launcher.jobs=0", "plan=true"], "hydra.launcher.jobs=0: must be at least 1"),
+    (["heads=0", "batch=0"], "heads=0: must be at least 1.\nbatch=0: must be at least 1."),
+    (["sweep.jobs=2"], "sweep.jobs is now hydra.launcher.jobs: write hydra.launcher.jobs=2"),
+    (["cost=loc_csl"], "Available options in 'cost': algorithm1, box_assignment, cls_only"),
+    (["hydra.launcher.job=1"], "hydra.launcher.job"),
+    (["hydra.launcher.jobs=x", "plan=true"], "could not be converted to Integer"),
+    (["heads=(3"], "heads=(3"),
+    (["cost=null"], "cost=null: choose one of algorithm1"),
+    (["cost=[loc_cls]"], "cost=[loc_cls]: choose one of algorithm1"),
+    (["heads=1,3", "nokey=1"], "Key 'nokey' not in 'Config'"),
+    (["--experimental-rerun", "/nowhere"], "/nowhere"),
+    (["hydra.mode=RUN"], "run.py sweeps, also over one run"),
+    (["--config-dir", "/nowhere"], "/nowhere"),
+    (["+new=1"], "+new=1: keys can be changed, not added"),
+]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
-    [
-        (["hedas=1"], "Key 'hedas' not in 'Config'"),
-        (["cost=loc_csl"], "Available options in 'cost': algorithm1, box_assignment, cls_only"),
-        (["+experiment=tabel1"], "Available options in 'experiment': assigners,"),
-        (["hydra/launcher=threads"], "Available options in 'hydra/launcher': basic,"),
-        (["hydra.launcher.job=1"], "hydra.launcher.job"),
-        (["hydra.launcher.jobs=0", "plan=true"], "hydra.launcher.jobs=0: must be at least 1"),
-        (["hydra.launcher.jobs=x", "plan=true"], "could not be converted to Integer"),
-        (["heads=(3"], "heads=(3"),
-        (["heads=0", "batch=0"], "heads=0: must be at least 1.\nbatch=0: must be at least 1."),
-        (["sweep.jobs=2"], "sweep.jobs is now hydra.launcher.jobs: write hydra.launcher.jobs=2"),
-        (["cost=null"], "cost=null: choose one of algorithm1"),
-        (["cost=[loc_cls]"], "cost=[loc_cls]: choose one of algorithm1"),
-        (["heads=1,3", "nokey=1"], "Key 'nokey' not in 'Config'"),
-        (["--experimental-rerun", "/nowhere"], "/nowhere"),
-        (["hydra.mode=RUN"], "run.py sweeps, also over one run"),
-        (["--config-dir", "/nowhere"], "/nowhere"),
-        (["+new=1"], "+new=1: keys can be changed, not added"),
-    ],
+    [*WRONG[:6], *(pytest.param(*case, marks=pytest.mark.slow) for case in WRONG[6:])],
 )
 def test_wrong_words_end_in_a_few_lines(words, said, elsewhere):
     runs = elsewhere.parent / "runs"

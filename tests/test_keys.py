@@ -17,7 +17,7 @@ def test_the_page_is_up_to_date():
 
 
 def test_every_key_is_there():
-    named = set(re.findall(r"^\| `([\w.]+)` \|", keys.page(), re.MULTILINE))
+    named = set(re.findall(r"^\| `([\w.]+)` \|", keys.PAGE.read_text(), re.MULTILINE))
     for words in ([], *([f"detector={detector}"] for detector in MODELS)):
         found = {
             re.sub(r"(optim\.lr_factors)\..*", r"\1", key) for key in flat(to_dict(compose(words)))

@@ -223,6 +223,7 @@ def test_the_same_seed_draws_the_same_whatever_stops_it(tmp_path, runner):
     assert all(a != b for a, b in zip(drawn(other)[1:], drawn(straight)[1:], strict=True))
 
 
+@pytest.mark.slow
 def test_wherever_its_record_is_cut_the_search_goes_on_alike(tmp_path, runner):
     wanted = asked(tmp_path, "search.trials=6")
     _, _, straight = do(wanted)

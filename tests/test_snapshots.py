@@ -142,7 +142,7 @@ def test_what_is_kept_gives_the_same_choice_again(tmp_path):
             assert cost[found["slot"][0, row]] <= cost.min() + 1e-5
 
 
-def test_a_look_leaves_training_alone(tmp_path):
+def test_a_snapshot_leaves_training_alone(tmp_path):
     words = ["detector=deformable_detr", "model.dropout=0.3"]
     plain, watched = Run(*words), Run(*words)
     validation = open_split(watched.config.data, "val")

@@ -34,7 +34,7 @@ from onenet.errors import UserError
 from onenet.system.files import REPOSITORY
 
 CONF = REPOSITORY / "conf"
-NOT_OF_A_RUN = ("hydra", "experiment", "search")  # in what Hydra composes
+NOT_OF_A_RUN = ("experiment", "search")  # in what Hydra composes
 OPTIONAL = ("reference", "debug")  # groups of which nothing need be chosen: null
 FREE = ("optim.lr_factors",)  # dictionaries whose keys are the user's: +optim.lr_factors.word=0.1
 # What reading and composing raise, for what the user has written.
@@ -50,10 +50,21 @@ class CannotCompose(UserError):
 
 
 class _Files(CachingConfigRepository):
-    """Reads each file once. Hands out copies, since composing changes what it is given."""
+    """Reads each file once, without what it says of Hydra itself. `copies`: hands out copies of the
+    values, since composing changes what it is given, as a list of defaults is by what follows."""
+
+    copies = False
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        return copy.deepcopy(super().load_config(config_path))
+        found = super().load_config(config_path)
+        if found is None:
+            return None
+        values, is_schema = found.config, found.is_schema_source
+        if isinstance(values, DictConfig) and "hydra" in values and not is_schema:
+            values.pop("hydra")
+        config = copy.deepcopy(values) if self.copies else values
+        defaults = copy.deepcopy(found.defaults_list)
+        return dataclasses.replace(found, config=config, defaults_list=defaults)
 
 
 class Loader:
@@ -148,10 +159,11 @@ class Loader:
             prepend_hydra=True,
             skip_missing=False,
         ).defaults
-        config = self._hydra._compose_config_from_defaults_list(defaults, self._repository)
+        own = [one for one in defaults if not str(one.config_path).startswith("hydra/")]
+        self._repository.copies = True
+        config = self._hydra._compose_config_from_defaults_list(own, self._repository)
+        self._repository.copies = False
         OmegaConf.set_struct(config, True)
-        with open_dict(config):
-            config.hydra = None
         return config
 
 
