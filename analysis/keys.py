@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from omegaconf import OmegaConf
 
-from onenet.config import schema
+from onenet.config import options
 from onenet.config.compose import compose, loader, override
 from onenet.config.schema import MODELS, NAMES, Config
 from onenet.errors import UserError
@@ -184,7 +184,7 @@ def page() -> str:
         parts += rows(keys(model, "model."), [f"detector={detector}"])
     parts += ["", "Of a search (`+experiment=search_cost`; no part of the trials' ids):", ""]
     parts += ["| key | type | may be |", "|---|---|---|"]
-    for key in keys(schema.Search, "search."):
+    for key in keys(options.Search, "search."):
         parts.append(f"| `{key.name}` | {kind_of(key.kind)} | {bounds(key)} |")
     return "\n".join(parts) + "\n"
 

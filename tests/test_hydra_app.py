@@ -3,7 +3,6 @@
 Run: pytest tests/test_hydra_app.py (-m slow: the lines that start runs)
 """
 
-import os
 import re
 import shlex
 import signal
@@ -18,6 +17,7 @@ from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
 from onenet.sweeps.app import MOVED, refuse
 from onenet.system.files import REPOSITORY
+from tests.test_cli import run_py
 
 README = (REPOSITORY / "onenet/sweeps/README.md").read_text()
 TYPED = re.findall(r"^\| `python run\.py (.+?)` \|", README, re.MULTILINE)
@@ -36,17 +36,6 @@ title: Mine
 question: Is it?
 rows: [{label: a row, overrides: [heads=3]}]
 """
-
-
-def run_py(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "run.py"), *words],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "160", **environment},
-        check=False,
-    )
 
 
 @pytest.fixture

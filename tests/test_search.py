@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from onenet.config.compose import loader, use_folder
-from onenet.config.schema import METRICS
+from onenet.config.options import METRICS
 from onenet.errors import UserError
 from onenet.sweeps import search, search_sweep
 from onenet.sweeps.experiments import axes_of, experiment_names, search_names

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from onenet.config.compose import compose
-from onenet.config.schema import SlurmLauncher
+from onenet.config.options import SlurmOptions
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import run_id
@@ -112,9 +112,9 @@ def test_processes_and_threads_share_what_a_job_gets(words, processes, threads, 
 
 def test_all_runs_are_submitted_at_once_unless_jobs_says_otherwise():
     config = compose(TINY)
-    assert len(slurm.places(config, SlurmLauncher(cpus=1, gpus=0), 40)) == 40
-    assert len(slurm.places(config, SlurmLauncher(cpus=1, gpus=0, jobs=3), 40)) == 3
-    assert len(slurm.places(config, SlurmLauncher(cpus=1, gpus=0, jobs=3), 2)) == 2
+    assert len(slurm.places(config, SlurmOptions(cpus=1, gpus=0), 40)) == 40
+    assert len(slurm.places(config, SlurmOptions(cpus=1, gpus=0, jobs=3), 40)) == 3
+    assert len(slurm.places(config, SlurmOptions(cpus=1, gpus=0, jobs=3), 2)) == 2
 
 
 def test_a_run_that_is_in_the_queue_is_not_submitted_again(stand_ins):
@@ -174,10 +174,10 @@ def test_what_slurm_refuses_is_told_in_slurms_words(stand_ins, tools):
 def test_without_slurm_or_submitit_the_error_names_what_is_missing(tools, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(UserError, match="needs sbatch"):
-        slurm.Cluster(SlurmLauncher(), tmp_path)
+        slurm.Cluster(SlurmOptions(), tmp_path)
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[slurm\]'"):
-        slurm.Cluster(SlurmLauncher(), tmp_path)
+        slurm.Cluster(SlurmOptions(), tmp_path)
 
 
 def test_further_options_must_be_a_mapping():

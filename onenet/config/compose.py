@@ -1,4 +1,4 @@
-"""The configurations of runs: how Hydra composes them from conf/, and how they become absolute.
+"""The configurations of runs: how Hydra composes them from conf/.
 
 The one place where words of a command line are parsed and configurations composed. Values have
 their home in conf/, types and bounds in schema.py.
@@ -28,9 +28,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from onenet.config.schema import MODELS, Config, Search
+from onenet.config.absolute import absolute, runs_root
+from onenet.config.options import Search
+from onenet.config.schema import MODELS, Config
 from onenet.config.validate import problems
-from onenet.errors import UserError
+from onenet.errors import UserError, raise_for
 from onenet.system.files import REPOSITORY
 
 CONF = REPOSITORY / "conf"
@@ -68,8 +70,8 @@ class _Files(CachingConfigRepository):
 
 
 class Loader:
-    """Composes runs, from the words of each, by Hydra's own functions. What the words choose of the
-    groups is composed once and shared by all runs that choose the same."""
+    """Composes the configuration of each run with Hydra's own functions. Runs that choose the same
+    options of groups share one composition, to which each applies its values."""
 
     def __init__(self, hydra: ConfigLoader, name: str = "config", hydra_words: Sequence[str] = ()):
         """`hydra_words`: those of the command line that are Hydra's own (hydra.searchpath=...)."""
@@ -101,9 +103,7 @@ class Loader:
         except COMPOSING as error:
             raise UserError(f"{path}.yaml cannot be read: {in_short(error)}") from error
         if found is None:
-            group = path.rpartition("/")[0]
-            listed = ", ".join(self.options(group))
-            raise UserError(f"Could not find '{path}'\nAvailable options in '{group}': {listed}")
+            raise UserError(_not_found(path, self.options(path.rpartition("/")[0])))
         values = OmegaConf.to_container(found.config)
         return values if isinstance(values, dict) else {}
 
@@ -129,9 +129,8 @@ class Loader:
             typed = _typed(config)
         except COMPOSING as error:
             raise CannotCompose(error) from error
-        if found := problems(typed):
-            raise UserError("\n".join(found))
-        return _absolute(typed)
+        raise_for(problems(typed))
+        return absolute(typed)
 
     def merge(self, overrides: Sequence[Override]) -> DictConfig:
         """What Hydra composes. Raises Hydra's and OmegaConf's exceptions."""
@@ -139,7 +138,7 @@ class Loader:
         for one in overrides:
             if not self.is_group(one.key_or_group):
                 values.append(one)
-            elif not (no_option(one) and one.key_or_group in OPTIONAL):
+            elif not no_option(one):
                 if not isinstance(one.value(), str):
                     listed = ", ".join(self.options(one.key_or_group))
                     raise UserError(f"{word(one)}: choose one of {listed}.")
@@ -171,7 +170,7 @@ _in_use: list[Loader] = []
 
 
 def loader() -> Loader:
-    """The one in use: of conf/, unless `use` or `use_folder` has said something else."""
+    """The one in use. It reads conf/, unless `use` or `use_folder` was called."""
     if not _in_use:
         use_folder(None)
     return _in_use[0]
@@ -182,7 +181,8 @@ def use(loader: Loader) -> None:
 
 
 def use_folder(config_dir: str | None) -> None:
-    """Of conf/ and, like `run.py --config-dir`, of a folder of the user's. Raises UserError."""
+    """Has `loader` read conf/ and, as `run.py --config-dir` does, a folder of the user's. Raises
+    UserError."""
     use(_of_folder(None if config_dir is None else str(Path(config_dir).absolute())))
 
 
@@ -216,13 +216,13 @@ def override(key: str, value: Any) -> Override:
 
 
 def word(override: Override) -> str:
-    """As it can be typed."""
+    """The override as a user would type it."""
     return f"{override.get_key_element()}={override.get_value_element_as_str()}"
 
 
 def no_option(override: Override) -> bool:
-    """Is it `group=null`? That says what conf/config.yaml says."""
-    return override.value() is None and loader().is_group(override.key_or_group)
+    """Is it `group=null`, of a group of which nothing need be chosen? conf/config.yaml says so."""
+    return override.value() is None and override.key_or_group in OPTIONAL
 
 
 def values_of(override: Override) -> Iterator[Override]:
@@ -256,56 +256,21 @@ def to_dict(config: Config) -> dict:
     return dataclasses.asdict(config)
 
 
-def _absolute(config: Config) -> Config:
-    """Fills in what follows from multipliers and from the working directory."""
-    if config.lr is None:
-        config.lr = config.optim.base_lr * lr_scale(config) * batch_factor(config)
-    if config.steps is None:
-        config.steps = max(1, round(config.optim.base_steps * config.schedule))
-    config.runs_root = str(runs_root(config.runs_root, config.debug))
-    if config.data.name == "coco":
-        root = Path(config.data.root or "").expanduser().absolute()
-        config.data.root = str(root)
-        for split in (config.data.train, config.data.val):
-            split.images = str(root / (split.images or ""))
-            split.annotations = str(root / (split.annotations or ""))
-    if Path(config.backbone.weights).expanduser().is_file():
-        config.backbone.weights = str(Path(config.backbone.weights).expanduser().absolute())
-    return config
-
-
-def runs_root(asked: str | None, debug: str | None) -> Path:
-    """Of `runs_root` and `debug`: absolute, by default beside run.py."""
-    if asked is None:
-        return REPOSITORY / ("runs_debug" if debug else "runs")
-    return Path(asked).expanduser().absolute()
-
-
-def lr_scale(config: Config) -> float:
-    """What `lr_scale` stands for: 1 for one head, 2 for several if `auto` (Table 2)."""
-    automatic = 1.0 if config.heads == 1 else 2.0
-    return automatic if config.lr_scale == "auto" else float(config.lr_scale)
-
-
-def batch_factor(config: Config) -> float:
-    """By what the rate follows the batch. The square root is the rule for Adam (Malladi et al.,
-    "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022)."""
-    ratio = config.batch / config.optim.base_batch
-    return {"sqrt": ratio**0.5, "linear": ratio, "none": 1.0}[config.optim.batch_rule]
-
-
 def in_short(error: BaseException) -> str:
     """The text of Hydra's and OmegaConf's exceptions, in at most ERROR_LINES lines."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
-        group = str(error.missing_cfg_file).rpartition("/")[0]
-        listed = f"\nAvailable options in '{group}': {', '.join(error.options or ())}"
-        return f"Could not find '{error.missing_cfg_file}'" + (listed if error.options else "")
+        return _not_found(str(error.missing_cfg_file), error.options or ())
     lines: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
         lines += [line for line in str(cause).splitlines() if line.strip()]
         cause = cause.__cause__
     return "\n".join([*dict.fromkeys(lines)][:ERROR_LINES]) or type(error).__name__
+
+
+def _not_found(path: str, options: Sequence[str]) -> str:
+    listed = f"\nAvailable options in '{path.rpartition('/')[0]}': {', '.join(options)}"
+    return f"Could not find '{path}'" + (listed if options else "")
 
 
 def _by_preset(values: DictConfig, *, _root_: DictConfig):

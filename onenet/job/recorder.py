@@ -5,7 +5,7 @@ import time
 
 from torch import nn
 
-from onenet.config.compose import batch_factor, lr_scale
+from onenet.config.absolute import batch_factor, lr_scale
 from onenet.config.schema import Config
 from onenet.runs.folder import RunFolder
 from onenet.system.context import RunContext

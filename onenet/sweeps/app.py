@@ -13,6 +13,7 @@ from onenet.config.compose import Loader, in_short, use
 from onenet.errors import UserError
 from onenet.sweeps.experiments import titles
 from onenet.sweeps.start import NotDone
+from onenet.system.imports import python_path
 from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest
 
 PLUGINS = Path(__file__).resolve().parent / "plugins"  # holds the folder hydra_plugins
@@ -61,8 +62,8 @@ def run(main: Callable[[], None]) -> int:
 
 
 def _take_words() -> None:
-    """Leaves Hydra the words that are its own, wherever flags stand between them: a key that only
-    some options have is none of the configuration that it composes first."""
+    """Takes the words about runs out of what Hydra reads, and keeps them in `words`. Hydra would
+    compose them before our sweeper does, and refuse a key that only one of several options has."""
     args = get_args_parser().parse_intermixed_args(sys.argv[1:])
     OmegaConf.register_new_resolver(
         "experiment_titles", _titles if args.help else lambda: "", replace=True
@@ -87,8 +88,7 @@ def _titles() -> str:
 def _let_hydra_find_plugins() -> None:
     """Also in processes that a launcher starts."""
     sys.path.append(str(PLUGINS))
-    paths = [str(PLUGINS), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    os.environ["PYTHONPATH"] = python_path(PLUGINS)
 
 
 def refuse(word: str) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,14 +12,15 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from rich.console import Console
 
 from onenet.config.compose import from_dict, in_short, override, word
-from onenet.config.schema import Config, Launcher
+from onenet.config.options import LauncherOptions
+from onenet.config.schema import Config
 from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request
 from onenet.sweeps import machine
-from onenet.sweeps.launch import STOP_SECONDS, Statuses
+from onenet.sweeps.launch import Statuses
 from onenet.sweeps.machine import Place
 from onenet.sweeps.plan import Planned
-from onenet.sweeps.start import NotDone, start_here
+from onenet.sweeps.start import STOP_SECONDS, NotDone, start_here, stop
 from onenet.system.signals import SIGNALS
 
 
@@ -34,7 +34,7 @@ class HydrasLauncher:
 
     def __init__(self, launch: Callable, at_a_time: int):
         at_a_time = at_a_time if at_a_time > 0 else machine.count_cores()
-        self._launch, self.options = launch, Launcher(jobs=at_a_time)
+        self._launch, self.options = launch, LauncherOptions(jobs=at_a_time)
 
     def places(self, config: Config, runs: int) -> list[Place]:
         threads = int(os.environ.get("OMP_NUM_THREADS", 1))
@@ -68,7 +68,7 @@ def _runs_stop_first(runs: Sequence[Planned]) -> Iterator[None]:
     their checkpoints: launchers kill what they have started."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def stop(number: int, frame) -> None:
+    def stop_runs(number: int, frame) -> None:
         for number_again in SIGNALS:  # a second one must not disturb the writing down
             signal.signal(number_again, signal.SIG_IGN)
         for run in runs:
@@ -84,7 +84,7 @@ def _runs_stop_first(runs: Sequence[Planned]) -> Iterator[None]:
             handler(number, frame)
 
     for number in SIGNALS:
-        signal.signal(number, stop)
+        signal.signal(number, stop_runs)
     try:
         yield
     finally:
@@ -95,17 +95,13 @@ def _runs_stop_first(runs: Sequence[Planned]) -> Iterator[None]:
 def run_frozen(folder: Path, file: Path) -> None:
     """Does the run in a process of its own. Raises NotDone."""
     request, run = Request.read(file), RunFolder(folder)
-    here = Launcher(jobs=1, threads=request.threads)
+    here = LauncherOptions(jobs=1, threads=request.threads)
     (place,) = machine.places(from_dict(request.config), here, 1)
     process = start_here(run, file, place)
     try:
         status = process.wait()
     except BaseException:  # asked to stop: the run writes its checkpoint
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        stop([process])
         raise
     if status:
         raise NotDone(f"{folder.name} ended with {status}: see {run.log_file}")

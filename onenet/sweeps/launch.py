@@ -7,17 +7,16 @@ from typing import Protocol
 
 from rich.console import Console
 
-from onenet.config import schema
+from onenet.config.options import LauncherOptions, SlurmOptions
 from onenet.config.schema import Config
 from onenet.runs.request import note_rows
 from onenet.sweeps import machine, plan, slurm
 from onenet.sweeps.machine import Place
 from onenet.sweeps.plan import Planned
 from onenet.sweeps.screen import Screen
-from onenet.sweeps.start import Handle, command, environment, share, start_here
+from onenet.sweeps.start import Handle, command, environment, share, start_here, stop
 
 POLL = 0.5  # seconds between looks at the runs
-STOP_SECONDS = 40  # for runs to write their checkpoints, when the sweep is stopped
 
 Statuses = dict[str, int | None]  # a run's name: what its process ended with
 
@@ -25,7 +24,7 @@ Statuses = dict[str, int | None]  # a run's name: what its process ended with
 class RunLauncher(Protocol):
     """Where runs take place."""
 
-    options: schema.Launcher
+    options: LauncherOptions
 
     def places(self, config: Config, runs: int) -> list[Place]:
         """One for each run at a time. Raises UserError if they cannot take place here."""
@@ -37,7 +36,7 @@ class RunLauncher(Protocol):
 class _Ours:
     """Starts runs as places get free, and waits for them."""
 
-    def __init__(self, options: schema.Launcher):
+    def __init__(self, options: LauncherOptions):
         self.options = options
 
     def start(self, run: Planned, place: Place) -> Handle:
@@ -88,17 +87,7 @@ class Local(_Ours):
         return Handle(run, place, start_here(run.folder, request, place))
 
     def stop(self, console: Console, active: list[Handle]) -> None:
-        """Has the runs write their checkpoints and end."""
-        processes = [h.process for h in active if isinstance(h.process, subprocess.Popen)]
-        for process in processes:
-            process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        for process in processes:
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        stop([h.process for h in active if isinstance(h.process, subprocess.Popen)])
         for handle in active:
             handle.run.folder.note_end("killed")
 
@@ -106,9 +95,9 @@ class Local(_Ours):
 class Slurm(_Ours):
     """Each run in a job of the cluster, which goes on without the sweep."""
 
-    options: schema.SlurmLauncher
+    options: SlurmOptions
 
-    def __init__(self, options: schema.SlurmLauncher):
+    def __init__(self, options: SlurmOptions):
         super().__init__(options)
         self._cluster: slurm.Cluster | None = None
 
@@ -144,8 +133,7 @@ def run_all(
     if not todo:
         return {}
     free = free or launcher.places(todo[0].config, len(todo))
-    plan.check_own(todo)
-    plan.check_data(console, todo)
+    plan.check(console, todo)
     console.out(
         f"{plan.count(runs)}, {len(done)} already done, {len(todo)} to do: {share(free)}",
         highlight=False,

@@ -6,7 +6,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from onenet.config.schema import Config, Launcher
+from onenet.config.options import LauncherOptions
+from onenet.config.schema import Config
 from onenet.errors import UserError
 
 NVIDIA = Path("/proc/driver/nvidia/gpus")
@@ -21,7 +22,7 @@ class Place:
     gpus: tuple[str, ...] | None  # CUDA_VISIBLE_DEVICES; None: as it is
 
 
-def places(config: Config, options: Launcher, runs: int) -> list[Place]:
+def places(config: Config, options: LauncherOptions, runs: int) -> list[Place]:
     """As many places as runs at a time: `hydra.launcher.jobs`, or what cores and GPUs allow."""
     cores, devices = count_cores(), [] if config.device == "cpu" else gpus()
     require_gpu(config, len(devices))

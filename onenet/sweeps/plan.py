@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from rich.console import Console
 
@@ -17,7 +18,7 @@ from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request
 from onenet.sweeps.estimate import Estimates, say
 from onenet.sweeps.experiments import Cell
-from onenet.system.files import REPOSITORY
+from onenet.system.imports import python_path
 from onenet.system.own import TARGET
 
 
@@ -80,8 +81,7 @@ def group(cells: list[Cell]) -> list[Planned]:
 
 def print_plan(console: Console, planned: list[Planned]) -> None:
     """One line a run: id, state, overrides, and the time that it will take. Trains nothing."""
-    check_own(planned)
-    check_data(console, planned)
+    check(console, planned)
     root = planned[0].config.root
     estimates, states, total, unknown = Estimates(root), [], 0.0, 0
     for run in planned:
@@ -104,6 +104,12 @@ def print_plan(console: Console, planned: list[Planned]) -> None:
     console.out(f"{count(planned)}: {counts}{left}. In {root}", highlight=False)
 
 
+def check(console: Console, planned: Sequence[Planned]) -> None:
+    """What is read before anything is started: the user's own parts, the data. Raises UserError."""
+    check_own(planned)
+    check_data(console, planned)
+
+
 def check_data(console: Console, planned: Sequence[Planned]) -> None:
     """Reads every data set that is asked for, once. Raises UserError before anything is trained."""
     seen = []
@@ -118,13 +124,15 @@ def check_own(planned: Sequence[Planned]) -> None:
     """Imports the user's own parts, in a process of its own. Raises UserError, naming the one that
     cannot be imported."""
     parts = [part for run in planned for part in run.config.own_parts().values() if part]
-    if not (targets := sorted({part[TARGET] for part in parts})):
-        return
+    if targets := sorted({part[TARGET] for part in parts}):
+        _import_elsewhere(*targets)
+
+
+@cache
+def _import_elsewhere(*targets: str) -> None:
     words = [sys.executable, "-m", "onenet.job.own", *targets]
-    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-    asked = subprocess.run(
-        words, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
-    )
+    environment = {**os.environ, "PYTHONPATH": python_path()}
+    asked = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     if asked.returncode:
         raise UserError(asked.stdout.strip() or asked.stderr.strip().splitlines()[-1])
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, fields
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from onenet.config import schema
+from onenet.config import options
 from onenet.config.compose import COMPOSING, CannotCompose, loader
 from onenet.config.validate import out_of_range
-from onenet.errors import UserError
+from onenet.errors import UserError, raise_for
 from onenet.sweeps.experiments import GROUP, Axes, axes_of, is_search
 
-SETTINGS = tuple(f"search.{field.name}" for field in fields(schema.Search))
+SETTINGS = tuple(f"search.{field.name}" for field in fields(options.Search))
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Search:
     """A file of experiments/ with a `search`, and what the command line made of it."""
 
     name: str
-    settings: schema.Search
+    settings: options.Search
     overrides: tuple[Override, ...]  # the same for all trials
 
 
@@ -52,14 +52,14 @@ def requested(axes: Axes) -> Search | None:
     return Search(names[0], settings, tuple(one for (one,) in held.values()))
 
 
-def _composed(overrides: Sequence[Override]) -> tuple[schema.Search, list[str]]:
+def _composed(overrides: Sequence[Override]) -> tuple[options.Search, list[str]]:
     """`search`, and `overrides` of the experiment. Raises UserError."""
     path = f"{GROUP}/{overrides[0].value()}"
     try:
         merged = loader().merge(overrides)
         settings = OmegaConf.to_object(merged.search)
         words = list(merged.experiment.get("overrides", []))
-        if not isinstance(settings, schema.Search):
+        if not isinstance(settings, options.Search):
             raise TypeError
     except COMPOSING as error:
         raise CannotCompose(error) from error
@@ -70,6 +70,5 @@ def _composed(overrides: Sequence[Override]) -> tuple[schema.Search, list[str]]:
             "defaults: [/search_schema@search, _self_]\n"
             "and has search, with a space, and experiment: title, question and overrides."
         ) from error
-    if found := out_of_range(settings, "search."):
-        raise UserError("\n".join(found))
+    raise_for(out_of_range(settings, "search."))
     return settings, words

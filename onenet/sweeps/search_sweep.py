@@ -39,7 +39,7 @@ def print_plan(console: Console, study: Study) -> None:
     if runs:
         plan.print_plan(console, runs)
     else:
-        plan.check_data(console, [Planned([study.base])])
+        plan.check(console, [Planned([study.base])])
     done = sum(trial.run.state() == "done" for trial in study.trials)
     left = study.count() - len(study.trials)
     base = study.base.config

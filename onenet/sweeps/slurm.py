@@ -16,7 +16,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from onenet.config.schema import Config, SlurmLauncher
+from onenet.config.options import SlurmOptions
+from onenet.config.schema import Config
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
 from onenet.sweeps.machine import Place, require_gpu
@@ -29,7 +30,7 @@ SETTLE_SECONDS = 30  # until what another node wrote is seen here
 SUBMITIT = ("setup", "signal_delay_s", "srun_args")  # in hydra.launcher.more: no options of sbatch
 
 
-def places(config: Config, options: SlurmLauncher, runs: int) -> list[Place]:
+def places(config: Config, options: SlurmOptions, runs: int) -> list[Place]:
     """One for each run, or `hydra.launcher.jobs`: Slurm has the queue. GPUs are those that Slurm
     gives."""
     require_gpu(config, options.gpus)
@@ -42,7 +43,7 @@ def places(config: Config, options: SlurmLauncher, runs: int) -> list[Place]:
 class Cluster:
     """Submits runs. Raises UserError if there is no Slurm here, or it refuses what is asked."""
 
-    def __init__(self, options: SlurmLauncher, root: Path):
+    def __init__(self, options: SlurmOptions, root: Path):
         try:
             import submitit
             from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -79,7 +80,7 @@ class Cluster:
         return SlurmJob(submitted.job_id, folder, self._queue)
 
 
-def parameters(asked: SlurmLauncher, python_path: str) -> dict:
+def parameters(asked: SlurmOptions, python_path: str) -> dict:
     """What submitit's executor is told."""
     more = dict(asked.more or {})
     options = {key: more.pop(key) for key in SUBMITIT if key in more}

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,9 @@ from typing import Protocol
 from onenet.runs.folder import RunFolder
 from onenet.sweeps.machine import Place
 from onenet.sweeps.plan import Planned
-from onenet.system.files import REPOSITORY
+from onenet.system.imports import python_path
+
+STOP_SECONDS = 40  # for runs to write their checkpoints, when the sweep is stopped
 
 
 class NotDone(Exception):
@@ -58,11 +61,10 @@ def command(folder: RunFolder, request: Path, processes: int) -> list[str]:
 
 def environment(place: Place) -> dict[str, str]:
     """What that process needs beside the variables that are there."""
-    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return {
         # Threads that spin starve whatever shares the cores.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-        "PYTHONPATH": path,
+        "PYTHONPATH": python_path(),
         "OMP_NUM_THREADS": str(place.threads),
         **({"CUDA_VISIBLE_DEVICES": ",".join(place.gpus)} if place.gpus else {}),
     }
@@ -78,6 +80,19 @@ def start_here(folder: RunFolder, request: Path, place: Place) -> subprocess.Pop
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment(place)},
         )
+
+
+def stop(processes: Sequence[subprocess.Popen]) -> None:
+    """Has the runs write their checkpoints and end; kills those that take too long."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def share(free: list[Place]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from onenet.config.validate import problems
-from onenet.errors import UserError
+from onenet.errors import UserError, raise_for
 from onenet.sweeps import plan, search, search_sweep, summary
 from onenet.sweeps.experiments import axes_of, cells
 from onenet.sweeps.launch import RunLauncher, run_all
@@ -45,12 +45,10 @@ def take_part(console: Console, runs: Sequence[Planned]) -> int:
         )
     (run,) = runs
     run.config.processes = int(os.environ["WORLD_SIZE"])
-    if found := problems(run.config):
-        raise UserError("\n".join(found))
+    raise_for(problems(run.config))
     require_gpu(run.config, len(gpus()))
     if os.environ["RANK"] == "0":
-        plan.check_own([run])
-        plan.check_data(console, [run])
+        plan.check(console, [run])
         plan.freeze([run])
     threads = int(os.environ.get("OMP_NUM_THREADS", 1))
     return work(run.folder, run.request(threads), run.config.device)

@@ -1,8 +1,17 @@
-"""Imports that another package would make on the way."""
+"""Where processes import from, and imports that another package would make on the way."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+
+from onenet.system.files import REPOSITORY
+
+
+def python_path(folder: Path = REPOSITORY) -> str:
+    """PYTHONPATH for a process that imports from this folder, then from where this one does."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 names by `_target_: module.name`. What stands beside it are its arguments.
 """
 
-import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onenet.errors import UserError
+from onenet.system.files import digest
 
 TARGET = "_target_"
 
@@ -32,8 +32,7 @@ def identity(part: Mapping[str, Any] | None) -> dict[str, Any] | None:
     Raises UserError if there is no such module."""
     if part is None:
         return None
-    source = _source(str(part.get(TARGET, "")))
-    return {**part, "source": hashlib.sha256(source.read_bytes()).hexdigest()[:16]}
+    return {**part, "source": digest(TARGET, str(_source(str(part.get(TARGET, "")))))}
 
 
 def _source(target: str) -> Path:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from onenet.config.schema import Config
 from onenet.runs.folder import RunFolder
-from onenet.system.files import REPOSITORY, read_json, write_json
+from onenet.system.files import read_json, write_json
+from onenet.system.imports import python_path
 from onenet.system.signals import Preempted
 from onenet.tracking.wandb_run import POLL_SECONDS
 
@@ -77,7 +78,6 @@ def leave_verdict(folder: RunFolder, problems: list[str]) -> None:
 
 def _start(folder: RunFolder, *words: str) -> subprocess.Popen:
     """The mirror's process. Raises OSError."""
-    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     _log_file(folder).parent.mkdir(parents=True, exist_ok=True)
     with open(_log_file(folder), "ab") as log:
         return subprocess.Popen(
@@ -85,7 +85,7 @@ def _start(folder: RunFolder, *words: str) -> subprocess.Popen:
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env={**os.environ, "PYTHONPATH": python_path()},
             start_new_session=True,  # Ctrl-C is for the run, which then says how it ended
         )
 

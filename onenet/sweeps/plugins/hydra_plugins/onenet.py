@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from onenet.config import schema
 from onenet.config.compose import CannotCompose, Loader, use
+from onenet.config.options import LauncherOptions, SlurmOptions
 from onenet.config.validate import out_of_range
-from onenet.errors import UserError
+from onenet.errors import raise_for
 from onenet.sweeps import app, launch, plan, sweep
 from onenet.sweeps.experiments import Cell, expand
 from onenet.sweeps.handover import HydrasLauncher
@@ -63,7 +63,7 @@ def use_loader(hydra_context: HydraContext, config: DictConfig) -> None:
 class RunLauncher(Launcher):
     """One of ours. Under another sweeper than ours, each job is a run of the words that it has."""
 
-    kind: type[schema.Launcher]
+    kind: type[LauncherOptions]
     made: type
 
     def __init__(self, **options: Any):
@@ -72,7 +72,7 @@ class RunLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        use_loader(hydra_context, config)
+        self.hydra_context, self.settings = hydra_context, config
 
     def runs(self) -> launch.RunLauncher:
         """Raises UserError if an option is not what it may be."""
@@ -82,13 +82,13 @@ class RunLauncher(Launcher):
             options: Any = OmegaConf.to_object(merged.hydra.launcher)
         except OmegaConfBaseException as error:
             raise CannotCompose(error) from error
-        if found := out_of_range(options, "hydra.launcher."):
-            raise UserError("\n".join(found))
+        raise_for(out_of_range(options, "hydra.launcher."))
         return self.made(options)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
+        use_loader(self.hydra_context, self.settings)
         jobs = [expand(words) for words in job_overrides]
         runs = group([cell for cells in jobs for cell in cells])
         plan.require_one_root(runs)
@@ -111,10 +111,10 @@ def _returned(cell: Cell) -> JobReturn:
 class LocalLauncher(RunLauncher):
     """hydra/launcher=local"""
 
-    kind, made = schema.Launcher, launch.Local
+    kind, made = LauncherOptions, launch.Local
 
 
 class SlurmLauncher(RunLauncher):
     """hydra/launcher=slurm"""
 
-    kind, made = schema.SlurmLauncher, launch.Slurm
+    kind, made = SlurmOptions, launch.Slurm

@@ -1,0 +1,52 @@
+"""Options of a sweep that are none of its runs': of a launcher, of a search. With types, bounds and
+choices, like schema.py.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from onenet.config.schema import key
+
+
+@dataclass
+class LauncherOptions:
+    """`hydra.launcher` of `hydra/launcher=local`: how many runs take place at a time."""
+
+    jobs: int | None = key(least=1, default=None)
+    threads: int | None = key(least=1, default=None)
+    max_failures: int | None = key(least=1, default=None)
+
+
+@dataclass
+class SlurmOptions(LauncherOptions):
+    """Of `hydra/launcher=slurm`: and what each job asks for."""
+
+    partition: str | None = None
+    minutes: int = key(least=5)  # Slurm announces their end up to 150 seconds before
+    cpus: int = key(least=1)
+    gpus: int = key(least=0)
+    memory_gb: float | None = key(least=0.001, default=None)
+    more: dict[str, Any] | None = None
+
+
+_AP = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+METRICS = (
+    *(*_AP, *(f"{name}_nms" for name in _AP)),
+    *("AP_nms_06", "AP_nms_07", "nms_gain", "AP50_nms_gain"),
+    *("duplicates_per_object", "duplicates_per_object_half_recall", "score_threshold"),
+    *("conflict_rate", "params", "train_seconds"),
+)
+
+
+@dataclass
+class Search:
+    """`search` of a file in experiments/: the keys whose best values are looked for."""
+
+    metric: str = key(choices=METRICS, default="AP")
+    direction: str = key(choices=("maximize", "minimize"), default="maximize")
+    trials: int = key(least=1, default=20)
+    sampler: str = key(choices=("tpe", "random"), default="tpe")
+    seed: int = key(least=0, default=0)
+    space: dict[str, Any] = MISSING  # key: [from, to] or [from, to, log]
