@@ -25,7 +25,7 @@ import torch
 from analysis.core import fps
 from analysis.core.formats import Block, Sheet, markdown
 from analysis.speed import data, evaluation, inference, matching, training
-from analysis.speed.timing import Curve, Row
+from analysis.speed.timing import Curve, Timing
 from onenet.errors import UserError
 from onenet.system.files import REPOSITORY, write_json
 
@@ -92,7 +92,7 @@ def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
-def _ratios(args: argparse.Namespace) -> list[Row]:
+def _ratios(args: argparse.Namespace) -> list[Timing]:
     """What cannot be measured for want of images is said, and left out."""
     rows = []
     for word in args.only or RATIOS:
@@ -104,7 +104,7 @@ def _ratios(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _sheet(rows: list[Row]) -> Sheet:
+def _sheet(rows: list[Timing]) -> Sheet:
     lines = []
     for row in rows:
         goal = "" if row.goal is None else f"{'≤' if row.at_most else '≥'} {row.goal:g}"

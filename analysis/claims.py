@@ -34,7 +34,7 @@ from analysis.core.evidence import (
 from analysis.core.intervals import Interval, t_interval
 from analysis.core.layout import number
 from analysis.core.predicates import PREDICATES, Part
-from analysis.core.rows import RECORDS, Row, command_of
+from analysis.core.rows import RECORDS, TableRow, command_of
 from analysis.tables import SUFFIXES, write
 from onenet.errors import UserError
 from onenet.sweeps.experiments import NoRow, read_experiment
@@ -106,10 +106,10 @@ def _without_looks(parts: list[Part]) -> str:
     about = [part for part in parts if part.what.startswith("positives") and not part.values]
     rows = [row for part in about for row in part.rows]
     lacking = {
-        cell.folder.path
+        spec.folder.path
         for row in rows
-        for cell in finished(row)
-        if not cell.folder.assignments_file.is_file()
+        for spec in finished(row)
+        if not spec.folder.assignments_file.is_file()
     }
     if not lacking:
         return ""
@@ -173,27 +173,27 @@ def missing_commands(judged: list[Judged]) -> list[str]:
                 words = ["python analysis/benchmark.py fps", *_elsewhere(part.rows[0], "--runs ")]
                 commands[" ".join(words)] = None
             elif interval is None:
-                lacking = [row for row in part.rows if len(row.results) < len(row.cells)]
+                lacking = [row for row in part.rows if len(row.results) < len(row.specs)]
                 commands |= dict.fromkeys(map(_experiment_of, lacking))
     return list(commands)
 
 
-def _experiment_of(row: Row) -> str:
+def _experiment_of(row: TableRow) -> str:
     """The command that runs the row with the others of its experiment; of several backbones with
     those of its own."""
-    cell = row.cells[0]
-    experiment = read_experiment(cell.experiment)
-    (own,) = (r for r in experiment.rows if r.label == cell.label)
-    more = [word for word in cell.overrides[len(own.overrides) :] if not word.startswith("seed=")]
+    spec = row.specs[0]
+    experiment = read_experiment(spec.experiment)
+    (own,) = (r for r in experiment.rows if r.label == spec.label)
+    more = [word for word in spec.overrides[len(own.overrides) :] if not word.startswith("seed=")]
     more += [word for word in own.overrides if word.startswith("backbone=")]
-    seeds = f"seed={','.join(str(c.config.seed) for c in row.cells)}"
+    seeds = f"seed={','.join(str(c.config.seed) for c in row.specs)}"
     more += [] if seeds in experiment.sweep else [seeds]
-    return command_of(cell.experiment, more + _elsewhere(row, "runs_root="))
+    return command_of(spec.experiment, more + _elsewhere(row, "runs_root="))
 
 
-def _elsewhere(row: Row, option: str) -> list[str]:
+def _elsewhere(row: TableRow, option: str) -> list[str]:
     """The option that names the runs root, unless it is run.py's or that of the records."""
-    root = Path(row.cells[0].config.runs_root)
+    root = Path(row.specs[0].config.runs_root)
     return [] if root in (RECORDS, OWN) else [f"{option}{root}"]
 
 

@@ -25,7 +25,7 @@ from analysis.tables import experiments
 from onenet.config.compose import compose, use_folder
 from onenet.errors import UserError
 from onenet.runs.evaluations import default_evaluation
-from onenet.sweeps.experiments import Cell, Experiment, expand
+from onenet.sweeps.experiments import Experiment, RunSpec, expand
 from onenet.system.files import write_json
 from onenet.tracking.wandb_run import at_most, first_line, keep_inside
 
@@ -67,7 +67,7 @@ class Table:
 
     experiment: Experiment
     overrides: tuple[str, ...]
-    cells: list[Cell]
+    specs: list[RunSpec]
 
     @property
     def title(self) -> str:
@@ -80,12 +80,12 @@ class Table:
     @property
     def seed(self) -> int:
         """Whose images are shown."""
-        return min(cell.config.seed for cell in self.cells)
+        return min(spec.config.seed for spec in self.specs)
 
     @property
     def evaluations(self) -> list[str]:
         """Those that rows ask for beside each run's default one; W&B has their numbers apart."""
-        other = (c.evaluation for c in self.cells if c.evaluation != default_evaluation(c.config))
+        other = (c.evaluation for c in self.specs if c.evaluation != default_evaluation(c.config))
         return list(dict.fromkeys(evaluation.id for evaluation in other))
 
 
@@ -255,7 +255,7 @@ def workspace(tables: Sequence[Table], entity: str, project: str, linked: bool =
 def runs_of(tables: Sequence[Table], *tags: str) -> "expr.And":
     """The tables' runs: in their group or, if they are of another table first, tagged with it."""
     names = [shown.experiment.name for shown in tables]
-    ids = list(dict.fromkeys(cell.id for shown in tables for cell in shown.cells))
+    ids = list(dict.fromkeys(spec.id for shown in tables for spec in shown.specs))
     belongs = expr.Or(expr.Metric("Group").isin(names), expr.Tags().isin(names))
     tagged = [expr.Tags().isin([tag]) for tag in tags]
     return expr.And(belongs, *tagged, expr.Metric("ID").isin(ids))

@@ -184,7 +184,7 @@ def page() -> str:
         parts += rows(keys(model, "model."), [f"detector={detector}"])
     parts += ["", "Of a search (`+experiment=search_cost`; no part of the trials' ids):", ""]
     parts += ["| key | type | may be |", "|---|---|---|"]
-    for key in keys(options.Search, "search."):
+    for key in keys(options.SearchConfig, "search."):
         parts.append(f"| `{key.name}` | {kind_of(key.kind)} | {bounds(key)} |")
     return "\n".join(parts) + "\n"
 

@@ -19,7 +19,7 @@ from analysis.core.evidence import BCCD, RECORDS, RESULTS, Evidence, with_root
 from analysis.core.formats import markdown
 from analysis.core.layout import number, sheet, with_std
 from analysis.core.predicates import KNOWS_PARTS, LARGER, LONGER
-from analysis.core.rows import Comparison, Row, Stat
+from analysis.core.rows import Comparison, Stat, TableRow
 from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY
 
@@ -150,7 +150,7 @@ def _pipe(header: list[str], lines: list[list[str]]) -> str:
     return tabulate(lines, header, "pipe", colalign=["left"] * len(header), disable_numparse=True)
 
 
-def _paper(row: Row) -> str:
+def _paper(row: TableRow) -> str:
     numbers = row.paper.numbers
     both = [f"{numbers[m]:.1f}" for m in ("AP", "AP_nms") if m in numbers]
     return " → ".join(both)

@@ -138,14 +138,14 @@ def _number(interval: Interval) -> str:
 
 def _scale(comparison: Comparison) -> str:
     """Data, size, steps, seeds of the first table."""
-    seeds = sorted({cell.config.seed for cell in comparison.cells})
+    seeds = sorted({spec.config.seed for spec in comparison.specs})
     return f"{sheet(comparison).context[0]}; seeds {', '.join(map(str, seeds))}"
 
 
 def _elsewhere(runs: Evidence) -> list[dict]:
     """The verdicts on other data, where there are any: a name, and claim id -> verdict."""
     found = []
-    data = runs.comparison("table1").cells[0].config.data
+    data = runs.comparison("table1").specs[0].config.data
     if runs.proxy and data.name == "shapes" and data.shapes.kind == "rigid":
         for name, more in (("on parts", KNOWS_PARTS), ("twice as long", LONGER)):
             judged = claims.judge(Evidence([*runs.overrides, *more]))
@@ -209,8 +209,8 @@ def pages(runs: Evidence, folder: Path) -> list[Page]:
         for name, more, note in ELSEWHERE:
             if name == experiment and runs.proxy:
                 comparison = runs.comparison(name, *more)
-                base = {cell.id for cell in runs.comparison(name).cells}
-                if comparison.results and not base >= {cell.id for cell in comparison.cells}:
+                base = {spec.id for spec in runs.comparison(name).specs}
+                if comparison.results and not base >= {spec.id for spec in comparison.specs}:
                     found.append(_page(comparison, folder, note, more))
         if experiment == "table1" and runs.committed:
             found.append(_stored(BCCD / "table1.csv"))
@@ -221,12 +221,12 @@ def _page(comparison: Comparison, folder: Path, note: str = "", more: tuple = ()
     runs = [
         [
             {
-                "href": os.path.relpath(cell.folder.path, folder) + "/",
-                "seed": cell.config.seed,
-                "title": cell.folder.path.name,
+                "href": os.path.relpath(spec.folder.path, folder) + "/",
+                "seed": spec.config.seed,
+                "title": spec.folder.path.name,
             }
-            for cell in row.cells
-            if cell.id in row.results
+            for spec in row.specs
+            if spec.id in row.results
         ]
         for row in comparison.rows
     ]

@@ -85,7 +85,7 @@ def tidy(comparison: Comparison) -> str:
     lines.writerow(HEADER)
     for row in comparison.rows:
         start = comparison.experiment.table, row.label
-        lines.writerow([*start, "lr", "", row.cells[0].config.lr, "", "", "", ""])
+        lines.writerow([*start, "lr", "", row.specs[0].config.lr, "", "", "", ""])
         for metric in TIDY:
             ours = row.ours(metric)
             values = row.paper.numbers.get(metric), ours.mean, ours.std, ours.n, row.gap(metric)

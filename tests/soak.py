@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from onenet.runs.folder import RunFolder
-from onenet.sweeps.experiments import Cell, expand
+from onenet.sweeps.experiments import RunSpec, expand
 from onenet.system.files import REPOSITORY
 
 JOBS_2 = "hydra.launcher.jobs=2"
@@ -51,14 +51,14 @@ class Sweep:
 
     def __init__(self, root: Path, words: list[str]):
         self.words = [*words, f"runs_root={root}"]
-        self.cells: list[Cell] = expand(self.words)
+        self.specs: list[RunSpec] = expand(self.words)
         self.output = root.with_suffix(".txt")
         self.process: subprocess.Popen | None = None
         self.started = 0.0
 
     @property
     def folders(self) -> list[RunFolder]:
-        return [cell.folder for cell in self.cells]
+        return [spec.folder for spec in self.specs]
 
     def start(self) -> None:
         command = [sys.executable, str(REPOSITORY / "run.py"), "-m", *self.words]
@@ -83,15 +83,15 @@ class Sweep:
         return self.process.wait()
 
     def phases(self) -> list[str]:
-        return [phase(cell) for cell in self.cells]
+        return [phase(spec) for spec in self.specs]
 
 
-def phase(cell: Cell) -> str:
+def phase(spec: RunSpec) -> str:
     """Where a run stands: missing, partial 12/60, running 12/60, evaluating, done, failed."""
-    state, step = cell.folder.state(), cell.folder.last_metrics().get("step", 0)
-    if state == "running" and step == cell.config.steps:
+    state, step = spec.folder.state(), spec.folder.last_metrics().get("step", 0)
+    if state == "running" and step == spec.config.steps:
         return "evaluating"
-    return f"{state} {step}/{cell.config.steps}" if state in ("running", "partial") else state
+    return f"{state} {step}/{spec.config.steps}" if state in ("running", "partial") else state
 
 
 def soak(sweep: Sweep, kills: int, dice: random.Random) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from analysis import benchmark
 from analysis.speed import plain, training
 from analysis.speed.scenes import scene
-from analysis.speed.timing import Curve, Row, least_seconds, peak_bytes
+from analysis.speed.timing import Curve, Timing, least_seconds, peak_bytes
 from onenet.assigners import make_matcher
 from onenet.costs import MatchingCost
 from onenet.losses import DetectionLoss
@@ -65,7 +65,10 @@ def test_the_least_time_and_the_peak_memory():
 
 
 def test_the_numbers_are_printed_and_written(tmp_path, monkeypatch, capsys):
-    rows = [Row("focal", "so and so", 8.0, 2.0, "ms", 4.0), Row("x", "y", 1, 4, "ms", 0.3, True)]
+    rows = [
+        Timing("focal", "so and so", 8.0, 2.0, "ms", 4.0),
+        Timing("x", "y", 1, 4, "ms", 0.3, True),
+    ]
     monkeypatch.setitem(benchmark.RATIOS, "focal", lambda given: rows)
     file = tmp_path / "numbers.json"
     assert benchmark.main(["--only", "focal", "--json", str(file), "--runs", str(tmp_path)]) == 0

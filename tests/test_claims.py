@@ -32,10 +32,10 @@ def root(tmp_path) -> Path:
 
 def fill_rows(root, experiment: str, *overrides: str, **rows) -> None:
     """`rows`: label -> metrics as functions of the seed."""
-    for cell in expand([f"+experiment={experiment}", *overrides, f"runs_root={root}"]):
-        if cell.label in rows:
-            made = rows[cell.label](cell.config.seed)
-            fill(cell, **{"AP": 50.0, "AP_nms": 50.0} | made)
+    for spec in expand([f"+experiment={experiment}", *overrides, f"runs_root={root}"]):
+        if spec.label in rows:
+            made = rows[spec.label](spec.config.seed)
+            fill(spec, **{"AP": 50.0, "AP_nms": 50.0} | made)
 
 
 class Verdicts(dict):
@@ -178,8 +178,8 @@ def test_equal_backbones_are_within_three_points_both_ways(root):
 
 def test_speeds_are_compared_round_by_round(root):
     scale = predicates.NETWORKS
-    cells = expand(["+experiment=table2", "seed=0", *scale, f"runs_root={root}"])
-    networks = {c.label: fps.network_of(c.config, c.evaluation) for c in cells}
+    specs = expand(["+experiment=table2", "seed=0", *scale, f"runs_root={root}"])
+    networks = {c.label: fps.network_of(c.config, c.evaluation) for c in specs}
     single, one = (networks[label] for label in (predicates.SINGLE, predicates.MULTI_ONE))
     three = networks[predicates.MULTI_FAST]
     rounds = {single: (100.0, 50.0, 80.0), one: (101.0, 50.5, 80.4), three: (60.0, 31.0, 48.5)}
@@ -194,13 +194,13 @@ def test_speeds_are_compared_round_by_round(root):
     assert claims.missing_commands([judged]) == [f"python analysis/benchmark.py fps --runs {root}"]
 
 
-def write_looks(cell, nearest: float, inside: float, known: bool = True) -> None:
+def write_looks(spec, nearest: float, inside: float, known: bool = True) -> None:
     """100 objects in boxes from 0 to 10, whose samples are at these shares nearest and inside."""
     place = np.where(np.arange(100)[:, None] < round(100 * inside), 5.0, 20.0).repeat(2, axis=1)
     box = np.tile(np.array([0.0, 0, 10, 10]), (100, 1))
-    cell.folder.path.mkdir(parents=True, exist_ok=True)
+    spec.folder.path.mkdir(parents=True, exist_ok=True)
     np.savez(
-        cell.folder.assignments_file, steps=[1], slot=np.zeros((1, 100), int), place_xy=place[None],
+        spec.folder.assignments_file, steps=[1], slot=np.zeros((1, 100), int), place_xy=place[None],
         nearest=np.arange(100)[None] < round(100 * nearest), gt_xyxy=box,
         part_xyxy=box if known else np.full_like(box, np.nan),
     )  # fmt: skip
@@ -209,10 +209,10 @@ def write_looks(cell, nearest: float, inside: float, known: bool = True) -> None
 def test_shares_of_positive_samples_come_from_the_last_look(root):
     kinds = (), ("data.shapes.kind=parts",)
     for kind in kinds:
-        for cell in expand(["+experiment=table1", *kind, f"runs_root={root}"]):
-            fill(cell, AP=50.0, AP_nms=50.0)
-            with_class = cell.config.cost.name == "loc_cls"
-            write_looks(cell, 0.5 if with_class else 0.99, 0.97 if with_class else 0.6)
+        for spec in expand(["+experiment=table1", *kind, f"runs_root={root}"]):
+            fill(spec, AP=50.0, AP_nms=50.0)
+            with_class = spec.config.cost.name == "loc_cls"
+            write_looks(spec, 0.5 if with_class else 0.99, 0.97 if with_class else 0.6)
     found = verdicts(root)
     assert found["positives_centre"].verdict == "reproduced"
     assert found["positives_centre"].parts[0][0].values == pytest.approx([99.0] * 3)
@@ -267,9 +267,9 @@ def test_all_explanations_are_of_claims_and_verdicts():
 
 def test_data_without_parts_says_nothing_about_them(root):
     for words in ((), ("data.shapes.kind=parts",)):
-        for cell in expand(["+experiment=table1", *words, f"runs_root={root}"]):
-            fill(cell, AP=50.0, AP_nms=50.0)
-            write_looks(cell, 1.0, 0.9, known=False)
+        for spec in expand(["+experiment=table1", *words, f"runs_root={root}"]):
+            fill(spec, AP=50.0, AP_nms=50.0)
+            write_looks(spec, 1.0, 0.9, known=False)
     assert verdicts(root)["positives_discriminative"].verdict == "not run"
     assert verdicts(root)["positives_inside"].verdict == "contradicted"
     rigid = verdicts(root, "data.shapes.kind=rigid")
@@ -310,8 +310,8 @@ def test_claims_about_rows_that_are_left_out_are_not_run(root, word, claim, why)
 
 
 def test_runs_without_snapshots_are_named(root):
-    for cell in expand(["+experiment=table1", f"runs_root={root}"]):
-        fill(cell, AP=50.0, AP_nms=50.0)
+    for spec in expand(["+experiment=table1", f"runs_root={root}"]):
+        fill(spec, AP=50.0, AP_nms=50.0)
     why = verdicts(root)["positives_centre"].explanation
     assert why.startswith("3 of its runs took no snapshots of positive samples")
     assert "eval.looks" in why

@@ -51,17 +51,17 @@ def test_a_sweep_runs_prints_its_table_and_says_where_everything_is(swept):
 
 def test_a_run_folder_holds_what_the_design_says(swept):
     root = swept[0]
-    cells = expand(["cost=loc_only,loc_cls", *TINY, f"runs_root={root}"])
-    for cell in cells:
-        folder = cell.folder
-        assert folder.path.name.endswith(cell.id)
+    specs = expand(["cost=loc_only,loc_cls", *TINY, f"runs_root={root}"])
+    for spec in specs:
+        folder = spec.folder
+        assert folder.path.name.endswith(spec.id)
         assert folder.status()["state"] == "done"
         assert folder.state() == "done"
         result = folder.result()
         for key in ("id", "recipe", "overrides", "choices", "config", "metrics", "metrics_notes"):
             assert key in result
-        assert result["id"] == cell.id
-        assert result == folder.result(cell.evaluation)
+        assert result["id"] == spec.id
+        assert result == folder.result(spec.evaluation)
         for name in ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"]:
             for key in (name, name + "_nms"):
                 assert key in result["metrics"]
@@ -80,10 +80,10 @@ def test_a_run_folder_holds_what_the_design_says(swept):
             assert value is not None or result["metrics_notes"][key]
         lines = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
         steps = [line["step"] for line in lines if "evaluation" not in line]
-        assert steps == list(range(1, cell.config.steps + 1))
+        assert steps == list(range(1, spec.config.steps + 1))
         assert (folder.path / "checkpoints/last.pt").is_file()
         assert (folder.path / "pictures/pictures.json").is_file()
-        evaluation = folder.evaluation(cell.evaluation)
+        evaluation = folder.evaluation(spec.evaluation)
         assert {f.name for f in evaluation.iterdir()} == {
             "result.json",
             "detections.json.gz",
@@ -116,9 +116,9 @@ def test_an_evaluation_axis_never_trains(swept):
     done = run_py(*words, "eval.size.short=96", "eval.area=coco")
     assert done.returncode == 0, done.stdout
     assert {f: f.stat().st_mtime_ns for f in root.rglob("last.pt")} == checkpoints
-    for cell in expand([w for w in words if w != "-m"]):
-        assert len(list((cell.folder.path / "evaluations").iterdir())) == 2
-        assert cell.folder.result()["evaluation"]["short"] == cell.config.size.short
+    for spec in expand([w for w in words if w != "-m"]):
+        assert len(list((spec.folder.path / "evaluations").iterdir())) == 2
+        assert spec.folder.result()["evaluation"]["short"] == spec.config.size.short
 
 
 @pytest.mark.parametrize(
@@ -137,16 +137,16 @@ def test_bad_input_ends_at_once_without_a_traceback(words, tmp_path):
 def test_a_run_of_an_older_version_is_evaluated_again(swept):
     """Its frozen config lacks the keys that have come since; its id, and so its training, stay."""
     root, _, words, _ = swept
-    cell = expand([*words[1:], "cost=loc_cls"])[0]
-    frozen = yaml.safe_load(cell.folder.config_file.read_text())
+    spec = expand([*words[1:], "cost=loc_cls"])[0]
+    frozen = yaml.safe_load(spec.folder.config_file.read_text())
     for key in ("reference", "sync_bn", "accumulate", "compile"):
         del frozen[key]
-    cell.folder.config_file.write_text(yaml.safe_dump(frozen))
-    trained = cell.folder.checkpoint_file.stat().st_mtime
+    spec.folder.config_file.write_text(yaml.safe_dump(frozen))
+    trained = spec.folder.checkpoint_file.stat().st_mtime
     done = run_py("cost=loc_cls", *TINY, "eval.size.short=112", f"runs_root={root}")
     assert done.returncode == 0, done.stdout
-    assert list((cell.folder.path / "evaluations").glob("h1-112*/result.json"))
-    assert cell.folder.checkpoint_file.stat().st_mtime == trained
+    assert list((spec.folder.path / "evaluations").glob("h1-112*/result.json"))
+    assert spec.folder.checkpoint_file.stat().st_mtime == trained
 
 
 @pytest.mark.slow
@@ -168,23 +168,23 @@ def test_a_failing_run_stops_no_other_and_is_told_at_the_end(tmp_path):
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_its_checkpoint_is(tmp_path):
     words = [*TINY, "steps=60", "save_every=0", f"runs_root={tmp_path / 'killed'}"]
-    cell = expand(words)[0]
+    spec = expand(words)[0]
     running = subprocess.Popen(
         [sys.executable, str(REPOSITORY / "run.py"), *words], stdout=subprocess.DEVNULL
     )
-    while cell.folder.last_metrics().get("step", 0) < 10:
+    while spec.folder.last_metrics().get("step", 0) < 10:
         time.sleep(0.02)
         assert running.poll() is None
-    os.kill(cell.folder.status()["pid"], signal.SIGKILL)
+    os.kill(spec.folder.status()["pid"], signal.SIGKILL)
     assert running.wait() == 1
-    assert cell.folder.state() == "partial"
+    assert spec.folder.state() == "partial"
     assert run_py(*words).returncode == 0
-    assert cell.folder.status()["resumes"] == 1
+    assert spec.folder.status()["resumes"] == 1
     straight = [*words[:-1], f"runs_root={tmp_path / 'straight'}"]
     assert run_py(*straight).returncode == 0
     reference = expand(straight)[0].folder
-    assert losses(cell.folder) == losses(reference)
-    assert cell.folder.result()["metrics"]["AP"] == reference.result()["metrics"]["AP"]
+    assert losses(spec.folder) == losses(reference)
+    assert spec.folder.result()["metrics"]["AP"] == reference.result()["metrics"]["AP"]
 
 
 def losses(folder: RunFolder) -> list[float]:
@@ -196,8 +196,8 @@ def losses(folder: RunFolder) -> list[float]:
 def test_overfit_learns_its_image_by_heart(tmp_path):
     done = run_py("debug=overfit", f"runs_root={tmp_path}")
     assert done.returncode == 0, done.stdout
-    cell = expand(["debug=overfit", f"runs_root={tmp_path}"])[0]
-    assert cell.folder.result()["metrics"]["AP"] > 90
+    spec = expand(["debug=overfit", f"runs_root={tmp_path}"])[0]
+    assert spec.folder.result()["metrics"]["AP"] > 90
 
 
 @pytest.mark.slow
@@ -226,15 +226,15 @@ def test_every_detector_leaves_a_runs_folder_behind(detector, tmp_path):
     words = [f"detector={detector}", *TINY, f"runs_root={root}"]
     done = run_py(*words)
     assert done.returncode == 0, done.stdout + done.stderr
-    (cell,) = expand(words)
-    result = cell.folder.result()
+    (spec,) = expand(words)
+    result = spec.folder.result()
     assert result["choices"]["detector"] == detector
     assert result["metrics"]["AP"] is not None
-    drawn = json.loads((cell.folder.path / "pictures" / "pictures.json").read_text())["images"]
+    drawn = json.loads((spec.folder.path / "pictures" / "pictures.json").read_text())["images"]
     assert all(len(entry["positives"]) == len(entry["ground_truth"]) for entry in drawn)
-    line = json.loads(cell.folder.metrics_file.read_text().splitlines()[0])
+    line = json.loads(spec.folder.metrics_file.read_text().splitlines()[0])
     names = [name for name in line if name.startswith("loss_")]
     assert line["loss"] == pytest.approx(sum(line[name] for name in names), rel=1e-4)
-    warm = [*words, f"backbone.weights=run:{cell.id}"]
+    warm = [*words, f"backbone.weights=run:{spec.id}"]
     assert run_py(*warm).returncode == 0
     assert expand(warm)[0].folder.state() == "done"

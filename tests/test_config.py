@@ -96,7 +96,7 @@ def test_an_optional_group_can_be_left_out_by_name():
     words = ["preset=paper", "data.root=/somewhere"]
     assert compose([*words, "reference=null", "debug=null"]) == compose(words)
     both = expand([*words[:1], "data=shapes", "reference=released,null"])
-    assert [cell.config.assigner.name for cell in both] == ["hungarian", "min_cost"]
+    assert [spec.config.assigner.name for spec in both] == ["hungarian", "min_cost"]
 
 
 def test_debug_shrinks_the_paper_too():
@@ -117,11 +117,11 @@ def test_every_row_of_every_experiment_resolves_at_the_papers_scale(name, tmp_pa
     (tmp_path / "annotations").mkdir()
     for split in ("train2017", "val2017"):
         (tmp_path / "annotations" / f"instances_{split}.json").write_text("{}")
-    cells = expand([f"+experiment={name}", "preset=paper", f"data.root={tmp_path}"])
-    assert {cell.config.preset for cell in cells} == {"paper"}
+    specs = expand([f"+experiment={name}", "preset=paper", f"data.root={tmp_path}"])
+    assert {spec.config.preset for spec in specs} == {"paper"}
     proxies = expand([f"+experiment={name}"])
-    assert [cell.label for cell in cells] == [cell.label for cell in proxies]
-    assert not {cell.id for cell in cells} & {cell.id for cell in proxies}
+    assert [spec.label for spec in specs] == [spec.label for spec in proxies]
+    assert not {spec.id for spec in specs} & {spec.id for spec in proxies}
 
 
 def test_paths_become_absolute_and_lie_under_the_root(tmp_path, monkeypatch):

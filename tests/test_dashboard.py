@@ -21,7 +21,7 @@ from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request, note_rows
 from onenet.sweeps.experiments import expand
 from onenet.sweeps.launch import run_all
-from onenet.sweeps.plan import Planned, group
+from onenet.sweeps.plan import Run, group
 from onenet.system.files import REPOSITORY
 from tests.launchers import launcher_of
 from tests.test_tracking import KEY, make_run, places  # noqa: F401, a fixture of every test
@@ -65,7 +65,7 @@ def filters(runset: dict) -> dict[str, list]:
 # --- what a run is ---
 
 
-def planned(*words: str) -> list[Planned]:
+def planned(*words: str) -> list[Run]:
     return group(expand(list(words)))
 
 

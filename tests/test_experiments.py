@@ -30,14 +30,14 @@ def own(tmp_path):
 
 
 def test_the_main_job_is_four_runs():
-    cells = expand(["cost=loc_only,loc_cls", "heads=1,3"])
-    assert [(c.config.cost.name, c.config.heads) for c in cells] == [
+    specs = expand(["cost=loc_only,loc_cls", "heads=1,3"])
+    assert [(c.config.cost.name, c.config.heads) for c in specs] == [
         ("loc_only", 1),
         ("loc_only", 3),
         ("loc_cls", 1),
         ("loc_cls", 3),
     ]
-    assert len({cell.id for cell in cells}) == 4
+    assert len({spec.id for spec in specs}) == 4
 
 
 def test_hydras_ranges_and_quotes_work():
@@ -46,22 +46,22 @@ def test_hydras_ranges_and_quotes_work():
 
 
 def test_table_1_is_four_rows_by_three_seeds():
-    cells = expand(["+experiment=table1"])
-    assert len(cells) == 12
-    assert {cell.config.seed for cell in cells} == {0, 1, 2}
-    combinations = {(c.config.location, c.config.cost.name) for c in cells}
+    specs = expand(["+experiment=table1"])
+    assert len(specs) == 12
+    assert {spec.config.seed for spec in specs} == {0, 1, 2}
+    combinations = {(c.config.location, c.config.cost.name) for c in specs}
     assert len(combinations) == 4
 
 
 def test_table_2_is_pairs_and_its_last_rows_share_a_training():
-    cells = expand(["+experiment=table2", "seed=0"])
-    assert len(cells) == 5
-    assert cells[3].id == cells[4].id
-    assert cells[3].evaluation.infer_heads == 3
-    assert cells[4].evaluation.infer_heads == 1
-    runs = group(cells)
-    assert [len(run.cells) for run in runs] == [1, 1, 1, 2]
-    rates = [cell.config.lr for cell in cells]
+    specs = expand(["+experiment=table2", "seed=0"])
+    assert len(specs) == 5
+    assert specs[3].id == specs[4].id
+    assert specs[3].evaluation.infer_heads == 3
+    assert specs[4].evaluation.infer_heads == 1
+    runs = group(specs)
+    assert [len(run.specs) for run in runs] == [1, 1, 1, 2]
+    rates = [spec.config.lr for spec in specs]
     assert rates[1] == rates[3] == pytest.approx(2 * rates[0])
     assert rates[2] == rates[0]
 
@@ -79,15 +79,15 @@ def test_axes_of_the_rows_narrow_and_other_axes_multiply():
         "predicted",
         "predicted + class",
     }
-    cells = expand(["+experiment=table1", "seed=5", "data.shapes.kind=rigid,parts"])
-    assert len(cells) == 8
-    assert {c.config.seed for c in cells} == {5}
+    specs = expand(["+experiment=table1", "seed=5", "data.shapes.kind=rigid,parts"])
+    assert len(specs) == 8
+    assert {c.config.seed for c in specs} == {5}
 
 
 def test_a_cells_command_makes_the_same_run():
-    for cell in expand(["+experiment=table2", "debug=tiny", "runs_root=/x"]):
-        again = expand([*cell.overrides, "runs_root=/x"])[0]
-        assert (again.id, again.evaluation) == (cell.id, cell.evaluation)
+    for spec in expand(["+experiment=table2", "debug=tiny", "runs_root=/x"]):
+        again = expand([*spec.overrides, "runs_root=/x"])[0]
+        assert (again.id, again.evaluation) == (spec.id, spec.evaluation)
 
 
 @pytest.mark.parametrize("scale", [["debug=tiny"], ["debug=overfit"], []])
@@ -95,7 +95,7 @@ def test_a_cells_command_makes_the_same_run():
 def test_every_row_of_every_experiment_resolves(name, scale):
     experiment = read_experiment(name)
     assert experiment.question.endswith("?")
-    labels = {cell.label for cell in expand([f"+experiment={name}", *scale])}
+    labels = {spec.label for spec in expand([f"+experiment={name}", *scale])}
     assert labels == {row.label for row in experiment.rows}
 
 
@@ -133,5 +133,5 @@ def test_a_broken_experiment_file_is_named(own):
 def test_an_experiment_of_the_users_own_is_a_table(own):
     own("title: a\nquestion: b?\nrows: [{label: x, overrides: [heads=3]}]\nsweep: [seed=4]")
     assert "mine" in experiment_names()
-    (cell,) = expand(["+experiment=mine"])
-    assert (cell.label, cell.config.heads, cell.config.seed) == ("x", 3, 4)
+    (spec,) = expand(["+experiment=mine"])
+    assert (spec.label, spec.config.heads, spec.config.seed) == ("x", 3, 4)

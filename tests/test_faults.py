@@ -26,7 +26,7 @@ from onenet.config.compose import to_dict
 from onenet.job.snapshots import NAME
 from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request
-from onenet.sweeps.experiments import Cell, expand
+from onenet.sweeps.experiments import RunSpec, expand
 from onenet.system.files import REPOSITORY
 
 JOBS_2 = "hydra.launcher.jobs=2"
@@ -69,12 +69,12 @@ def ran(*words: str, **options) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def job(cell: Cell) -> Iterator[subprocess.Popen]:
+def job(spec: RunSpec) -> Iterator[subprocess.Popen]:
     """A run's own process, as the sweep starts it."""
-    config = to_dict(cell.config)
-    cell.folder.freeze(config)
-    request = Request(cell.id, config, [cell.evaluation], list(cell.overrides)).write(cell.folder)
-    folder = str(cell.folder.path)
+    config = to_dict(spec.config)
+    spec.folder.freeze(config)
+    request = Request(spec.id, config, [spec.evaluation], list(spec.overrides)).write(spec.folder)
+    folder = str(spec.folder.path)
     with started([sys.executable, "-m", "onenet.job", folder, str(request)]) as process:
         yield process
 
@@ -119,14 +119,14 @@ def losses(folder: RunFolder) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def assert_whole(cell: Cell, resumes: int | None = None) -> None:
+def assert_whole(spec: RunSpec, resumes: int | None = None) -> None:
     """Done, every step once."""
-    assert cell.folder.state() == cell.folder.status()["kind"] == "done"
-    assert steps(cell.folder) == list(range(1, cell.config.steps + 1))
-    with np.load(cell.folder.assignments_file) as snapshots:
-        assert snapshots["steps"].tolist() == [cell.config.steps // 2, cell.config.steps]
+    assert spec.folder.state() == spec.folder.status()["kind"] == "done"
+    assert steps(spec.folder) == list(range(1, spec.config.steps + 1))
+    with np.load(spec.folder.assignments_file) as snapshots:
+        assert snapshots["steps"].tolist() == [spec.config.steps // 2, spec.config.steps]
     if resumes is not None:
-        assert cell.folder.status()["resumes"] == resumes
+        assert spec.folder.status()["resumes"] == resumes
 
 
 # --- disks and folders ---
@@ -195,15 +195,15 @@ def test_numbers_that_overflow_end_the_run_and_are_named(words, tmp_path):
     words = ["lr=1e30", *words, *TINY, f"runs_root={tmp_path}"]
     status, said = ran(*words)
     assert status == 1
-    (cell,) = expand(words)
-    told = cell.folder.status()
+    (spec,) = expand(words)
+    told = spec.folder.status()
     failed_at = told["saved_step"] + 1
     assert (told["state"], told["kind"]) == ("failed", "diverged")
     assert "cls" in told["exception"]  # the term
     assert f"step {failed_at}" in told["exception"]
     assert told["exception"] in " ".join(said.split())
-    assert steps(cell.folder)[-1] == failed_at - 1
-    state = torch.load(cell.folder.checkpoint_file, weights_only=True)
+    assert steps(spec.folder)[-1] == failed_at - 1
+    state = torch.load(spec.folder.checkpoint_file, weights_only=True)
     assert state["progress"]["step"] == failed_at - 1
     assert all(t.isfinite().all() for t in state["model"].values() if t.is_floating_point())
 
@@ -214,22 +214,22 @@ def test_numbers_that_overflow_end_the_run_and_are_named(words, tmp_path):
 @pytest.mark.slow
 def test_a_data_worker_that_is_killed_ends_the_run_at_once_and_the_rerun_goes_on(tmp_path):
     words = [*TINY, "steps=60", "workers=2", f"runs_root={tmp_path}"]
-    (cell,) = expand(words)
+    (spec,) = expand(words)
     with running(*words) as sweep:
-        reach(3, cell.folder)
-        workers = children(cell.folder.status()["pid"])
+        reach(3, spec.folder)
+        workers = children(spec.folder.status()["pid"])
         assert len(workers) == 2
         os.kill(workers[0], signal.SIGKILL)
         assert until(lambda: sweep.poll() is not None, 20) < 10
         said = sweep.communicate()[0]
         assert sweep.returncode == 1
-    told = cell.folder.status()
+    told = spec.folder.status()
     assert (told["state"], told["kind"]) == ("failed", "failed")
     assert f"DataLoader worker (pid {workers[0]}) is killed" in told["exception"]
     assert f"(pid {workers[0]}) is killed" in said
     assert not alive(workers[1])
     assert ran(*words)[0] == 0
-    assert_whole(cell, resumes=1)
+    assert_whole(spec, resumes=1)
 
 
 @pytest.mark.slow
@@ -244,7 +244,7 @@ def test_runs_end_when_their_sweep_is_killed_and_the_rerun_gives_the_same(tmp_pa
         "hydra.launcher.threads=1",
     ]
     killed = expand([*words[1:], f"runs_root={tmp_path / 'killed'}"])
-    folders = [cell.folder for cell in killed]
+    folders = [spec.folder for spec in killed]
     with running(*words, f"runs_root={tmp_path / 'killed'}") as sweep:
         reach(3, *folders)
         pids = [folder.status()["pid"] for folder in folders]
@@ -303,18 +303,18 @@ def test_a_run_that_exits_in_the_middle_takes_no_other_with_it(tmp_path):
 @pytest.mark.slow
 def test_an_evaluation_that_is_killed_at_its_end_stands_once_in_metrics_jsonl(tmp_path):
     words = [*TINY, f"runs_root={tmp_path}"]
-    (cell,) = expand(words)
+    (spec,) = expand(words)
     assert ran(*words)[0] == 0
     # As SIGKILL leaves it between the line in metrics.jsonl and result.json.
-    cell.folder.set_status(state="running")
-    cell.folder.result_file.unlink()
-    (cell.folder.evaluation(cell.evaluation) / "result.json").unlink()
-    assert cell.folder.state() == "partial"
+    spec.folder.set_status(state="running")
+    spec.folder.result_file.unlink()
+    (spec.folder.evaluation(spec.evaluation) / "result.json").unlink()
+    assert spec.folder.state() == "partial"
     assert ran(*words)[0] == 0
-    lines = [json.loads(line) for line in cell.folder.metrics_file.read_text().splitlines()]
+    lines = [json.loads(line) for line in spec.folder.metrics_file.read_text().splitlines()]
     seen = [(line["step"], line["evaluation"]) for line in lines if "evaluation" in line]
-    steps = cell.config.steps
-    assert seen == [(steps // 2, NAME), (steps, NAME), (steps, cell.evaluation.id)]
+    steps = spec.config.steps
+    assert seen == [(steps // 2, NAME), (steps, NAME), (steps, spec.evaluation.id)]
 
 
 # --- asked to stop ---
@@ -338,8 +338,8 @@ def test_a_sweep_that_is_asked_to_stop_saves_its_runs_and_goes_on_later(group, w
         f"runs_root={tmp_path}",
     ]
     words = ["-m", "seed=0,1", "debug=tiny", "tracker=none", "steps=60", *how]
-    cells = expand(words[1:])
-    folders = [cell.folder for cell in cells]
+    specs = expand(words[1:])
+    folders = [spec.folder for spec in specs]
     with running(*words) as sweep:
         reach(3, *folders)
         if group:
@@ -357,23 +357,23 @@ def test_a_sweep_that_is_asked_to_stop_saves_its_runs_and_goes_on_later(group, w
         assert told["saved_step"] >= step(folder) >= 3
         assert "Traceback" not in folder.log_file.read_text()
     assert ran(*words)[0] == 0
-    for cell in cells:
-        assert_whole(cell, resumes=1)
+    for spec in specs:
+        assert_whole(spec, resumes=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=["USR1", "USR2"])
 def test_a_job_that_is_told_its_machine_goes_away_saves_and_says_so(number, tmp_path):
-    (cell,) = expand([*TINY, "steps=1000", "save_every=1000", f"runs_root={tmp_path}"])
-    with job(cell) as process:
-        reach(2, cell.folder)
+    (spec,) = expand([*TINY, "steps=1000", "save_every=1000", f"runs_root={tmp_path}"])
+    with job(spec) as process:
+        reach(2, spec.folder)
         process.send_signal(number)
         said = process.communicate(timeout=30)[0]
         assert process.returncode == 75
-    told = cell.folder.status()
+    told = spec.folder.status()
     assert (told["state"], told["stopped_by"]) == ("preempted", number.name)
-    assert told["saved_step"] == step(cell.folder) >= 2
-    assert cell.folder.state() == "partial"
+    assert told["saved_step"] == step(spec.folder) >= 2
+    assert spec.folder.state() == "partial"
     assert "the same command goes on from here" in said
 
 
@@ -381,16 +381,16 @@ def test_a_job_that_is_told_its_machine_goes_away_saves_and_says_so(number, tmp_
 def test_a_job_that_is_told_twice_while_it_evaluates_still_says_so(tmp_path):
     """As when a whole process group is asked to stop, and then its sweep asks the runs."""
     many = ["steps=2", "data.limit=null", "data.shapes.val_images=600"]
-    (cell,) = expand([*TINY, *many, f"runs_root={tmp_path}"])
-    with job(cell) as process:
-        until(lambda: cell.folder.status().get("saved_step") == 2)
+    (spec,) = expand([*TINY, *many, f"runs_root={tmp_path}"])
+    with job(spec) as process:
+        until(lambda: spec.folder.status().get("saved_step") == 2)
         time.sleep(0.5)
         for _ in range(20):
             process.terminate()
             time.sleep(0.001)
         said = process.communicate(timeout=30)[0]
         assert process.returncode == 75, said
-    assert cell.folder.status()["state"] == "preempted"
+    assert spec.folder.status()["state"] == "preempted"
     assert "Traceback" not in said
 
 
@@ -411,9 +411,9 @@ def test_two_sweeps_at_once_share_the_work(tmp_path):
         said = [sweep.communicate(timeout=240)[0] for sweep in (one, other)]
         assert {one.returncode, other.returncode} <= {0, 1}
         assert "Traceback" not in "".join(said)
-    for cell in expand(words[1:]):
-        assert_whole(cell, resumes=0)
-        assert "Traceback" not in cell.folder.log_file.read_text()
+    for spec in expand(words[1:]):
+        assert_whole(spec, resumes=0)
+        assert "Traceback" not in spec.folder.log_file.read_text()
 
 
 @pytest.mark.slow
@@ -426,19 +426,19 @@ def test_one_of_two_sweeps_is_killed_and_the_work_is_not_lost(tmp_path):
         JOBS_1,
         f"runs_root={tmp_path}",
     ]
-    cells = expand(words[1:])
+    specs = expand(words[1:])
     with running(*words) as killed, running(*words) as other:
-        until(lambda: sum(cell.folder.state() == "running" for cell in cells) == 2)
-        reach(2, *[cell.folder for cell in cells if cell.folder.state() == "running"])
+        until(lambda: sum(spec.folder.state() == "running" for spec in specs) == 2)
+        reach(2, *[spec.folder for spec in specs if spec.folder.state() == "running"])
         killed.kill()
         said = other.communicate(timeout=240)[0]
         assert other.returncode in (0, 1)
         assert "Traceback" not in said
     assert ran(*words)[0] == 0
-    for cell in cells:
-        assert_whole(cell)
-        assert "Traceback" not in cell.folder.log_file.read_text()
-    assert sorted(cell.folder.status()["resumes"] for cell in cells) == [0, 0, 1]
+    for spec in specs:
+        assert_whole(spec)
+        assert "Traceback" not in spec.folder.log_file.read_text()
+    assert sorted(spec.folder.status()["resumes"] for spec in specs) == [0, 0, 1]
 
 
 @pytest.mark.slow
@@ -449,9 +449,9 @@ def test_after_so_many_failures_the_others_are_not_started_but_listed(tmp_path):
     assert status == 1
     assert "Traceback" not in said
     assert "1 failed: the other 2 are not started" in said
-    cells = expand(words[1:])
-    assert [cell.folder.state() for cell in cells] == ["failed", "missing", "missing"]
+    specs = expand(words[1:])
+    assert [spec.folder.state() for spec in specs] == ["failed", "missing", "missing"]
     told = [line for line in said.splitlines() if line.startswith("NOT DONE")]
-    assert [cell.folder.path.name in line for cell, line in zip(cells, told, strict=True)]
+    assert [spec.folder.path.name in line for spec, line in zip(specs, told, strict=True)]
     assert "not started" in told[1]
     assert "not started" in told[2]

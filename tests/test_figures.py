@@ -13,7 +13,7 @@ from PIL import Image
 from analysis import claims, figures, records, tables
 from analysis.core.charts import changes, charts, conflicts, duplicates, nms_threshold
 from analysis.core.evidence import RECORDS, Evidence
-from onenet.sweeps.experiments import Cell, expand
+from onenet.sweeps.experiments import RunSpec, expand
 from onenet.system.files import read_json, write_json
 from tests.test_tables import fill
 
@@ -25,20 +25,20 @@ def root(tmp_path) -> Path:
     return tmp_path / "runs"
 
 
-def run(cell: Cell, seed_shift: float = 0.0) -> None:
+def run(spec: RunSpec, seed_shift: float = 0.0) -> None:
     """A finished run with its snapshots, lines, curves and pictures."""
-    folder, spec = cell.folder, cell.evaluation
-    fill(cell, AP=50.0, AP_nms=55.0 + seed_shift)
-    result = folder.result(spec)
-    result["overrides"] = [*cell.overrides, "data.root=/home/me/COCO"]
+    folder, evaluation = spec.folder, spec.evaluation
+    fill(spec, AP=50.0, AP_nms=55.0 + seed_shift)
+    result = folder.result(evaluation)
+    result["overrides"] = [*spec.overrides, "data.root=/home/me/COCO"]
     result["curves"] = {
         "nms": [[0.3, 54.0 + seed_shift, 70.0], [0.5, 55.0 + seed_shift, 71.0]],
         "duplicates": [[0.1, 30, 20], [0.5, 4, 8], [0.9, 0, 0]],
         "objects": 25,
     }
-    write_json(folder.evaluation(spec) / "result.json", result)
+    write_json(folder.evaluation(evaluation) / "result.json", result)
     write_json(folder.result_file, result)
-    folder.set_status(state="done", id=cell.id)
+    folder.set_status(state="done", id=spec.id)
     lines = [{"step": step, "evaluation": "first64", "AP": step / 30, "nms_gain": 2.0 + seed_shift}
              for step in STEPS]  # fmt: skip
     lines += [{"step": s, "loss": 1 / 3, "objects": 40, "conflicts": s // 20, "seconds": {"a": 1.0}}
@@ -64,25 +64,25 @@ def run(cell: Cell, seed_shift: float = 0.0) -> None:
     )
 
 
-def table1(root: Path, *overrides: str) -> list[Cell]:
+def table1(root: Path, *overrides: str) -> list[RunSpec]:
     return expand(["+experiment=table1", *overrides, f"runs_root={root}"])
 
 
 def test_the_points_of_a_run(root):
-    cell = table1(root)[0]
-    run(cell)
-    assert nms_threshold(cell) == {0.3: 4.0, 0.5: 5.0}
-    assert duplicates(cell) == {0.1: 1.5, 0.5: 0.5}  # none is found at 0.9
-    assert changes(cell) == {600: 25.0, 900: 50.0}
-    points = conflicts(cell)  # ten groups of two lines
+    spec = table1(root)[0]
+    run(spec)
+    assert nms_threshold(spec) == {0.3: 4.0, 0.5: 5.0}
+    assert duplicates(spec) == {0.1: 1.5, 0.5: 0.5}  # none is found at 0.9
+    assert changes(spec) == {600: 25.0, 900: 50.0}
+    points = conflicts(spec)  # ten groups of two lines
     assert points[40] == pytest.approx(100 * (1 + 2) / 80)
     assert points[400] == pytest.approx(100 * (19 + 20) / 80)
     assert len(points) == 10
 
 
 def test_a_series_is_the_mean_over_seeds_and_knows_their_number(root):
-    for cell in table1(root, "seed=0,1"):
-        run(cell, seed_shift=float(cell.config.seed))
+    for spec in table1(root, "seed=0,1"):
+        run(spec, seed_shift=float(spec.config.seed))
     found = {chart.name: chart for chart in charts(Evidence([f"runs_root={root}"]))}
     assert set(found) == {points.__name__ for points, *_ in figures.CURVES}
     (panel,) = found["nms_threshold"].panels
@@ -95,15 +95,15 @@ def test_a_series_is_the_mean_over_seeds_and_knows_their_number(root):
 
 def test_parts_are_a_panel_of_their_own(root):
     for words in ((), ("data.shapes.kind=parts",)):
-        run(next(cell for cell in table1(root, "seed=1", *words) if cell.label == "predefined"))
+        run(next(spec for spec in table1(root, "seed=1", *words) if spec.label == "predefined"))
     for chart in charts(Evidence([f"runs_root={root}"])):
         assert [panel.title for panel in chart.panels] == ["rigid", "parts"]
         assert [series.label for series in chart.panels[1].series] == ["predefined"]
 
 
 def test_all_figures_are_drawn_as_vectors_and_pixels(root, tmp_path, capsys):
-    for cell in table1(root, "seed=0"):
-        run(cell)
+    for spec in table1(root, "seed=0"):
+        run(spec)
     assert figures.main(["--runs", str(root)]) == 0
     assert f"Wrote 9 figures, as SVG and PNG, to {root / 'figures'}" in capsys.readouterr().out
     for name in figures.NAMES:
@@ -129,8 +129,8 @@ def test_what_cannot_be_drawn_is_named_with_its_command(root, capsys):
 
 
 def test_what_is_kept_gives_the_same_scorecard_without_paths_of_the_machine(root, tmp_path, capsys):
-    for cell in table1(root):
-        run(cell, seed_shift=float(cell.config.seed))
+    for spec in table1(root):
+        run(spec, seed_shift=float(spec.config.seed))
     out, sample = tmp_path / "kept", table1(root)[0]
     (sample.folder.predictions_file).write_bytes(b"x")
     assert records.main(["--runs", str(root), "--out", str(out), "--samples", sample.id]) == 0
@@ -169,10 +169,10 @@ DAMAGED = [  # a file of a run, its content, and what reads it
 
 @pytest.mark.parametrize(("name", "content", "reader"), DAMAGED)
 def test_a_damaged_file_is_named_or_left_out(root, tmp_path, capsys, name, content, reader):
-    cells = table1(root)
-    for cell in cells:
-        run(cell)
-    file = cells[0].folder.path / name
+    specs = table1(root)
+    for spec in specs:
+        run(spec)
+    file = specs[0].folder.path / name
     file.write_bytes(content)
     out = [] if reader is claims else ["--out", str(tmp_path / "out")]
     if reader.main(["--runs", str(root), *out]):
@@ -202,8 +202,8 @@ def test_the_committed_figures_are_of_all_records(capsys):
 
 
 def test_results_alone_give_the_same_tables(root, tmp_path, capsys):
-    for cell in table1(root):
-        run(cell)
+    for spec in table1(root):
+        run(spec)
     out = tmp_path / "kept"
     assert records.main(["--runs", str(root), "--out", str(out), "--results-only"]) == 0
     kinds = {file.name for file in out.rglob("*") if file.is_file()}

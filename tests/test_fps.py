@@ -69,8 +69,8 @@ def test_the_networks_of_the_tables_are_measured():
         ["+experiment=table2", "seed=0"],
         ["+experiment=table5", "preset=paper", "data=shapes"],
     ):
-        for cell in expand(words):
-            assert network_of(cell.config, cell.evaluation) in measured
+        for spec in expand(words):
+            assert network_of(spec.config, spec.evaluation) in measured
 
 
 def test_tables_show_the_speed_of_a_rows_network_trained_or_not(tmp_path, capsys):

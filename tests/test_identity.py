@@ -153,7 +153,7 @@ def test_annotation_files_count_by_content_not_by_path(tmp_path):
     assert first == moved != changed
     words = ["data=coco", f"data.root={tmp_path / 'a'}"]
     assert run_id(compose([*words, "data.crowd=drop"])) != first
-    assert "data.crowd" not in identity.identity(compose([*words, "data.crowd=drop"]))
+    assert "data.crowd" not in identity.identifying_values(compose([*words, "data.crowd=drop"]))
 
 
 def test_the_digest_follows_the_content_of_a_file(tmp_path):
@@ -208,8 +208,8 @@ def test_the_ids_of_all_table_rows_stay(name):
 
 
 def table_ids(name: str) -> dict[str, str]:
-    cells = expand([f"+experiment={name}"])
-    return {f"{cell.label} | seed {cell.config.seed}": cell.id for cell in cells}
+    specs = expand([f"+experiment={name}"])
+    return {f"{spec.label} | seed {spec.config.seed}": spec.id for spec in specs}
 
 
 def write_ids() -> None:

@@ -69,13 +69,13 @@ def folder(tmp_path) -> RunFolder:
     return RunFolder(path)
 
 
-def planned(folder: RunFolder, *more: str) -> plan.Planned:
+def planned(folder: RunFolder, *more: str) -> plan.Run:
     (run,) = plan.group(expand(words(folder.path.parent, *more)))
     assert run.folder == folder
     return run
 
 
-def do(run: plan.Planned) -> None:
+def do(run: plan.Run) -> None:
     plan.freeze([run])
     Job(run.folder, run.request(threads=1), ALONE, StopRequest()).run()
 
@@ -95,7 +95,7 @@ def test_it_is_evaluated_again_without_a_training(folder):
     before = folder.config_file.read_bytes()
     do(run)
     assert run.state() == "done"
-    result = folder.result(run.cells[0].evaluation)
+    result = folder.result(run.specs[0].evaluation)
     assert result["evaluation"]["infer_heads"] == 2
     assert result["id"] == "0800872d41"
     assert folder.status()["resumes"] == 0
@@ -152,7 +152,7 @@ def test_a_run_whose_config_was_edited_is_refused(folder, capsys):
     said = capsys.readouterr().err
     assert "config.yaml is of run" in said
     assert "not of 0800872d41" in said
-    assert not folder.result(run.cells[0].evaluation)
+    assert not folder.result(run.specs[0].evaluation)
     assert folder.status()["state"] == "done"
     assert "config.yaml is of run" in summary.failure(run, {})
     folder.config_file.write_text(yaml.safe_dump({**config, "seed": "abc"}))
@@ -181,7 +181,7 @@ def test_a_data_set_that_has_moved_is_the_same_data_set(tmp_path):
         file.write_text(json.dumps(content))
     options = ["data=coco", "batch=1", "steps=1"]
 
-    def asked(data: Path, *more: str) -> plan.Planned:
+    def asked(data: Path, *more: str) -> plan.Run:
         (run,) = plan.group(expand(words(root, *options, f"data.root={data}", *more)))
         return run
 

@@ -16,7 +16,7 @@ import pytest
 from onenet.config.compose import compose, from_dict, to_dict, use_folder
 from onenet.config.validate import problems
 from onenet.errors import UserError
-from onenet.runs.identity import identity, run_id, slug
+from onenet.runs.identity import identifying_values, run_id, slug
 from onenet.sweeps import plan
 from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY
@@ -48,7 +48,11 @@ def test_the_readme_shows_one_of_each():
 @pytest.mark.parametrize("word", OWN)
 def test_target_arguments_and_source_are_in_the_id(mine, word):
     config = compose([word])
-    parts = {k: v for k, v in identity(config).items() if "_target_" in k or k.endswith("source")}
+    parts = {
+        k: v
+        for k, v in identifying_values(config).items()
+        if "_target_" in k or k.endswith("source")
+    }
     assert len(parts) == 2
     assert from_dict(to_dict(config)) == config
     assert run_id(from_dict(to_dict(config))) == run_id(config) != run_id(compose([]))

@@ -71,13 +71,13 @@ def test_what_is_not_reproduced_is_explained(runs):
 @pytest.mark.slow
 def test_a_record_run_again_from_its_own_words_is_the_same_run(tmp_path):
     """Where the processor rounds otherwise, as near as another seed."""
-    cells = [cell for cell in expand(["+experiment=table4"]) if cell.label == "36 epochs"]
-    records = [RunFolder(RECORDS / cell.folder.path.name).result() for cell in cells]
+    specs = [spec for spec in expand(["+experiment=table4"]) if spec.label == "36 epochs"]
+    records = [RunFolder(RECORDS / spec.folder.path.name).result() for spec in specs]
     first = records[0]
     words = [*first["overrides"], f"hydra.launcher.threads={first['env']['threads']}"]
     done = run_py("-m", *words, f"runs_root={tmp_path}")
     assert done.returncode == 0, done.stderr
-    again = RunFolder(tmp_path / cells[0].folder.path.name).result()
+    again = RunFolder(tmp_path / specs[0].folder.path.name).result()
     assert again["id"] == first["id"]
     values = [record["metrics"]["AP"] for record in records]
     assert abs(again["metrics"]["AP"] - values[0]) <= 3 * stdev(values)

@@ -60,7 +60,7 @@ class Runner:
                 continue
             ap = 50 - 10 * math.log(weights.cls / 3) ** 2 - 10 * math.log(weights.giou) ** 2
             result = {"metrics": {"AP": ap, "params": 7}, "metrics_notes": {}}
-            write_json(run.folder.evaluation(run.cells[0].evaluation) / "result.json", result)
+            write_json(run.folder.evaluation(run.specs[0].evaluation) / "result.json", result)
             write_json(run.folder.result_file, result)
             run.folder.set_status(state="done", kind="done", exception=None)
         return ended
@@ -195,7 +195,7 @@ def test_a_search_does_its_trials_and_says_the_best(tmp_path, runner):
     best = max(done.trials, key=lambda trial: trial.result("AP"))
     last = said.strip().splitlines()[-2:]
     assert last[0] == f"The best: AP {best.result('AP'):.4g} of trial {best.number}"
-    assert last[1].strip() == best.run.cells[0].command
+    assert last[1].strip() == best.run.specs[0].command
     assert f"cost.weights.cls={best.values['cost.weights.cls']}" in last[1]
 
 
@@ -398,7 +398,7 @@ def test_a_search_that_is_killed_goes_on(tmp_path):
     assert "3 trials: 3 done, 0 not" in said
     done = Study(killed)
     assert done.trials[1].run.folder.status()["resumes"] == 1
-    assert f"{done.ranked()[0][1].run.cells[0].command}" in said.splitlines()[-1]
+    assert f"{done.ranked()[0][1].run.specs[0].command}" in said.splitlines()[-1]
     for key in METRICS:
         assert key in done.trials[0].run.folder.result()["metrics"]
 

@@ -53,14 +53,14 @@ def stand_ins(tools, tmp_path):
     return tmp_path
 
 
-def planned(tmp_path: Path, *words: str) -> planning.Planned:
-    cells = expand([*words, *TINY, f"runs_root={tmp_path / 'runs'}"])
-    runs = planning.group(cells)
+def planned(tmp_path: Path, *words: str) -> planning.Run:
+    specs = expand([*words, *TINY, f"runs_root={tmp_path / 'runs'}"])
+    runs = planning.group(specs)
     planning.freeze(runs)
     return runs[0]
 
 
-def started(run: planning.Planned, *words: str) -> slurm.SlurmJob:
+def started(run: planning.Run, *words: str) -> slurm.SlurmJob:
     launcher = launcher_of([*TINY, *words])
     (place,) = launcher.places(run.config, 1)
     return launcher.start(run, place).process
@@ -258,7 +258,7 @@ def steps(folder: RunFolder) -> list[int]:
 def test_a_sweep_survives_a_preempted_job_and_the_end_of_its_driver(cluster, drive, tmp_path):
     words = ["seed=0,1,2,3", *TINY, "steps=80", "save_every=0", f"runs_root={tmp_path}"]
     words += ["hydra.launcher.cpus=1", "hydra.launcher.minutes=30"]
-    folders = [cell.folder for cell in expand(words)]
+    folders = [spec.folder for spec in expand(words)]
     first = drive(words)
     name = slurm.job_name(folders[0])
     wait_for(lambda: folders[0].last_metrics().get("step", 0) >= 10)
@@ -282,13 +282,13 @@ def test_a_sweep_survives_a_preempted_job_and_the_end_of_its_driver(cluster, dri
 def test_a_run_of_two_processes_makes_way_for_a_job_that_goes_first(cluster, drive, tmp_path):
     words = [*TINY, "processes=2", "steps=60", "save_every=0", f"runs_root={tmp_path}"]
     words += ["hydra.launcher.cpus=2", "hydra.launcher.minutes=30"]
-    (cell,) = expand(words)
+    (spec,) = expand(words)
     driver = drive(words)
-    wait_for(lambda: cell.folder.last_metrics().get("step", 0) >= 10)
+    wait_for(lambda: spec.folder.last_metrics().get("step", 0) >= 10)
     all_cores = ["--partition=high", f"--cpus-per-task={os.cpu_count()}", "--output=/dev/null"]
     ask(["sbatch", *all_cores, "--wrap=true"], cluster)
-    restart_at_once(slurm.job_name(cell.folder), cluster)
+    restart_at_once(slurm.job_name(spec.folder), cluster)
     status, said = driver.end()
     assert status == 0, said
-    assert cell.folder.status()["resumes"] == 1
-    assert steps(cell.folder) == list(range(1, 61))
+    assert spec.folder.status()["resumes"] == 1
+    assert steps(spec.folder) == list(range(1, 61))

@@ -17,7 +17,7 @@ import pytest
 from analysis import tables
 from analysis.core.rows import read_paper
 from onenet.config.compose import to_dict, use_folder
-from onenet.sweeps.experiments import Cell, expand, experiment_names, read_experiment
+from onenet.sweeps.experiments import RunSpec, expand, experiment_names, read_experiment
 from onenet.system.files import REPOSITORY, write_json
 
 BEST = "predicted + class"  # the paper: AP 35.7, AP(+NMS) 35.5
@@ -29,32 +29,32 @@ def root(tmp_path) -> Path:
     return tmp_path / "runs"
 
 
-def cells(root: Path, table: int, *overrides: str) -> list[Cell]:
+def specs(root: Path, table: int, *overrides: str) -> list[RunSpec]:
     return expand([f"+experiment=table{table}", *overrides, f"runs_root={root}"])
 
 
 def fill(
-    cell: Cell,
+    spec: RunSpec,
     recipe: int = 1,
     env: dict | None = None,
     notes: dict | None = None,
     config: dict | None = None,
     **metrics,
 ):
-    """The result that a job leaves for this cell; every other number is 1."""
+    """The result that a job leaves for this run; every other number is 1."""
     names = ("AP50", "AP75", "APs", "APm", "APl", "AP50_nms_gain", "duplicates_per_object")
     metrics = dict.fromkeys(names, 1.0) | {"train_seconds": 60.0, "params": 7} | metrics
     if "AP_nms" in metrics:
         metrics["nms_gain"] = metrics["AP_nms"] - metrics["AP"]
     result = {
-        "id": cell.id,
+        "id": spec.id,
         "recipe": recipe,
-        "config": config or to_dict(cell.config),
+        "config": config or to_dict(spec.config),
         "metrics": metrics,
         "metrics_notes": notes or {},
         "env": {"pycocotools": "2.0.11", "faster-coco-eval": "1.8.0"} | (env or {}),
     }
-    write_json(cell.folder.evaluation(cell.evaluation) / "result.json", result)
+    write_json(spec.folder.evaluation(spec.evaluation) / "result.json", result)
 
 
 def printed(capsys, root: Path, *arguments: str) -> str:
@@ -94,12 +94,12 @@ def commands(text: str) -> list[str]:
 
 
 def test_mean_and_deviation_over_seeds_and_the_gap_to_the_paper(root, capsys):
-    asked = cells(root, 1, "cost=loc_cls")
-    best = [cell for cell in asked if cell.label == BEST]
+    asked = specs(root, 1, "cost=loc_cls")
+    best = [spec for spec in asked if spec.label == BEST]
     numbers = [(30.0, 30.5), (31.0, 31.5), (35.0, 35.0)]
-    for cell, (ap, ap_nms) in zip(best, numbers, strict=True):
-        fill(cell, AP=ap, AP_nms=ap_nms, APl=ap + 10)
-    one = next(cell for cell in asked if cell.label != BEST)
+    for spec, (ap, ap_nms) in zip(best, numbers, strict=True):
+        fill(spec, AP=ap, AP_nms=ap_nms, APl=ap + 10)
+    one = next(spec for spec in asked if spec.label != BEST)
     fill(one, AP=20.0, AP_nms=29.96)
 
     page = printed(capsys, root, "--table", "1", "--format", "markdown", "--", "cost=loc_cls")
@@ -113,7 +113,7 @@ def test_mean_and_deviation_over_seeds_and_the_gap_to_the_paper(root, capsys):
     lines = tidy(printed(capsys, root, "--table", "1", "--format", "csv", "--", "cost=loc_cls"))
     ap = lines[BEST, "AP"]
     assert (ap["table"], ap["paper"], ap["n"]) == ("1", "35.7", "3")
-    assert ap["ids"].split() == [cell.id for cell in best]
+    assert ap["ids"].split() == [spec.id for spec in best]
     assert float(ap["ours_mean"]) == 32
     assert float(ap["ours_std"]) == pytest.approx(math.sqrt(7), abs=1e-6)
     assert float(ap["gap"]) == pytest.approx(-3.7)
@@ -128,8 +128,8 @@ def test_mean_and_deviation_over_seeds_and_the_gap_to_the_paper(root, capsys):
 
 def test_the_paper_and_ours_stand_below_each_other_for_all_of_cocos_numbers(root, capsys):
     only = ("location=predicted", "cost=loc_cls", "seed=0")
-    (cell,) = cells(root, 1, *only)
-    fill(cell, AP=30.0, AP_nms=30.0, AP50=50.04, APs=None, notes={"APs": "there are no small ones"})
+    (spec,) = specs(root, 1, *only)
+    fill(spec, AP=30.0, AP_nms=30.0, AP50=50.04, APs=None, notes={"APs": "there are no small ones"})
     page = printed(capsys, root, "--table", "1", "--", *only)
     paper, ours, gap = lines_of(page, block=1)[2:]
     assert paper == [BEST, "paper", "35.7", "54.3", "38.4", "17.9", "39.3", "48.6", "67"]
@@ -141,7 +141,7 @@ def test_the_paper_and_ours_stand_below_each_other_for_all_of_cocos_numbers(root
 
 def test_numbers_that_are_undefined_in_some_seeds_say_over_how_many_they_are(root, capsys):
     only = ("location=predicted", "cost=loc_cls", "seed=0,1")
-    first, second = cells(root, 1, *only)
+    first, second = specs(root, 1, *only)
     fill(first, AP=0.0, AP_nms=0.0, duplicates_per_object=None)
     fill(second, AP=1.0, AP_nms=0.96, duplicates_per_object=0.5)
     row = grid(printed(capsys, root, "--table", "1", "--", *only))[BEST]
@@ -150,9 +150,9 @@ def test_numbers_that_are_undefined_in_some_seeds_say_over_how_many_they_are(roo
 
 
 def test_a_run_with_other_settings_does_not_slip_in(root, capsys):
-    others = cells(root, 1, "seed=0", "steps=7") + cells(root, 1, "seed=0", PARTS)
-    for cell in others + cells(root, 1, "seed=3"):
-        fill(cell, AP=50.0, AP_nms=50.0)
+    others = specs(root, 1, "seed=0", "steps=7") + specs(root, 1, "seed=0", PARTS)
+    for spec in others + specs(root, 1, "seed=3"):
+        fill(spec, AP=50.0, AP_nms=50.0)
     assert grid(printed(capsys, root, "--table", "1", "--", "seed=0"))[BEST][1] == "0/1"
     page = printed(capsys, root, "--table", "1", "--", "seed=0", PARTS)
     assert grid(page)[BEST][1:4] == ["1", "35.7", "50.0"]
@@ -160,7 +160,7 @@ def test_a_run_with_other_settings_does_not_slip_in(root, capsys):
 
 
 def test_a_folder_that_holds_another_runs_result_is_refused(root, capsys):
-    first, second = cells(root, 1, "seed=0", "location=predicted")
+    first, second = specs(root, 1, "seed=0", "location=predicted")
     fill(first, AP=1.0)
     first.folder.path.rename(second.folder.path)
     message = refused(capsys, "--runs", str(root), "--table", "1", "--", "seed=0")
@@ -170,8 +170,8 @@ def test_a_folder_that_holds_another_runs_result_is_refused(root, capsys):
 
 def test_overrides_that_list_values_make_a_row_of_each(root, capsys):
     words = ("cost=loc_cls", "location=predicted", "seed=0,1", "batch=4,8")
-    for cell in cells(root, 1, *words):
-        fill(cell, AP=float(cell.config.batch), AP_nms=0.0)
+    for spec in specs(root, 1, *words):
+        fill(spec, AP=float(spec.config.batch), AP_nms=0.0)
     rows = grid(printed(capsys, root, "--table", "1", "--", *words))
     four, eight = rows[f"{BEST}, batch=4"], rows[f"{BEST}, batch=8"]
     assert four[0].endswith("steps of 4")
@@ -180,7 +180,7 @@ def test_overrides_that_list_values_make_a_row_of_each(root, capsys):
 
 
 def test_missing_cells_print_the_commands_that_fill_them(root, capsys):
-    asked = cells(root, 2)
+    asked = specs(root, 2)
     page = printed(capsys, root, "--table", "2")
     whole, *single, more = commands(page)
     assert whole.startswith("python run.py -m +experiment=table2 runs_root=")
@@ -188,10 +188,10 @@ def test_missing_cells_print_the_commands_that_fill_them(root, capsys):
     assert "and 3 more: python run.py -m +experiment=table2" in more
     assert "Missing: 15 of 15 results." in page
     assert "not there yet" in page
-    for line, cell in zip(single[::5], asked[::5], strict=True):
+    for line, spec in zip(single[::5], asked[::5], strict=True):
         (made,) = expand(shlex.split(line)[2:])
-        assert (made.id, made.evaluation) == (cell.id, cell.evaluation)
-        assert made.folder == cell.folder
+        assert (made.id, made.evaluation) == (spec.id, spec.evaluation)
+        assert made.folder == spec.folder
 
 
 def test_commands_survive_the_shell_and_hydra(tmp_path, capsys):
@@ -208,7 +208,7 @@ def test_commands_survive_the_shell_and_hydra(tmp_path, capsys):
 
 def test_a_command_says_why_its_run_is_not_there(root, capsys):
     only = ("location=predicted", "cost=loc_cls")
-    failed, stopped, fresh = cells(root, 1, *only)
+    failed, stopped, fresh = specs(root, 1, *only)
     failed.folder.set_status(state="failed", exception="ValueError: the loss is\nnot finite")
     stopped.folder.set_status(state="preempted")
     lines = commands(printed(capsys, root, "--table", "1", "--", *only))[1:]
@@ -219,7 +219,7 @@ def test_a_command_says_why_its_run_is_not_there(root, capsys):
 
 
 def test_rows_that_share_a_training_keep_their_evaluations_apart(root, capsys):
-    three, one = (c for c in cells(root, 2, "seed=0", "lr_scale=2") if c.config.heads == 3)
+    three, one = (c for c in specs(root, 2, "seed=0", "lr_scale=2") if c.config.heads == 3)
     assert three.id == one.id
     lr = f"{one.config.lr:g}"
     fill(three, AP=40.0)
@@ -239,7 +239,7 @@ def test_rows_that_share_a_training_keep_their_evaluations_apart(root, capsys):
     ],
 )
 def test_what_cannot_be_averaged_is_refused(root, capsys, other, words):
-    first, second = cells(root, 1, "seed=0", "location=predicted")
+    first, second = specs(root, 1, "seed=0", "location=predicted")
     fill(first, AP=1.0)
     fill(second, AP=1.0, **other)
     message = refused(capsys, "--runs", str(root), "--table", "1", "--", "seed=0")
@@ -247,7 +247,7 @@ def test_what_cannot_be_averaged_is_refused(root, capsys, other, words):
 
 
 def test_two_evaluations_of_one_training_are_compared_too(root, capsys):
-    three, one = (c for c in cells(root, 2, "seed=0", "lr_scale=2") if c.config.heads == 3)
+    three, one = (c for c in specs(root, 2, "seed=0", "lr_scale=2") if c.config.heads == 3)
     fill(three, AP=1.0)
     fill(one, AP=1.0, env={"faster-coco-eval": "1.7"})
     words = ("--runs", str(root), "--table", "2", "--", "seed=0", "lr_scale=2")
@@ -256,8 +256,8 @@ def test_two_evaluations_of_one_training_are_compared_too(root, capsys):
 
 def test_a_table_says_which_evaluators_its_numbers_come_from(root, capsys):
     words = ("seed=0", "location=predicted")
-    first, _ = cells(root, 1, *words, "eval.backend=pycocotools")
-    _, second = cells(root, 1, *words)
+    first, _ = specs(root, 1, *words, "eval.backend=pycocotools")
+    _, second = specs(root, 1, *words)
     old = to_dict(first.config)
     del old["eval"]["backend"]  # there was none to choose
     for config in (to_dict(first.config), old):
@@ -275,8 +275,8 @@ def test_a_table_of_two_data_sets_is_refused(root, capsys):
 
 
 def test_all_formats_are_written_where_the_line_says(root, tmp_path, capsys):
-    for cell in cells(root, 1, "seed=0", "location=predicted"):
-        fill(cell, AP=30.0, AP_nms=29.0)
+    for spec in specs(root, 1, "seed=0", "location=predicted"):
+        fill(spec, AP=30.0, AP_nms=29.0)
     out = tmp_path / "made" / "here"
     formats = ("--format", "markdown", "latex", "csv", "html", "--out", str(out))
     line = printed(capsys, root, "--table", "1", *formats, "--", "seed=0")
@@ -383,8 +383,8 @@ def test_every_row_of_the_paper_is_a_row_of_its_experiment():
 
 
 def test_what_varies_from_row_to_row_is_a_column_of_words(root, capsys):
-    for cell in cells(root, 5, "backbone=tiny"):
-        fill(cell, AP=70.0 if cell.evaluation.peaks else 60.0, AP_nms=70.0)
+    for spec in specs(root, 5, "backbone=tiny"):
+        fill(spec, AP=70.0 if spec.evaluation.peaks else 60.0, AP_nms=70.0)
     page = printed(capsys, root, "--table", "5", "--", "backbone=tiny")
     head, rule, *_ = lines_of(page, block=0)
     assert head[:5] == ["row", "peaks", "model", "assigner", "lr"]

@@ -8,8 +8,8 @@ import numpy as np
 
 from analysis.core.evidence import Evidence, finished, metric_lines, snapshot_lines, snapshots
 from analysis.core.predicates import KNOWS_PARTS, knows_parts
-from analysis.core.rows import Row
-from onenet.sweeps.experiments import Cell
+from analysis.core.rows import TableRow
+from onenet.sweeps.experiments import RunSpec
 
 SMOOTH = 10  # points of the conflict rate's curve
 
@@ -45,42 +45,42 @@ class Chart:
     panels: list[Panel]
 
 
-def nms_threshold(cell: Cell) -> Points:
-    result = cell.folder.result(cell.evaluation)
+def nms_threshold(spec: RunSpec) -> Points:
+    result = spec.folder.result(spec.evaluation)
     without, rows = result["metrics"]["AP"], result.get("curves", {}).get("nms", [])
     return {iou: ap - without for iou, ap, _ in rows if None not in (ap, without)}
 
 
-def duplicates(cell: Cell) -> Points:
-    rows = cell.folder.result(cell.evaluation).get("curves", {}).get("duplicates", [])
+def duplicates(spec: RunSpec) -> Points:
+    rows = spec.folder.result(spec.evaluation).get("curves", {}).get("duplicates", [])
     return {score: count / found for score, count, found in rows if found}
 
 
-def nms_training(cell: Cell) -> Points:
-    return _by_step(cell, "nms_gain")
+def nms_training(spec: RunSpec) -> Points:
+    return _by_step(spec, "nms_gain")
 
 
-def ap_training(cell: Cell) -> Points:
-    return _by_step(cell, "AP")
+def ap_training(spec: RunSpec) -> Points:
+    return _by_step(spec, "AP")
 
 
-def _by_step(cell: Cell, metric: str) -> Points:
+def _by_step(spec: RunSpec, metric: str) -> Points:
     """Of the snapshots at which it is defined."""
-    lines = snapshot_lines(cell.folder)
+    lines = snapshot_lines(spec.folder)
     return {line["step"]: line[metric] for line in lines if metric in line}
 
 
-def changes(cell: Cell) -> Points:
+def changes(spec: RunSpec) -> Points:
     """Against the snapshot before."""
-    arrays = snapshots(cell.folder)
+    arrays = snapshots(spec.folder)
     if not arrays or not arrays["slot"].size:
         return {}
     moved = (arrays["slot"][1:] != arrays["slot"][:-1]).mean(axis=1)
     return dict(zip(arrays["steps"][1:].tolist(), (100 * moved).tolist(), strict=True))
 
 
-def conflicts(cell: Cell) -> Points:
-    lines = [line for line in metric_lines(cell.folder) if "conflicts" in line]
+def conflicts(spec: RunSpec) -> Points:
+    lines = [line for line in metric_lines(spec.folder) if "conflicts" in line]
     parts = [part for part in np.array_split(np.arange(len(lines)), SMOOTH) if len(part)]
     points = {}
     for part in parts:
@@ -91,7 +91,7 @@ def conflicts(cell: Cell) -> Points:
 
 
 STEP = "training step"
-CURVES: list[tuple[Callable[[Cell], Points], str, str, str, str]] = [
+CURVES: list[tuple[Callable[[RunSpec], Points], str, str, str, str]] = [
     (
         nms_threshold, "NMS gain against the threshold of NMS",
         "AP with class-wise NMS at each IoU, less AP without, on the same detections. A detector "
@@ -140,10 +140,10 @@ def charts(runs: Evidence) -> list[Chart]:
     return found
 
 
-def table1_by_data(runs: Evidence) -> dict[str, list[Row]]:
+def table1_by_data(runs: Evidence) -> dict[str, list[TableRow]]:
     """The rows of Table 1 on the data asked for; on the proxy's rigid shapes also on `parts`."""
     rows = runs.comparison("table1").rows
-    data = rows[0].cells[0].config.data
+    data = rows[0].specs[0].config.data
     tables = {data.shapes.kind if data.name == "shapes" else "validation images": rows}
     if "rigid" in tables:
         parts = runs.comparison("table1", *KNOWS_PARTS)
@@ -152,9 +152,9 @@ def table1_by_data(runs: Evidence) -> dict[str, list[Row]]:
     return tables
 
 
-def _series(row: Row, points: Callable[[Cell], Points]) -> Series | None:
+def _series(row: TableRow, points: Callable[[RunSpec], Points]) -> Series | None:
     """Where all seeds have a point."""
-    of_seeds = [found for cell in finished(row) if (found := points(cell))]
+    of_seeds = [found for spec in finished(row) if (found := points(spec))]
     values = defaultdict(list)
     for found in of_seeds:
         for x, y in found.items():

@@ -16,12 +16,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from analysis.core.rows import RECORDS, Comparison, Row, compare
+from analysis.core.rows import RECORDS, Comparison, TableRow, compare
 from onenet.config.compose import use_folder
 from onenet.config.schema import Config
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder, named
-from onenet.sweeps.experiments import Cell, NoRow, read_experiment
+from onenet.sweeps.experiments import NoRow, RunSpec, read_experiment
 from onenet.system.files import REPOSITORY
 
 RESULTS = REPOSITORY / "analysis" / "results"
@@ -110,7 +110,7 @@ class Evidence:
 
     @property
     def _config(self) -> Config:
-        return self.comparison("table1").cells[0].config
+        return self.comparison("table1").specs[0].config
 
     @property
     def proxy(self) -> bool:
@@ -155,11 +155,11 @@ class Evidence:
         own = {word.partition("=")[0] for word in self.overrides}
         return tuple(word for word in more if word.partition("=")[0] not in own)
 
-    def row(self, experiment: str, label: str, *more: str) -> Row:
+    def row(self, experiment: str, label: str, *more: str) -> TableRow:
         """Raises NoRow where the overrides have left no such row or made it the same as another,
         UserError where they have made several of it."""
         everything = self.comparison(experiment, *more).rows
-        rows = [row for row in everything if row.cells[0].label == label]
+        rows = [row for row in everything if row.specs[0].label == label]
         asked = " ".join(self.asked)
         if not rows:
             raise NoRow(f"{experiment} has no row '{label}' under {asked}.")
@@ -174,14 +174,14 @@ class Evidence:
         return rows[0]
 
 
-def _runs(row: Row) -> list[tuple]:
-    return [(cell.id, cell.evaluation) for cell in row.cells]
+def _runs(row: TableRow) -> list[tuple]:
+    return [(spec.id, spec.evaluation) for spec in row.specs]
 
 
-def by_seed(row: Row, metric: str) -> dict[int, float]:
+def by_seed(row: TableRow, metric: str) -> dict[int, float]:
     """seed -> value, of the runs in which the metric is defined."""
     values = row.values(metric)
-    return {cell.config.seed: values[cell.id] for cell in row.cells if cell.id in values}
+    return {spec.config.seed: values[spec.id] for spec in row.specs if spec.id in values}
 
 
 @cache
@@ -219,20 +219,20 @@ def metric_lines(folder: RunFolder) -> list[dict]:
     return lines
 
 
-def share_by_seed(row: Row, of) -> dict[int, float]:
+def share_by_seed(row: TableRow, of) -> dict[int, float]:
     """seed -> the mean of `of`(arrays) [A], where it is not NaN, over the objects that have a
     sample in the run's last snapshot, 0..1."""
     shares = {}
-    for cell in finished(row):
-        if arrays := snapshots(cell.folder):
+    for spec in finished(row):
+        if arrays := snapshots(spec.folder):
             values = of(arrays)[arrays["slot"][-1] >= 0].astype(float)
             if np.isfinite(values).any():
-                shares[cell.config.seed] = float(np.nanmean(values))
+                shares[spec.config.seed] = float(np.nanmean(values))
     return shares
 
 
-def finished(row: Row) -> list[Cell]:
-    return [cell for cell in row.cells if cell.id in row.results]
+def finished(row: TableRow) -> list[RunSpec]:
+    return [spec for spec in row.specs if spec.id in row.results]
 
 
 def nearest(arrays: dict[str, np.ndarray]) -> np.ndarray:

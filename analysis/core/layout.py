@@ -4,12 +4,12 @@ import shlex
 from pathlib import Path
 
 from analysis.core.formats import Block, Sheet
-from analysis.core.rows import Comparison, Row, Stat, elsewhere, evaluator, why_missing
+from analysis.core.rows import Comparison, Stat, TableRow, elsewhere, evaluator, why_missing
 from onenet.config.schema import Config
 from onenet.data.sizes import ImageSize
 from onenet.detectors import DETECTORS
 from onenet.runs.identity import RECIPE
-from onenet.sweeps.experiments import Cell
+from onenet.sweeps.experiments import RunSpec
 
 COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 LISTED = 12  # commands below a table
@@ -18,7 +18,7 @@ LISTED = 12  # commands below a table
 def sheet(comparison: Comparison) -> Sheet:
     """What stands on the page of a table, for people."""
     experiment, rows = comparison.experiment, comparison.rows
-    settings = [_settings(row.cells[0]) for row in rows]
+    settings = [_settings(row.specs[0]) for row in rows]
     varying = [key for key in settings[0] if len({s[key] for s in settings}) > 1]
     notes = list(dict.fromkeys(row.paper.note for row in rows if row.paper.note))
     labels = [
@@ -27,7 +27,7 @@ def sheet(comparison: Comparison) -> Sheet:
     ]
     todo = ""
     if comparison.missing:
-        root = comparison.cells[0].config.runs_root
+        root = comparison.specs[0].config.runs_root
         there = "" if Path(root).is_dir() else ", which is not there yet"
         todo = f"{missing([comparison])} Runs are looked for in {root}{there}."
     return Sheet(
@@ -46,12 +46,14 @@ def sheet(comparison: Comparison) -> Sheet:
     )
 
 
-def _main_block(rows: list[Row], labels: list[str], varying: list[tuple[str, list[str]]]) -> Block:
+def _main_block(
+    rows: list[TableRow], labels: list[str], varying: list[tuple[str, list[str]]]
+) -> Block:
     """The question of the paper: AP, what NMS adds to it, duplicates."""
     nms = any("AP_nms" in row.paper.numbers for row in rows)
     columns = [("row", labels), *varying]
     columns += [
-        ("lr", [f"{row.cells[0].config.lr:g}" for row in rows]),
+        ("lr", [f"{row.specs[0].config.lr:g}" for row in rows]),
         ("n", [_count(row) for row in rows]),
         ("AP paper", [_paper(row, "AP") for row in rows]),
         ("AP ours", [_ours(row, "AP") for row in rows]),
@@ -75,11 +77,11 @@ def _main_block(rows: list[Row], labels: list[str], varying: list[tuple[str, lis
             ("hours ours", [_ours(row, "train_hours", ".2f") for row in rows]),
         ]
     header = [name for name, _ in columns]
-    lines = [list(line) for line in zip(*(cells for _, cells in columns), strict=True)]
+    lines = [list(line) for line in zip(*(specs for _, specs in columns), strict=True)]
     return Block(header, lines, left=1 + len(varying))
 
 
-def _coco_block(rows: list[Row], labels: list[str]) -> Block:
+def _coco_block(rows: list[TableRow], labels: list[str]) -> Block:
     """All of COCO's numbers: the paper's, ours below, the gap below that."""
     lines = []
     for row, label in zip(rows, labels, strict=True):
@@ -90,9 +92,9 @@ def _coco_block(rows: list[Row], labels: list[str]) -> Block:
     return Block(["row", "", *COCO, "FPS"], lines, left=2)
 
 
-def _settings(cell: Cell) -> dict[str, str]:
+def _settings(spec: RunSpec) -> dict[str, str]:
     """What a reader must know of a row beside its label. What varies becomes a column."""
-    config, spec = cell.config, cell.evaluation
+    config, evaluation = spec.config, spec.evaluation
     shapes, limit = config.data.shapes, config.data.limit
     if config.data.name == "shapes":
         train, val = (min(n, limit or n) for n in (shapes.train_images, shapes.val_images))
@@ -102,18 +104,18 @@ def _settings(cell: Cell) -> dict[str, str]:
             f", {limit} images a split" if limit else ""
         )
     size = f"size {_size(config.size.short, config.size.ratio)}"
-    if (spec.short, spec.ratio) != (config.size.short, config.size.ratio):
-        size += f", evaluated at {_size(spec.short, spec.ratio)}"
-    scaled = spec.area == "relative" and spec.short != 512
+    if (evaluation.short, evaluation.ratio) != (config.size.short, config.size.ratio):
+        size += f", evaluated at {_size(evaluation.short, evaluation.ratio)}"
+    scaled = evaluation.area == "relative" and evaluation.short != 512
     return {
         "scale": f"preset {config.preset}" + (f", debug {config.debug}" if config.debug else ""),
-        "data": data + ("" if spec.split == "val" else f", evaluated on {spec.split}"),
-        "peaks": "3×3 peaks picked" if spec.peaks else "no peaks picked",
+        "data": data + ("" if evaluation.split == "val" else f", evaluated on {evaluation.split}"),
+        "peaks": "3×3 peaks picked" if evaluation.peaks else "no peaks picked",
         "size": size,
         "schedule": f"{config.steps} steps of {config.batch}",
         "model": _model(config),
         "assigner": _assigner(config),
-        "areas": "APs/m/l: COCO's bounds" + (f" × ({spec.short}/512)²" if scaled else ""),
+        "areas": "APs/m/l: COCO's bounds" + (f" × ({evaluation.short}/512)²" if scaled else ""),
     }
 
 
@@ -132,7 +134,7 @@ def _context(comparison: Comparison, common: list[str]) -> list[str]:
     recipes = {result["recipe"] for result in comparison.results} or {RECIPE}
     origin = [f"scored by {' and '.join(evaluators)}"] if evaluators else []
     lines = ["; ".join(common), "; ".join([*origin, *(f"recipe {r}" for r in recipes)])]
-    configs = [cell.config for cell in comparison.cells]
+    configs = [spec.config for spec in comparison.specs]
     if any(c.preset != "paper" or c.data.name != "coco" for c in configs):
         lines.append(
             "The paper's numbers are of COCO val2017 at full scale: compare the order of the "
@@ -167,9 +169,9 @@ def _commands(comparison: Comparison) -> list[str]:
     """The whole table's command, then one for each missing run, as far as they fit."""
     where = [w for w in elsewhere(comparison.overrides) if w.startswith("runs_root=")]
     lines = [f"{comparison.command}  # all of them"]
-    for cell in comparison.missing[:LISTED]:
-        reason = why_missing(cell)[:150]
-        command = " ".join([cell.command, *map(shlex.quote, where)])
+    for spec in comparison.missing[:LISTED]:
+        reason = why_missing(spec)[:150]
+        command = " ".join([spec.command, *map(shlex.quote, where)])
         lines.append(f"{command}  # {reason}" if reason else command)
     if (more := len(comparison.missing) - LISTED) > 0:
         lines.append(f"# and {more} more: {comparison.command}")
@@ -179,11 +181,11 @@ def _commands(comparison: Comparison) -> list[str]:
 def missing(comparisons: list[Comparison]) -> str:
     """How many results there are not, in a sentence."""
     count = sum(len(c.missing) for c in comparisons)
-    asked = sum(len(c.cells) for c in comparisons)
+    asked = sum(len(c.specs) for c in comparisons)
     return f"Missing: {count} of {asked} results." if count else f"All {asked} results are there."
 
 
-# --- one cell ---
+# --- one cell of the table ---
 
 
 def number(value: float | None, pattern: str = ".1f") -> str:
@@ -200,28 +202,28 @@ def with_std(ours: Stat, pattern: str = ".1f") -> str:
     return text if ours.std is None else f"{text} ± {number(ours.std, pattern.lstrip('+'))}"
 
 
-def _paper(row: Row, metric: str, pattern: str = ".1f") -> str:
+def _paper(row: TableRow, metric: str, pattern: str = ".1f") -> str:
     return number(row.paper.numbers.get(metric), pattern)
 
 
-def _ours(row: Row, metric: str, pattern: str = ".1f") -> str:
+def _ours(row: TableRow, metric: str, pattern: str = ".1f") -> str:
     ours = row.ours(metric)
     text = with_std(ours, pattern)
     return f"{text} (n = {ours.n})" if 0 < ours.n < len(row.results) else text
 
 
-def _fps(row: Row) -> str:
+def _fps(row: TableRow) -> str:
     return "" if row.fps is None else format(row.fps, ".3g")
 
 
-def _with_gain(of, row: Row) -> str:
+def _with_gain(of, row: TableRow) -> str:
     """AP(+NMS) with the gain in brackets, as the paper prints it."""
     gain = of(row, "nms_gain", "+.1f")
     return of(row, "AP_nms") + ("" if gain == "-" else f" ({gain})")
 
 
-def _count(row: Row) -> str:
-    there, asked = len(row.results), len(row.cells)
+def _count(row: TableRow) -> str:
+    there, asked = len(row.results), len(row.specs)
     return f"{there}" if there == asked else f"{there}/{asked}"
 
 

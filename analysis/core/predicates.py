@@ -9,7 +9,7 @@ from pathlib import Path
 from analysis.core import fps
 from analysis.core.evidence import Evidence, by_seed, inside, nearest, share_by_seed
 from analysis.core.intervals import paired
-from analysis.core.rows import Row
+from analysis.core.rows import TableRow
 from onenet.sweeps.experiments import NoRow
 
 NOISE = 1.0  # AP: a gain up to this is none (the bound of the issue that asked for the claims)
@@ -25,7 +25,7 @@ class Part:
     side: str
     bound: float = 0.0
     unit: str = "AP"
-    rows: tuple[Row, ...] = field(default=(), repr=False)
+    rows: tuple[TableRow, ...] = field(default=(), repr=False)
     paper: float | None = None  # the paper's own value, where it prints what that takes
     setting: str = ""  # overrides under which it is looked at, beside the person's
 
@@ -35,14 +35,14 @@ class Part:
         return f"{what} {self.side} {self.bound:g}" if self.side else what
 
 
-def gain(row: Row, side: str, bound: float = 0.0) -> Part:
+def gain(row: TableRow, side: str, bound: float = 0.0) -> Part:
     values, paper = [*by_seed(row, "nms_gain").values()], row.paper.numbers.get("nms_gain")
     return Part(f"NMS gain of {row.label}", values, side, bound, rows=(row,), paper=paper)
 
 
 def difference(
-    one: Row,
-    other: Row,
+    one: TableRow,
+    other: TableRow,
     side: str,
     bound: float = 0.0,
     metrics: tuple[str, str] = ("AP", "AP"),
@@ -59,18 +59,18 @@ def difference(
     return Part(what, paired(first, second), side, bound, unit, (one, other), paper)
 
 
-def share(row: Row, what: str, of: Callable, side: str, bound: float) -> Part:
+def share(row: TableRow, what: str, of: Callable, side: str, bound: float) -> Part:
     """In percent of the objects."""
     values = [100 * value for value in share_by_seed(row, of).values()]
     return Part(f"positives of {row.label} {what}", values, side, bound, "%", (row,))
 
 
-def frames(one: Row, other: Row, side: str, bound: float = 0.0) -> Part:
+def frames(one: TableRow, other: TableRow, side: str, bound: float = 0.0) -> Part:
     """Frames a second of one row, less those of another, in percent of the other, by rounds of
     measuring."""
-    cells = [row.cells[0] for row in (one, other)]
-    networks = [fps.network_of(cell.config, cell.evaluation) for cell in cells]
-    speeds = fps.rounds_of(fps.read(Path(cells[0].config.runs_root)), networks)
+    specs = [row.specs[0] for row in (one, other)]
+    networks = [fps.network_of(spec.config, spec.evaluation) for spec in specs]
+    speeds = fps.rounds_of(fps.read(Path(specs[0].config.runs_root)), networks)
     values = [100 * (a / b - 1) for a, b in zip(*speeds, strict=True)]
     printed = [row.paper.numbers.get("FPS") for row in (one, other)]
     paper = None if None in printed else 100 * (printed[0] / printed[1] - 1)
@@ -85,7 +85,7 @@ PREDEFINED, PREDEFINED_CLS = "predefined", "predefined + class"
 PREDICTED, PREDICTED_CLS = "predicted", "predicted + class"
 
 
-def _table1(runs: Evidence) -> dict[str, Row]:
+def _table1(runs: Evidence) -> dict[str, TableRow]:
     labels = (PREDEFINED, PREDEFINED_CLS, PREDICTED, PREDICTED_CLS)
     return {label: runs.row("table1", label) for label in labels}
 
@@ -103,7 +103,7 @@ def _no_nms_predefined(runs: Evidence) -> list[Part]:
     return [_said(part, runs, _parts(runs)) for part in _no_nms(*_on_parts(runs), "<", 1 / 2)]
 
 
-def _on_parts(runs: Evidence) -> list[Row]:
+def _on_parts(runs: Evidence) -> list[TableRow]:
     """Both pre-defined rows where there is a need to remove: on rigid shapes the centre is as good
     a sample as any, and NMS adds less than NOISE even without the class cost."""
     return [runs.row("table1", label, *_parts(runs)) for label in (PREDEFINED, PREDEFINED_CLS)]
@@ -113,7 +113,7 @@ def _parts(runs: Evidence) -> tuple[str, ...]:
     return KNOWS_PARTS if runs.data == "shapes" else ()
 
 
-def _no_nms(without: Row, with_class: Row, side: str, factor: float) -> list[Part]:
+def _no_nms(without: TableRow, with_class: TableRow, side: str, factor: float) -> list[Part]:
     gains = ("AP50_nms_gain", "AP50_nms_gain")
     ratio = difference(with_class, without, side, 0.0, gains, factor)
     return [gain(with_class, "<=", NOISE), ratio]
@@ -271,9 +271,9 @@ def _sparse(detector: str) -> Callable[[Evidence], list[Part]]:
 # --- positive samples, assigners ---
 
 
-def knows_parts(row: Row) -> bool:
+def knows_parts(row: TableRow) -> bool:
     """Is it of images in which a part shows the class?"""
-    data = row.cells[0].config.data
+    data = row.specs[0].config.data
     return data.name == "shapes" and data.shapes.kind == "parts"
 
 

@@ -12,8 +12,8 @@ from statistics import fmean, stdev
 
 from analysis.core import fps
 from onenet.errors import UserError
-from onenet.runs.identity import identity
-from onenet.sweeps.experiments import Cell, Experiment, expand
+from onenet.runs.identity import identifying_values
+from onenet.sweeps.experiments import Experiment, RunSpec, expand
 from onenet.system.files import REPOSITORY
 
 PAPER = REPOSITORY / "analysis" / "paper" / "tables.csv"
@@ -38,12 +38,12 @@ class PaperRow:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of a table: its cells differ in nothing but the seed."""
+class TableRow:
+    """A row of a table: its runs differ in nothing but the seed."""
 
     label: str
-    cells: list[Cell]
-    results: dict[str, dict]  # id -> result; only of the cells that have one
+    specs: list[RunSpec]
+    results: dict[str, dict]  # id -> result; only of the runs that have one
     paper: PaperRow
     fps: float | None = None  # of its network, on Comparison.fps_device
 
@@ -76,26 +76,26 @@ class Comparison:
     one version."""
 
     experiment: Experiment
-    rows: list[Row]
+    rows: list[TableRow]
     overrides: tuple[str, ...]  # run.py's, beside the experiment
     fps_device: str | None = None  # None: no row's FPS are known
 
     @property
     def command(self) -> str:
-        """Fills all cells; never among the committed records."""
+        """Runs what is missing; never among the committed records."""
         return command_of(self.experiment.name, elsewhere(self.overrides))
 
     @property
-    def cells(self) -> list[Cell]:
-        return [cell for row in self.rows for cell in row.cells]
+    def specs(self) -> list[RunSpec]:
+        return [spec for row in self.rows for spec in row.specs]
 
     @property
     def results(self) -> list[dict]:
         return [result for row in self.rows for result in row.results.values()]
 
     @property
-    def missing(self) -> list[Cell]:
-        return [cell for row in self.rows for cell in row.cells if cell.id not in row.results]
+    def missing(self) -> list[RunSpec]:
+        return [spec for row in self.rows for spec in row.specs if spec.id not in row.results]
 
 
 def command_of(experiment: str, overrides: Sequence[str]) -> str:
@@ -114,11 +114,11 @@ def compare(experiment: Experiment, overrides: Sequence[str] = ()) -> Comparison
     Overrides that list values (other than seeds) make a row of each value. Raises UserError for
     what cannot be compared.
     """
-    cells = expand([f"+experiment={experiment.name}", *overrides])
-    groups: dict[tuple, list[Cell]] = {}
-    for cell in cells:
-        settings = tuple(word for word in cell.overrides if not word.startswith("seed="))
-        groups.setdefault((cell.label, settings), []).append(cell)
+    specs = expand([f"+experiment={experiment.name}", *overrides])
+    groups: dict[tuple, list[RunSpec]] = {}
+    for spec in specs:
+        settings = tuple(word for word in spec.overrides if not word.startswith("seed="))
+        groups.setdefault((spec.label, settings), []).append(spec)
     paper = read_paper()
     rows = []
     for (label, settings), members in groups.items():
@@ -126,9 +126,9 @@ def compare(experiment: Experiment, overrides: Sequence[str] = ()) -> Comparison
         varied = [word for word in settings if word not in shared]
         results = {c.id: r for c in members if (r := c.folder.result(c.evaluation))}
         printed = paper.get((experiment.table, label), PaperRow({}))
-        rows.append(Row(", ".join([label, *varied]), members, results, printed))
-    networks = [fps.network_of(row.cells[0].config, row.cells[0].evaluation) for row in rows]
-    measured = fps.read(Path(cells[0].config.runs_root))
+        rows.append(TableRow(", ".join([label, *varied]), members, results, printed))
+    networks = [fps.network_of(row.specs[0].config, row.specs[0].evaluation) for row in rows]
+    measured = fps.read(Path(specs[0].config.runs_root))
     numbers, device = fps.of_networks(measured, networks)
     rows = [replace(row, fps=number) for row, number in zip(rows, numbers, strict=True)]
     comparison = Comparison(experiment, rows, tuple(overrides), device)
@@ -162,13 +162,13 @@ def _package(result: dict) -> str:
     return {"faster": "faster-coco-eval"}.get(backend, backend)
 
 
-def why_missing(cell: Cell) -> str:
-    """What is known about a cell without a result, in a line; empty if it was never started."""
-    status = cell.folder.status()
+def why_missing(spec: RunSpec) -> str:
+    """What is known about a run without a result, in a line; empty if it was never started."""
+    status = spec.folder.status()
     if status.get("state") == "failed":
         return f"failed: {' '.join((status.get('exception') or 'unknown').split())}"
     with contextlib.suppress(OSError):  # a runs root that is read-only cannot tell who runs
-        state = cell.folder.state()
+        state = spec.folder.state()
         done = "trained, but not evaluated in this way"
         return {"missing": "", "done": done}.get(state, state)
     return ""
@@ -185,10 +185,14 @@ def _value(metrics: dict, metric: str) -> float | None:
 def _require_comparable(comparison: Comparison) -> None:
     """Raises UserError that says what there is several of. Evaluators may differ in name: they give
     the same numbers, as tests/test_coco_metrics.py holds them to."""
-    table, root = comparison.experiment.table, comparison.cells[0].config.runs_root
+    table, root = comparison.experiment.table, comparison.specs[0].config.runs_root
     data = [
-        {key: value for key, value in identity(cell.config).items() if key.startswith("data.")}
-        for cell in comparison.cells
+        {
+            key: value
+            for key, value in identifying_values(spec.config).items()
+            if key.startswith("data.")
+        }
+        for spec in comparison.specs
     ]
     # What names a data set comes before its parameters, some of which exist for one kind only.
     names = ["data.name", "data.shapes.kind"]

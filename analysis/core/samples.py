@@ -11,7 +11,7 @@ from PIL import Image
 
 from analysis.core.charts import table1_by_data
 from analysis.core.evidence import Evidence, finished, inside, nearest, share_by_seed, snapshots
-from analysis.core.rows import Row
+from analysis.core.rows import TableRow
 from onenet.job import drawing
 from onenet.system.files import read_json
 
@@ -52,7 +52,7 @@ def figure6(runs: Evidence) -> Made | None:
 def positives(runs: Evidence) -> Made | None:
     """All objects of the snapshots, in one unit box, over all seeds."""
     tables = {
-        name: [row for row in rows if any(snapshots(cell.folder) for cell in finished(row))]
+        name: [row for row in rows if any(snapshots(spec.folder) for spec in finished(row))]
         for name, rows in table1_by_data(runs).items()
     }
     tables = {name: rows for name, rows in tables.items() if rows}
@@ -82,24 +82,24 @@ SAMPLES: dict[str, Callable[[Evidence], Made | None]] = {
 }
 
 
-def _shown(runs: Evidence, last: bool) -> tuple[str, int, list[tuple[Row, Path, dict]]] | None:
+def _shown(runs: Evidence, last: bool) -> tuple[str, int, list[tuple[TableRow, Path, dict]]] | None:
     """The data, the seed, and of each row the folder and listing of its pictures; of several data
     sets the `last` or the first of which there are pictures."""
     found = []
     for name, rows in table1_by_data(runs).items():
         pictures = {}
         for row in rows:
-            for cell in finished(row):
-                folder = cell.folder.path / "pictures"
+            for spec in finished(row):
+                folder = spec.folder.path / "pictures"
                 if listing := read_json(folder / "pictures.json"):
-                    pictures.setdefault(cell.config.seed, []).append((row, folder, listing))
+                    pictures.setdefault(spec.config.seed, []).append((row, folder, listing))
         if pictures:
             seed = max(pictures, key=lambda seed: (len(pictures[seed]), -seed))
             found.append((name, seed, pictures[seed]))
     return found[-1 if last else 0] if found else None
 
 
-def _grid(rows: list[tuple[Row, Path, dict]], draw: Callable, note: Callable) -> Figure:
+def _grid(rows: list[tuple[TableRow, Path, dict]], draw: Callable, note: Callable) -> Figure:
     """A line of images a row."""
     count = min(IMAGES, *(len(listing["images"]) for _, _, listing in rows))
     figure = Figure(figsize=(2.2 * count + 0.4, 2.3 * len(rows)), layout="constrained")
@@ -122,8 +122,8 @@ def _boxes(picture: Image.Image, entry: dict) -> Image.Image:
     return drawing.with_boxes(picture, entry["before_nms"])
 
 
-def _heat_map(axis: Axes, row: Row, data: str) -> None:
-    of_cells = [arrays for cell in finished(row) if (arrays := snapshots(cell.folder))]
+def _heat_map(axis: Axes, row: TableRow, data: str) -> None:
+    of_cells = [arrays for spec in finished(row) if (arrays := snapshots(spec.folder))]
     places = []
     for arrays in of_cells:
         corner, far = arrays["gt_xyxy"][:, :2], arrays["gt_xyxy"][:, 2:]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from analysis.speed.timing import Row, least_seconds
+from analysis.speed.timing import Timing, least_seconds
 from onenet.data.augment import Augmentation, View
 from onenet.data.coco import read_coco
 from onenet.data.images import ImageFiles
@@ -29,7 +29,7 @@ WHAT = (
 )
 
 
-def rows(folder: Path) -> list[Row]:
+def rows(folder: Path) -> list[Timing]:
     """`folder` holds `train2017/` and `annotations/instances_train2017.json`, as COCO does.
 
     Both sides read the same images in the same order and bring them to the same sizes. Raises
@@ -60,7 +60,7 @@ def rows(folder: Path) -> list[Row]:
     names = ("plain", "ours", "plain_raw", "ours_raw")
     rates = dict(zip(names, (images / s for s in seconds), strict=True))
     what = WHAT.format(images=images, batch=BATCH, **rates)
-    return [Row("jpeg", what, 1e3 / rates["plain"], 1e3 / rates["ours"], "ms", GOAL)]
+    return [Timing("jpeg", what, 1e3 / rates["plain"], 1e3 / rates["ours"], "ms", GOAL)]
 
 
 def plain_batch(

@@ -11,7 +11,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from analysis.speed.timing import Row, least_seconds
+from analysis.speed.timing import Timing, least_seconds
 from onenet.data.annotations import Annotations
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predictions import MAX_DETECTIONS, Predictions
@@ -25,7 +25,7 @@ OBJECTS = 7.4  # an image, on average
 TOLERANCE = 1e-9
 
 
-def rows(images: int = 5000) -> list[Row]:
+def rows(images: int = 5000) -> list[Timing]:
     """Raises AssertionError if the numbers of the two are not equal."""
     annotations, predictions = synthetic(images)
     plain, ours = seconds(annotations, predictions)
@@ -34,7 +34,7 @@ def rows(images: int = 5000) -> list[Row]:
         "image; AP without and with NMS, 12 numbers each, from arrays, one thread. Plain: two "
         "runs of pycocotools. Ours: eval.backend=faster"
     )
-    return [Row("eval", what, plain, ours, unit="s", goal=6)]
+    return [Timing("eval", what, plain, ours, unit="s", goal=6)]
 
 
 def growth(counts: tuple[int, ...] = (250, 500, 1000, 2000)) -> list[tuple[int, float, float]]:

@@ -11,7 +11,7 @@ from torchvision.models import detection
 
 from analysis.core.fps import Network, Speed, network_of
 from analysis.core.predicates import NETWORKS
-from analysis.speed.timing import Row, least_seconds
+from analysis.speed.timing import Timing, least_seconds
 from onenet.config.compose import loader, override
 from onenet.data.normalization import normalize
 from onenet.data.sizes import pad_to_multiple
@@ -42,7 +42,7 @@ WHAT = (
 )
 
 
-def rows() -> list[Row]:
+def rows() -> list[Timing]:
     size_hw = (512, 853)
     ours = our_frames(ours_at(size_hw, "resnet50", "deconv"), size_hw)
     plain = torchvision_frames("fcos", size_hw)
@@ -53,7 +53,7 @@ def rows() -> list[Row]:
         threads=torch.get_num_threads(),
         classes=CLASSES,
     )
-    return [Row("fcos", what, 1e3 * plain_seconds, 1e3 * seconds, unit="ms", goal=2.0)]
+    return [Timing("fcos", what, 1e3 * plain_seconds, 1e3 * seconds, unit="ms", goal=2.0)]
 
 
 def fps(device: str = "cpu", compared: bool = False) -> list[Speed]:

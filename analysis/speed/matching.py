@@ -4,7 +4,7 @@ import torch
 
 from analysis.speed import plain
 from analysis.speed.scenes import MAP_HW, scene
-from analysis.speed.timing import Curve, Row, least_seconds, peak_bytes
+from analysis.speed.timing import Curve, Timing, least_seconds, peak_bytes
 from onenet.assigners import make_matcher
 from onenet.costs import MatchingCost
 from onenet.ops.focal import focal_loss
@@ -18,7 +18,7 @@ def match(output: HeadOutput, targets: list[Target]):
     return make_matcher("min_cost", "keep")(MatchingCost(), output, targets)
 
 
-def matching_rows() -> list[Row]:
+def matching_rows() -> list[Timing]:
     rows = []
     for objects, goal in GOALS.items():
         output, targets = scene(BATCH, objects)
@@ -31,19 +31,21 @@ def matching_rows() -> list[Row]:
         all_classes, ours, gathered = (MS * s for s in least_seconds(*candidates))
         where = f"map 128×214, 80 classes, batch {BATCH}"
         key = f"match_n{objects}"
-        rows.append(Row(key, f"{objects} objects, {where}", all_classes, ours, "ms", goal))
-        rows.append(Row(f"{key}_gathered", "its plain gathers columns first", gathered, ours, "ms"))
+        rows.append(Timing(key, f"{objects} objects, {where}", all_classes, ours, "ms", goal))
+        rows.append(
+            Timing(f"{key}_gathered", "its plain gathers columns first", gathered, ours, "ms")
+        )
     output, targets = scene(BATCH, 20, scattered=True)
     seconds = least_seconds(lambda: plain.match(output, targets), lambda: match(output, targets))
     what = f"20 objects, boxes of any size anywhere, {where}"
-    rows.append(Row("match_n20_scattered", what, *(MS * s for s in seconds), "ms"))
+    rows.append(Timing("match_n20_scattered", what, *(MS * s for s in seconds), "ms"))
     return [*rows, _matching_memory()]
 
 
-def _matching_memory() -> Row:
+def _matching_memory() -> Timing:
     output, targets = scene(1, 100)
     peaks = [peak_bytes(lambda f=f: f(output, targets)) / MIB for f in (plain.match, match)]
-    return Row("match_n100_memory", "100 objects, one image, peak over live", *peaks, "MiB", 5.0)
+    return Timing("match_n100_memory", "100 objects, one image, peak over live", *peaks, "MiB", 5.0)
 
 
 def _check_same_matches(output: HeadOutput, targets: list[Target]) -> None:
@@ -59,13 +61,13 @@ def _check_same_matches(output: HeadOutput, targets: list[Target]) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def focal_rows() -> list[Row]:
+def focal_rows() -> list[Timing]:
     time = least_seconds(*_focal_both_ways(BATCH))
     peaks = [peak_bytes(work) / MIB for work in _focal_both_ways(1)]
     size = "[27392, 80] logits, forward and backward"
     return [
-        Row("focal", f"{size}, batch {BATCH}", *(MS * s for s in time), "ms", 4.0),
-        Row("focal_memory", f"{size}, one image, peak over live", *peaks, "MiB", 3.0),
+        Timing("focal", f"{size}, batch {BATCH}", *(MS * s for s in time), "ms", 4.0),
+        Timing("focal_memory", f"{size}, one image, peak over live", *peaks, "MiB", 3.0),
     ]
 
 

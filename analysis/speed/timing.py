@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 @dataclass(frozen=True)
-class Row:
+class Timing:
     """A line of the benchmark's table: the plain version against ours."""
 
     key: str

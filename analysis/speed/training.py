@@ -16,7 +16,7 @@ from torch import Tensor
 
 from analysis.speed import plain
 from analysis.speed.scenes import STRIDE, scene
-from analysis.speed.timing import Row
+from analysis.speed.timing import Timing
 from onenet.assigners import make_matcher
 from onenet.costs import MatchingCost
 from onenet.detectors.backbones import make_backbone
@@ -41,7 +41,7 @@ class Variant:
     plain: bool = False
 
 
-def rows() -> list[Row]:
+def rows() -> list[Timing]:
     fast = build.precision("auto", "cpu")
     precisions = list(dict.fromkeys([fast, "float32"]))
     variants = [Variant(8, precision) for precision in precisions]
@@ -49,13 +49,13 @@ def rows() -> list[Row]:
     lines = []
     for precision, step in zip(precisions, ours, strict=True):
         key, goal = ("train_step", 1.5) if precision == fast else ("train_step_float32", None)
-        lines.append(Row(key, f"{WHERE}, batch 8, ours {precision}", plainly, step, "ms", goal))
+        lines.append(Timing(key, f"{WHERE}, batch 8, ours {precision}", plainly, step, "ms", goal))
     for precision in reversed(precisions):
         (step,), (part,) = _least(Variant(2, precision))
         plain_precision = precision == "float32"
         key, goal = ("step_share", 0.03) if plain_precision else (f"step_share_{precision}", None)
         what = f"matching and losses in a step of ours, {WHERE}, batch 2, {precision}"
-        lines.append(Row(key, what, part, step, "ms", goal, at_most=True))
+        lines.append(Timing(key, what, part, step, "ms", goal, at_most=True))
     return lines
 
 

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from onenet.config.absolute import absolute, runs_root
-from onenet.config.options import Search
+from onenet.config.options import SearchConfig
 from onenet.config.schema import MODELS, Config
 from onenet.config.validate import problems
 from onenet.errors import UserError, raise_for
@@ -285,7 +285,7 @@ def _register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="sweep_schema", node={"experiment": None, "search": None})
-    store.store(name="search_schema", node=Search, package="search")
+    store.store(name="search_schema", node=SearchConfig, package="search")
     for detector, model in MODELS.items():
         store.store(name=f"{detector}_schema", node=model, package="model")
     OmegaConf.register_new_resolver("by_preset", _by_preset, replace=True)

@@ -41,7 +41,7 @@ METRICS = (
 
 
 @dataclass
-class Search:
+class SearchConfig:
     """`search` of a file in experiments/: the keys whose best values are looked for."""
 
     metric: str = key(choices=METRICS, default="AP")

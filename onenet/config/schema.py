@@ -20,7 +20,7 @@ def key(
 
 
 @dataclass
-class CostWeights:
+class CostWeightsConfig:
     cls: float = key(least=0)
     l1: float = key(least=0)
     iou: float = key(least=0)
@@ -29,59 +29,59 @@ class CostWeights:
 
 
 @dataclass
-class Cost:
+class CostConfig:
     name: str = MISSING
     terms: dict[str, Any] = field(default_factory=dict)  # the user's own: onenet/README.md
     cls_form: str = key(choices=("focal", "cross_entropy"))
-    weights: CostWeights = MISSING
+    weights: CostWeightsConfig = MISSING
     alpha: float = key(least=0, most=1)
     gamma: float = key(least=0)
     l1_format: str = key(choices=("cxcywh", "xyxy"))
 
 
 @dataclass
-class Assigner:
+class AssignerConfig:
     name: str = MISSING
     conflict: str | None = key(choices=("keep", "next_best", "drop"))
     own: dict[str, Any] | None = None
 
 
 @dataclass
-class LossWeights:
+class LossWeightsConfig:
     cls: float = key(least=0)
     l1: float = key(least=0)
     giou: float = key(least=0)
 
 
 @dataclass
-class Loss:
-    weights: LossWeights = MISSING
+class LossConfig:
+    weights: LossWeightsConfig = MISSING
     alpha: float = key(least=0, most=1)
     gamma: float = key(least=0)
     l1_format: str = key(choices=("cxcywh", "xyxy"))
 
 
 @dataclass
-class Size:
+class SizeConfig:
     short: int = key(least=32)
     ratio: float = key(least=1)
 
 
 @dataclass
-class EvalSize:
+class EvalSizeConfig:
     short: int | None = key(least=32, default=None)
     ratio: float | None = key(least=1, default=None)
 
 
 @dataclass
-class Backbone:
+class BackboneConfig:
     name: str = key(choices=("tiny", "resnet18", "resnet50", "resnet101"))
     weights: str = MISSING
     frozen: bool = MISSING
 
 
 @dataclass
-class Neck:
+class NeckConfig:
     name: str = MISSING
     channels: int = key(least=1)
     init: str = key(choices=("default", "xavier"))
@@ -89,20 +89,20 @@ class Neck:
 
 
 @dataclass
-class Head:
+class HeadConfig:
     prior: float = key(least=1e-6, most=0.999)
     box_unit: float = key(least=1e-06)
     box_bias: float = key(least=0)
 
 
 @dataclass
-class Split:
+class SplitConfig:
     images: str | None = MISSING
     annotations: str | None = MISSING
 
 
 @dataclass
-class Shapes:
+class ShapesConfig:
     kind: str = key(choices=("rigid", "parts"))
     train_images: int = key(least=1)
     val_images: int = key(least=1)
@@ -117,21 +117,21 @@ class Shapes:
 
 
 @dataclass
-class Data:
+class DataConfig:
     name: str = MISSING
     seed: int = key(least=0, most=2**63 - 1)
     root: str | None = MISSING
     limit: int | None = key(least=1)
     on_bad_image: str = key(choices=("error", "skip"))
     crowd: str = key(choices=("ignore", "drop", "keep"))
-    train: Split = MISSING
-    val: Split = MISSING
-    shapes: Shapes = MISSING
+    train: SplitConfig = MISSING
+    val: SplitConfig = MISSING
+    shapes: ShapesConfig = MISSING
     own: dict[str, Any] | None = None
 
 
 @dataclass
-class Augment:
+class AugmentConfig:
     flip: float = key(least=0, most=1)
     min_scale: float = key(least=0, most=1)
     size_step: int = key(least=1)
@@ -139,7 +139,7 @@ class Augment:
 
 
 @dataclass
-class Optim:
+class OptimConfig:
     base_lr: float = key(least=0)
     base_steps: int = key(least=1)
     base_batch: int = key(least=1)
@@ -154,8 +154,8 @@ class Optim:
 
 
 @dataclass
-class Eval:
-    size: EvalSize = MISSING
+class EvalConfig:
+    size: EvalSizeConfig = MISSING
     area: str = key(choices=("relative", "coco"))
     split: str = key(choices=("val", "train"))
     peaks: bool | None = MISSING
@@ -165,21 +165,21 @@ class Eval:
 
 
 @dataclass
-class Tracker:
+class TrackerConfig:
     name: str = key(choices=("wandb", "none"))
     project: str = MISSING
     entity: str | None = MISSING
 
 
 @dataclass
-class CenterNetModel:
+class CenterNetConfig:
     width: int = key(least=1)
     prior: float = key(least=1e-6, most=0.999)
     min_overlap: float = key(least=0, most=1)
 
 
 @dataclass
-class DeformableDETRModel:
+class DeformableDETRConfig:
     dim: int = key(least=1)
     attention_heads: int = key(least=1)
     points: int = key(least=1)
@@ -196,7 +196,7 @@ class DeformableDETRModel:
 
 
 @dataclass
-class SparseRCNNModel:
+class SparseRCNNConfig:
     dim: int = key(least=1)
     proposals: int = key(least=1)
     stages: int = key(least=1)
@@ -219,9 +219,9 @@ NAMES = {
 }
 # `model` of each detector that has settings of its own.
 MODELS = {
-    "centernet": CenterNetModel,
-    "deformable_detr": DeformableDETRModel,
-    "sparse_rcnn": SparseRCNNModel,
+    "centernet": CenterNetConfig,
+    "deformable_detr": DeformableDETRConfig,
+    "sparse_rcnn": SparseRCNNConfig,
 }
 
 
@@ -245,18 +245,18 @@ class Config:
     batch: int = key(least=1)
     precision: str = key(choices=("auto", "float32", "bf16"))
     sync_bn: bool = MISSING
-    size: Size = MISSING
-    cost: Cost = MISSING
-    assigner: Assigner = MISSING
-    loss: Loss = MISSING
-    backbone: Backbone = MISSING
-    neck: Neck = MISSING
-    head: Head = MISSING
-    data: Data = MISSING
-    augment: Augment = MISSING
-    optim: Optim = MISSING
-    eval: Eval = MISSING
-    tracker: Tracker = MISSING
+    size: SizeConfig = MISSING
+    cost: CostConfig = MISSING
+    assigner: AssignerConfig = MISSING
+    loss: LossConfig = MISSING
+    backbone: BackboneConfig = MISSING
+    neck: NeckConfig = MISSING
+    head: HeadConfig = MISSING
+    data: DataConfig = MISSING
+    augment: AugmentConfig = MISSING
+    optim: OptimConfig = MISSING
+    eval: EvalConfig = MISSING
+    tracker: TrackerConfig = MISSING
     runs_root: str | None = MISSING
     plan: bool = MISSING
     device: str = key(choices=("auto", "cpu", "cuda"))
@@ -282,9 +282,9 @@ class Config:
             "model": self.model if isinstance(self.model, dict) and self.model else None,
         }
 
-    def cost_weights(self) -> CostWeights:
+    def cost_weights(self) -> CostWeightsConfig:
         """The weights of the terms that `location` leaves: the box's or the grid point's."""
         w = self.cost.weights
         if self.location == "predefined":
-            return CostWeights(cls=w.cls, l1=0.0, iou=0.0, giou=0.0, center=w.center)
-        return CostWeights(cls=w.cls, l1=w.l1, iou=w.iou, giou=w.giou, center=0.0)
+            return CostWeightsConfig(cls=w.cls, l1=0.0, iou=0.0, giou=0.0, center=w.center)
+        return CostWeightsConfig(cls=w.cls, l1=w.l1, iou=w.iou, giou=w.giou, center=0.0)

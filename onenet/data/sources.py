@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from onenet.config.schema import Data
+from onenet.config.schema import DataConfig
 from onenet.data.coco import read_coco
 from onenet.data.images import DrawnImages, ImageSource
 from onenet.data.shapes import ShapesConfig, make_annotations
@@ -10,7 +10,7 @@ from onenet.errors import UserError
 from onenet.system.own import load
 
 
-def open_split(data: Data, split: str, cache: Path | None = None) -> ImageSource:
+def open_split(data: DataConfig, split: str, cache: Path | None = None) -> ImageSource:
     """The images of `split` (`train` or `val`), the first `data.limit` of them.
 
     The folder `cache` keeps what was read out of annotation files for the next time.
@@ -44,7 +44,7 @@ def open_split(data: Data, split: str, cache: Path | None = None) -> ImageSource
     return source
 
 
-def check_splits(data: Data, cache: Path | None = None) -> list[str]:
+def check_splits(data: DataConfig, cache: Path | None = None) -> list[str]:
     """Reads both splits of a folder; returns what was cleaned. Raises UserError as `open_split`."""
     if data.name == "shapes" or data.own is not None:
         return []

@@ -10,6 +10,7 @@ from onenet.config.schema import Config
 from onenet.runs.folder import RunFolder
 from onenet.system.context import RunContext
 from onenet.system.files import write_atomically
+from onenet.system.plural import plural
 from onenet.training import checkpoint
 from onenet.training.loop import TrainingState
 from onenet.training.stopwatch import Stopwatch
@@ -88,7 +89,7 @@ def rate_and_batch(config: Config, context: RunContext) -> str:
     factors += f" (optim.batch_rule={o.batch_rule}, {config.batch} of {o.base_batch} images)"
     by_rule = config.lr == o.base_lr * lr_scale(config) * batch_factor(config)
     return (
-        f"batch {config.batch}: {world.size} process{'es'[: 2 * (world.size > 1)]} × "
+        f"batch {config.batch}: {plural(world.size, 'process')} × "
         f"{context.accumulate} × {config.batch / pieces:g} images, {precision}; "
         f"lr {config.lr:g} = {factors if by_rule else 'as it was set'}"
     )

@@ -26,7 +26,7 @@ PLAIN = (
 )
 
 
-def identity(config: Config) -> dict:
+def identifying_values(config: Config) -> dict:
     """The values that can change what a run's training and its default evaluation give."""
     values = asdict(config)
     weights = config.cost_weights()
@@ -41,7 +41,7 @@ def identity(config: Config) -> dict:
             "alpha": config.cost.alpha if focal else None,
             "gamma": config.cost.gamma if focal else None,
             "l1_format": config.cost.l1_format if weights.l1 else None,
-            "terms": {name: own.identity(term) for name, term in config.cost.terms.items()},
+            "terms": {name: own.signature(term) for name, term in config.cost.terms.items()},
         },
         "assigner": _named(values["assigner"])
         | {"conflict": config.assigner.conflict if config.assigner.name == "min_cost" else None},
@@ -59,7 +59,7 @@ def identity(config: Config) -> dict:
         "data": _data(config, values["data"]),
     }
     if own_model := config.own_parts()["model"]:
-        kept |= {"detector": None, "model": own.identity(own_model)}
+        kept |= {"detector": None, "model": own.signature(own_model)}
     reads = detector_of(config.detector, config.model).reads
     kept |= dict.fromkeys(SELECTIVE.difference(reads))
     return {key: v for key, v in flat(kept).items() if v is not None and NEUTRAL.get(key, ...) != v}
@@ -67,7 +67,7 @@ def identity(config: Config) -> dict:
 
 def run_id(config: Config) -> str:
     """Ten hexadecimal digits of a hash over `identity`."""
-    text = json.dumps(identity(config), sort_keys=True)
+    text = json.dumps(identifying_values(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -97,14 +97,14 @@ def _named(part: dict) -> dict:
     """A part whose name chooses code; that of a user's own is a label."""
     if part["own"] is None:
         return part
-    return part | {"name": None, "own": own.identity(part["own"])}
+    return part | {"name": None, "own": own.signature(part["own"])}
 
 
 def _data(config: Config, data: dict) -> dict:
     """Digests of files instead of their paths; the parameters of drawn images."""
     kept = {"name": data["name"], "limit": data["limit"]}
     if config.data.own is not None:
-        return kept | {"name": None, "crowd": data["crowd"], "own": own.identity(data["own"])}
+        return kept | {"name": None, "crowd": data["crowd"], "own": own.signature(data["own"])}
     if config.data.name == "shapes":
         rigid = config.data.shapes.kind == "rigid"
         return kept | {

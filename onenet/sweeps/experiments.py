@@ -48,7 +48,7 @@ class Experiment:
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class RunSpec:
     """One training and one evaluation of it, as asked for."""
 
     label: str  # of the row; empty outside an experiment
@@ -106,14 +106,14 @@ def read_experiment(name: str) -> Experiment:
         ) from error
 
 
-def expand(words: Sequence[str]) -> list[Cell]:
+def expand(words: Sequence[str]) -> list[RunSpec]:
     """Every run that these words of the command line ask for, each once, in their order.
 
     `+experiment=NAME` brings in the rows of experiments/NAME.yaml. Of the other words, one that
     sets a key of the rows keeps the rows with that value; any other holds for all rows and
     multiplies them where it lists values (`seed=0,1`). Raises UserError for what cannot work.
     """
-    return cells(axes_of(words))
+    return specs_of(axes_of(words))
 
 
 def axes_of(words: Sequence[str]) -> Axes:
@@ -136,20 +136,20 @@ def _listed(override: Override) -> list[Override]:
     return values
 
 
-def cells(axes: Axes) -> list[Cell]:
+def specs_of(axes: Axes) -> list[RunSpec]:
     """As `expand`."""
     axes = dict(axes)
     names = axes.pop(f"+{GROUP}", ())
     if not names:
-        return [cell_of(combination) for combination in itertools.product(*axes.values())]
-    found: dict[tuple, Cell] = {}
+        return [spec_of(combination) for combination in itertools.product(*axes.values())]
+    found: dict[tuple, RunSpec] = {}
     for name in names:
-        for cell in _experiment_cells(read_experiment(str(name.value())), axes):
-            found.setdefault((cell.experiment, cell.label, cell.id, cell.evaluation), cell)
+        for spec in _of_experiment(read_experiment(str(name.value())), axes):
+            found.setdefault((spec.experiment, spec.label, spec.id, spec.evaluation), spec)
     return list(found.values())
 
 
-def _experiment_cells(experiment: Experiment, axes: Axes) -> list[Cell]:
+def _of_experiment(experiment: Experiment, axes: Axes) -> list[RunSpec]:
     row_axes = [axes_of(row.overrides) for row in experiment.rows]
     of_rows = {key for row in row_axes for key in row}
     for key, values in itertools.chain(*(row.items() for row in row_axes)):
@@ -166,15 +166,15 @@ def _experiment_cells(experiment: Experiment, axes: Axes) -> list[Cell]:
         raise NoRow(f"No row of experiment {experiment.name} has {said}.")
     common = axes_of(experiment.sweep) | {k: v for k, v in axes.items() if k not in of_rows}
     return [
-        cell_of((*itertools.chain(*own.values()), *combination), row.label, experiment.name)
+        spec_of((*itertools.chain(*own.values()), *combination), row.label, experiment.name)
         for row, own in chosen
         for combination in itertools.product(*common.values())
     ]
 
 
-def cell_of(overrides: Sequence[Override], label: str = "", experiment: str = "") -> Cell:
+def spec_of(overrides: Sequence[Override], label: str = "", experiment: str = "") -> RunSpec:
     """The run with these values."""
     config = loader().compose(overrides)
     said = [one for one in overrides if one.key_or_group not in WHERE and not no_option(one)]
     words = tuple(map(word, said))
-    return Cell(label, experiment, words, config, run_id(config), requested_evaluation(config))
+    return RunSpec(label, experiment, words, config, run_id(config), requested_evaluation(config))

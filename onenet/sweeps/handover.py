@@ -18,8 +18,8 @@ from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request
 from onenet.sweeps import machine
 from onenet.sweeps.launch import Statuses
-from onenet.sweeps.machine import Place
-from onenet.sweeps.plan import Planned
+from onenet.sweeps.machine import Resources
+from onenet.sweeps.plan import Run
 from onenet.sweeps.start import STOP_SECONDS, NotDone, start_here, stop
 from onenet.system.signals import SIGNALS
 
@@ -36,12 +36,12 @@ class HydrasLauncher:
         at_a_time = at_a_time if at_a_time > 0 else machine.count_cores()
         self._launch, self.options = launch, LauncherOptions(jobs=at_a_time)
 
-    def places(self, config: Config, runs: int) -> list[Place]:
+    def places(self, config: Config, runs: int) -> list[Resources]:
         threads = int(os.environ.get("OMP_NUM_THREADS", 1))
         at_a_time = max(1, min(self.options.jobs or 1, runs))
-        return [Place(config.processes or 1, threads, None)] * at_a_time
+        return [Resources(config.processes or 1, threads, None)] * at_a_time
 
-    def work(self, console: Console, todo: Sequence[Planned], free: list[Place]) -> Statuses:
+    def work(self, console: Console, todo: Sequence[Run], free: list[Resources]) -> Statuses:
         jobs = []
         for run in todo:
             values = {
@@ -63,7 +63,7 @@ class HydrasLauncher:
 
 
 @contextlib.contextmanager
-def _runs_stop_first(runs: Sequence[Planned]) -> Iterator[None]:
+def _runs_stop_first(runs: Sequence[Run]) -> Iterator[None]:
     """When the sweep is asked to stop, its runs on this machine are, and get the time to write
     their checkpoints: launchers kill what they have started."""
     before = {number: signal.getsignal(number) for number in SIGNALS}

@@ -11,10 +11,10 @@ from onenet.config.options import LauncherOptions, SlurmOptions
 from onenet.config.schema import Config
 from onenet.runs.request import note_rows
 from onenet.sweeps import machine, plan, slurm
-from onenet.sweeps.machine import Place
-from onenet.sweeps.plan import Planned
+from onenet.sweeps.machine import Resources
+from onenet.sweeps.plan import Run
 from onenet.sweeps.screen import Screen
-from onenet.sweeps.start import Handle, command, environment, share, start_here, stop
+from onenet.sweeps.start import RunProcess, command, environment, share, start_here, stop
 
 POLL = 0.5  # seconds between looks at the runs
 
@@ -26,10 +26,10 @@ class RunLauncher(Protocol):
 
     options: LauncherOptions
 
-    def places(self, config: Config, runs: int) -> list[Place]:
+    def places(self, config: Config, runs: int) -> list[Resources]:
         """One for each run at a time. Raises UserError if they cannot take place here."""
 
-    def work(self, console: Console, todo: Sequence[Planned], free: list[Place]) -> Statuses:
+    def work(self, console: Console, todo: Sequence[Run], free: list[Resources]) -> Statuses:
         """Runs them in these places; a failure stops no other run."""
 
 
@@ -39,20 +39,20 @@ class _Ours:
     def __init__(self, options: LauncherOptions):
         self.options = options
 
-    def start(self, run: Planned, place: Place) -> Handle:
+    def start(self, run: Run, place: Resources) -> RunProcess:
         raise NotImplementedError
 
-    def stop(self, console: Console, active: list[Handle]) -> None:
+    def stop(self, console: Console, active: list[RunProcess]) -> None:
         """When the sweep ends before the runs do."""
         raise NotImplementedError
 
-    def work(self, console: Console, todo: Sequence[Planned], free: list[Place]) -> Statuses:
+    def work(self, console: Console, todo: Sequence[Run], free: list[Resources]) -> Statuses:
         """As RunLauncher; `max_failures` of them end the sweep."""
         # The long ones first, so that no core idles at the end.
         waiting = sorted(todo, key=lambda run: -(run.config.steps or 0) * (1 + run.config.heads))
         most_failures = self.options.max_failures or len(todo) + 1
         free, failures = [*free], 0
-        active: list[Handle] = []
+        active: list[RunProcess] = []
         ended: Statuses = {}
         with Screen(console) as screen:
             try:
@@ -79,14 +79,14 @@ class _Ours:
 class Local(_Ours):
     """Each run in a process of this machine."""
 
-    def places(self, config: Config, runs: int) -> list[Place]:
+    def places(self, config: Config, runs: int) -> list[Resources]:
         return machine.places(config, self.options, runs)
 
-    def start(self, run: Planned, place: Place) -> Handle:
+    def start(self, run: Run, place: Resources) -> RunProcess:
         request = run.request(place.threads).write(run.folder)
-        return Handle(run, place, start_here(run.folder, request, place))
+        return RunProcess(run, place, start_here(run.folder, request, place))
 
-    def stop(self, console: Console, active: list[Handle]) -> None:
+    def stop(self, console: Console, active: list[RunProcess]) -> None:
         stop([h.process for h in active if isinstance(h.process, subprocess.Popen)])
         for handle in active:
             handle.run.folder.note_end("killed")
@@ -101,18 +101,18 @@ class Slurm(_Ours):
         super().__init__(options)
         self._cluster: slurm.Cluster | None = None
 
-    def places(self, config: Config, runs: int) -> list[Place]:
+    def places(self, config: Config, runs: int) -> list[Resources]:
         self._cluster = self._cluster or slurm.Cluster(self.options, config.root)
         return slurm.places(config, self.options, runs)
 
-    def start(self, run: Planned, place: Place) -> Handle:
+    def start(self, run: Run, place: Resources) -> RunProcess:
         assert self._cluster
         request = run.request(place.threads).write(run.folder)
         words = command(run.folder, request, place.processes)
         job = self._cluster.submit(run.folder, words, environment(place))
-        return Handle(run, place, job, on_cluster=True)
+        return RunProcess(run, place, job, on_cluster=True)
 
-    def stop(self, console: Console, active: list[Handle]) -> None:
+    def stop(self, console: Console, active: list[RunProcess]) -> None:
         jobs = [h.process.job for h in active if isinstance(h.process, slurm.SlurmJob)]
         if jobs:
             console.out(f"Slurm goes on with its jobs; to end them: scancel {' '.join(jobs)}")
@@ -120,9 +120,9 @@ class Slurm(_Ours):
 
 def run_all(
     console: Console,
-    runs: Sequence[Planned],
+    runs: Sequence[Run],
     launcher: RunLauncher,
-    free: list[Place] | None = None,
+    free: list[Resources] | None = None,
 ) -> Statuses:
     """Trains and evaluates what is missing, several at a time (in `free` places, if given)."""
     states = [(run, run.state()) for run in runs]

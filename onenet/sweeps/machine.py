@@ -14,7 +14,7 @@ NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 
 @dataclass(frozen=True)
-class Place:
+class Resources:
     """Where one run at a time takes place."""
 
     processes: int  # one a GPU, or one on the processor
@@ -22,7 +22,7 @@ class Place:
     gpus: tuple[str, ...] | None  # CUDA_VISIBLE_DEVICES; None: as it is
 
 
-def places(config: Config, options: LauncherOptions, runs: int) -> list[Place]:
+def places(config: Config, options: LauncherOptions, runs: int) -> list[Resources]:
     """As many places as runs at a time: `hydra.launcher.jobs`, or what cores and GPUs allow."""
     cores, devices = count_cores(), [] if config.device == "cpu" else gpus()
     require_gpu(config, len(devices))
@@ -42,7 +42,9 @@ def places(config: Config, options: LauncherOptions, runs: int) -> list[Place]:
     threads = threads or max(1, cores // (jobs * processes))
     return [
         # More jobs than there is room for share the GPUs.
-        Place(processes, threads, _cut(devices, job * processes, processes) if devices else None)
+        Resources(
+            processes, threads, _cut(devices, job * processes, processes) if devices else None
+        )
         for job in range(jobs)
     ]
 

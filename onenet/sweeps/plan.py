@@ -17,24 +17,25 @@ from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request
 from onenet.sweeps.estimate import Estimates, say
-from onenet.sweeps.experiments import Cell
+from onenet.sweeps.experiments import RunSpec
 from onenet.system.imports import python_path
 from onenet.system.own import TARGET
+from onenet.system.plural import plural
 
 
 @dataclass(frozen=True, eq=False)
-class Planned:
+class Run:
     """One training with all evaluations that the sweep wants of it."""
 
-    cells: list[Cell]
+    specs: list[RunSpec]
 
     @property
     def folder(self) -> RunFolder:
-        return self.cells[0].folder
+        return self.specs[0].folder
 
     @property
     def config(self) -> Config:
-        return self.cells[0].config
+        return self.specs[0].config
 
     @property
     def name(self) -> str:
@@ -42,8 +43,10 @@ class Planned:
 
     def missing(self) -> list[EvalSpec]:
         """The evaluations that are asked for and not there."""
-        wanted = [default_evaluation(self.config), *(cell.evaluation for cell in self.cells)]
-        return [spec for spec in dict.fromkeys(wanted) if not self.folder.result(spec)]
+        wanted = [default_evaluation(self.config), *(spec.evaluation for spec in self.specs)]
+        return [
+            evaluation for evaluation in dict.fromkeys(wanted) if not self.folder.result(evaluation)
+        ]
 
     def estimate(self, estimates: Estimates) -> float | None:
         """Seconds that are left of it, None if nothing finished compares with it."""
@@ -51,19 +54,19 @@ class Planned:
         return estimates.seconds(self.config, (self.config.steps or 0) - saved)
 
     def request(self, threads: int) -> Request:
-        evaluations = [cell.evaluation for cell in self.cells]
-        config, overrides = to_dict(self.config), list(self.cells[0].overrides)
-        return Request(self.cells[0].id, config, evaluations, overrides, threads, self.rows())
+        evaluations = [spec.evaluation for spec in self.specs]
+        config, overrides = to_dict(self.config), list(self.specs[0].overrides)
+        return Request(self.specs[0].id, config, evaluations, overrides, threads, self.rows())
 
     def rows(self) -> dict[str, str]:
         """The row that this training is in each experiment; the one with its default evaluation, if
         it is several."""
         default = default_evaluation(self.config)
-        cells = sorted(self.cells, key=lambda cell: cell.evaluation != default)
+        specs = sorted(self.specs, key=lambda spec: spec.evaluation != default)
         found: dict[str, str] = {}
-        for cell in cells:
-            if cell.experiment:
-                found.setdefault(cell.experiment, cell.label)
+        for spec in specs:
+            if spec.experiment:
+                found.setdefault(spec.experiment, spec.label)
         return found
 
     def state(self) -> str:
@@ -71,15 +74,15 @@ class Planned:
         return "partial" if state == "done" and self.missing() else state
 
 
-def group(cells: list[Cell]) -> list[Planned]:
-    """The trainings, each once, however many cells share it."""
-    planned: dict[str, Planned] = {}
-    for cell in cells:
-        planned.setdefault(cell.id, Planned([])).cells.append(cell)
+def group(specs: list[RunSpec]) -> list[Run]:
+    """The trainings, each once, however many specs share it."""
+    planned: dict[str, Run] = {}
+    for spec in specs:
+        planned.setdefault(spec.id, Run([])).specs.append(spec)
     return list(planned.values())
 
 
-def print_plan(console: Console, planned: list[Planned]) -> None:
+def print_plan(console: Console, planned: list[Run]) -> None:
     """One line a run: id, state, overrides, and the time that it will take. Trains nothing."""
     check(console, planned)
     root = planned[0].config.root
@@ -89,14 +92,14 @@ def print_plan(console: Console, planned: list[Planned]) -> None:
         states.append(state)
         seconds = run.estimate(estimates) if state != "done" else 0.0
         total, unknown = total + (seconds or 0), unknown + (seconds is None)
-        for cell in run.cells:
-            done = state == "done" or (trained and run.folder.result(cell.evaluation))
-            note = [f"{cell.experiment}: {cell.label}"] if cell.label else []
+        for spec in run.specs:
+            done = state == "done" or (trained and run.folder.result(spec.evaluation))
+            note = [f"{spec.experiment}: {spec.label}"] if spec.label else []
             note += [say(seconds)] if seconds and not done else []
             comment = f"  # {', '.join(note)}" if note else ""
-            words = " ".join(cell.overrides) or "(defaults)"
+            words = " ".join(spec.overrides) or "(defaults)"
             console.out(
-                f"{cell.id}  {'done' if done else state:8}{words}{comment}", highlight=False
+                f"{spec.id}  {'done' if done else state:8}{words}{comment}", highlight=False
             )
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     left = f"; {say(total)} of training one after the other" if total else ""
@@ -104,13 +107,13 @@ def print_plan(console: Console, planned: list[Planned]) -> None:
     console.out(f"{count(planned)}: {counts}{left}. In {root}", highlight=False)
 
 
-def check(console: Console, planned: Sequence[Planned]) -> None:
+def check(console: Console, planned: Sequence[Run]) -> None:
     """What is read before anything is started: the user's own parts, the data. Raises UserError."""
     check_own(planned)
     check_data(console, planned)
 
 
-def check_data(console: Console, planned: Sequence[Planned]) -> None:
+def check_data(console: Console, planned: Sequence[Run]) -> None:
     """Reads every data set that is asked for, once. Raises UserError before anything is trained."""
     seen = []
     for run in planned:
@@ -120,7 +123,7 @@ def check_data(console: Console, planned: Sequence[Planned]) -> None:
                 console.out(line, highlight=False)
 
 
-def check_own(planned: Sequence[Planned]) -> None:
+def check_own(planned: Sequence[Run]) -> None:
     """Imports the user's own parts, in a process of its own. Raises UserError, naming the one that
     cannot be imported."""
     parts = [part for run in planned for part in run.config.own_parts().values() if part]
@@ -137,17 +140,17 @@ def _import_elsewhere(*targets: str) -> None:
         raise UserError(asked.stdout.strip() or asked.stderr.strip().splitlines()[-1])
 
 
-def freeze(todo: Sequence[Planned]) -> None:
+def freeze(todo: Sequence[Run]) -> None:
     """Writes the configurations; what is edited from now on changes nothing for these runs."""
     for run in todo:
         run.folder.freeze(to_dict(run.config))
 
 
-def count(planned: Sequence[Planned]) -> str:
-    return f"{len(planned)} run{'s'[: len(planned) > 1]}"
+def count(planned: Sequence[Run]) -> str:
+    return plural(len(planned), "run")
 
 
-def require_one_root(planned: Sequence[Planned]) -> None:
-    roots = {str(cell.config.root) for run in planned for cell in run.cells}
+def require_one_root(planned: Sequence[Run]) -> None:
+    roots = {str(spec.config.root) for run in planned for spec in run.specs}
     if len(roots) > 1:
         raise UserError(f"One sweep, one runs root, but there are {len(roots)}: {sorted(roots)}")

@@ -5,7 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from onenet.sweeps.start import Handle
+from onenet.sweeps.start import RunProcess
 
 SAY_EVERY = 30  # seconds between lines where the screen is not a terminal
 COLUMNS = (
@@ -23,7 +23,7 @@ class Screen:
         self._console, self._said = console, time.monotonic()
         self._terminal = console.is_terminal
         self._bars = Progress(*COLUMNS, console=console, disable=not self._terminal, transient=True)
-        self._tasks: dict[Handle, TaskID] = {}
+        self._tasks: dict[RunProcess, TaskID] = {}
 
     def __enter__(self) -> "Screen":
         self._bars.start()
@@ -32,7 +32,7 @@ class Screen:
     def __exit__(self, *_) -> None:
         self._bars.stop()
 
-    def show(self, active: list[Handle], waiting: int) -> None:
+    def show(self, active: list[RunProcess], waiting: int) -> None:
         if self._terminal:
             for handle in active:
                 self._show(handle)
@@ -41,7 +41,7 @@ class Screen:
             parts = "; ".join(map(_progress, active))
             self._console.out(f"{parts}; {waiting} waiting", highlight=False)
 
-    def _show(self, handle: Handle) -> None:
+    def _show(self, handle: RunProcess) -> None:
         last, steps = handle.run.folder.last_metrics(), handle.run.config.steps or 0
         step = last.get("step", 0)
         note = "evaluating" if step >= steps else f"step {step}/{steps}"
@@ -51,7 +51,7 @@ class Screen:
             self._tasks[handle] = self._bars.add_task(handle.run.name, total=steps, note=note)
         self._bars.update(self._tasks[handle], completed=step, note=note)
 
-    def ended(self, handle: Handle) -> None:
+    def ended(self, handle: RunProcess) -> None:
         if handle in self._tasks:
             self._bars.remove_task(self._tasks.pop(handle))
         minutes, seconds = divmod(round(time.monotonic() - handle.started), 60)
@@ -60,7 +60,7 @@ class Screen:
         self._console.out(f"{word:8}{handle.run.name}  {minutes}:{seconds:02d}", highlight=False)
 
 
-def _progress(handle: Handle) -> str:
+def _progress(handle: RunProcess) -> str:
     step, steps = handle.run.folder.last_metrics().get("step", 0), handle.run.config.steps or 0
     elapsed = time.monotonic() - handle.started
     left = f", {elapsed / step * (steps - step) / 60:.1f} min left" if 0 < step < steps else ""

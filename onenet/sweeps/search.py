@@ -16,7 +16,7 @@ from onenet.config.validate import out_of_range
 from onenet.errors import UserError, raise_for
 from onenet.sweeps.experiments import GROUP, Axes, axes_of, is_search
 
-SETTINGS = tuple(f"search.{field.name}" for field in fields(options.Search))
+SETTINGS = tuple(f"search.{field.name}" for field in fields(options.SearchConfig))
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Search:
     """A file of experiments/ with a `search`, and what the command line made of it."""
 
     name: str
-    settings: options.Search
+    settings: options.SearchConfig
     overrides: tuple[Override, ...]  # the same for all trials
 
 
@@ -52,14 +52,14 @@ def requested(axes: Axes) -> Search | None:
     return Search(names[0], settings, tuple(one for (one,) in held.values()))
 
 
-def _composed(overrides: Sequence[Override]) -> tuple[options.Search, list[str]]:
+def _composed(overrides: Sequence[Override]) -> tuple[options.SearchConfig, list[str]]:
     """`search`, and `overrides` of the experiment. Raises UserError."""
     path = f"{GROUP}/{overrides[0].value()}"
     try:
         merged = loader().merge(overrides)
         settings = OmegaConf.to_object(merged.search)
         words = list(merged.experiment.get("overrides", []))
-        if not isinstance(settings, options.Search):
+        if not isinstance(settings, options.SearchConfig):
             raise TypeError
     except COMPOSING as error:
         raise CannotCompose(error) from error

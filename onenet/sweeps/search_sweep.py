@@ -10,7 +10,7 @@ from onenet.runs.folder import Locked
 from onenet.sweeps import plan
 from onenet.sweeps.estimate import Estimates, say
 from onenet.sweeps.launch import RunLauncher, Statuses, run_all
-from onenet.sweeps.plan import Planned
+from onenet.sweeps.plan import Run
 from onenet.sweeps.search import Search
 from onenet.sweeps.study import Study
 from onenet.sweeps.summary import failure
@@ -39,7 +39,7 @@ def print_plan(console: Console, study: Study) -> None:
     if runs:
         plan.print_plan(console, runs)
     else:
-        plan.check(console, [Planned([study.base])])
+        plan.check(console, [Run([study.base])])
     done = sum(trial.run.state() == "done" for trial in study.trials)
     left = study.count() - len(study.trials)
     base = study.base.config
@@ -104,7 +104,7 @@ def _print_results(console: Console, study: Study, ended: Statuses) -> None:
             table.add_row(str(trial.number), *values, trial.run.name)
         console.print(table)
     for run in study.runs():
-        result = run.folder.result(run.cells[0].evaluation)
+        result = run.folder.result(run.specs[0].evaluation)
         if run.state() != "done":
             console.out(f"\nNOT DONE  {run.name}: {failure(run, ended)}", highlight=False)
             console.out(f"  log: {run.folder.log_file}", highlight=False)
@@ -119,4 +119,4 @@ def _print_results(console: Console, study: Study, ended: Statuses) -> None:
     )
     if ranked:
         console.out(f"The best: {study.best()}", highlight=False)
-        console.out(f"  {ranked[0][1].run.cells[0].command}", highlight=False)
+        console.out(f"  {ranked[0][1].run.specs[0].command}", highlight=False)

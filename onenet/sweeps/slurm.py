@@ -20,7 +20,7 @@ from onenet.config.options import SlurmOptions
 from onenet.config.schema import Config
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
-from onenet.sweeps.machine import Place, require_gpu
+from onenet.sweeps.machine import Resources, require_gpu
 from onenet.system.signals import EXIT_STATUS
 
 TIME_OUTS = 100  # times that a job may reach its time limit and is queued again
@@ -30,14 +30,14 @@ SETTLE_SECONDS = 30  # until what another node wrote is seen here
 SUBMITIT = ("setup", "signal_delay_s", "srun_args")  # in hydra.launcher.more: no options of sbatch
 
 
-def places(config: Config, options: SlurmOptions, runs: int) -> list[Place]:
+def places(config: Config, options: SlurmOptions, runs: int) -> list[Resources]:
     """One for each run, or `hydra.launcher.jobs`: Slurm has the queue. GPUs are those that Slurm
     gives."""
     require_gpu(config, options.gpus)
     most = config.batch // config.accumulate  # each process needs an image
     processes = config.processes or max(1, min(options.gpus, most))
     threads = options.threads or max(1, options.cpus // processes)
-    return [Place(processes, threads, None)] * min(options.jobs or runs, runs)
+    return [Resources(processes, threads, None)] * min(options.jobs or runs, runs)
 
 
 class Cluster:

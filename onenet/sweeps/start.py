@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from onenet.runs.folder import RunFolder
-from onenet.sweeps.machine import Place
-from onenet.sweeps.plan import Planned
+from onenet.sweeps.machine import Resources
+from onenet.sweeps.plan import Run
 from onenet.system.imports import python_path
+from onenet.system.plural import plural
 
 STOP_SECONDS = 40  # for runs to write their checkpoints, when the sweep is stopped
 
@@ -30,11 +31,11 @@ class Process(Protocol):
 
 
 @dataclass(eq=False)
-class Handle:
+class RunProcess:
     """A run that was started."""
 
-    run: Planned
-    place: Place
+    run: Run
+    place: Resources
     process: Process
     on_cluster: bool = False
     started: float = field(default_factory=time.monotonic)
@@ -59,7 +60,7 @@ def command(folder: RunFolder, request: Path, processes: int) -> list[str]:
     return [*words, "-m", "onenet.job", str(folder.path), str(request)]
 
 
-def environment(place: Place) -> dict[str, str]:
+def environment(place: Resources) -> dict[str, str]:
     """What that process needs beside the variables that are there."""
     return {
         # Threads that spin starve whatever shares the cores.
@@ -70,7 +71,7 @@ def environment(place: Place) -> dict[str, str]:
     }
 
 
-def start_here(folder: RunFolder, request: Path, place: Place) -> subprocess.Popen:
+def start_here(folder: RunFolder, request: Path, place: Resources) -> subprocess.Popen:
     """Starts it; it writes to log.txt, and ends when this process does, however that ends."""
     with open(folder.log_file, "ab") as log:
         return subprocess.Popen(
@@ -95,12 +96,12 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
             process.wait()
 
 
-def share(free: list[Place]) -> str:
+def share(free: list[Resources]) -> str:
     """For example: 2 at a time, each with 1 thread"""
     processes, threads, gpus = free[0].processes, free[0].threads, free[0].gpus
     each = [
-        f"{processes} processes" if processes > 1 else "",
-        f"{len(gpus)} GPU{'s'[: len(gpus) > 1]}" if gpus else "",
-        f"{processes * threads} thread{'s'[: processes * threads > 1]}",
+        plural(processes, "process") if processes > 1 else "",
+        plural(len(gpus), "GPU") if gpus else "",
+        plural(processes * threads, "thread"),
     ]
     return f"{len(free)} at a time, each with {', '.join(filter(None, each))}"

@@ -17,8 +17,8 @@ from onenet.config.compose import loader, override, to_dict
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import flat
-from onenet.sweeps.experiments import Cell, cell_of
-from onenet.sweeps.plan import Planned
+from onenet.sweeps.experiments import RunSpec, spec_of
+from onenet.sweeps.plan import Run
 from onenet.sweeps.search import Search
 
 
@@ -26,11 +26,11 @@ from onenet.sweeps.search import Search
 class Trial:
     number: int
     values: dict[str, float]
-    run: Planned  # the same for trials with the same values
+    run: Run  # the same for trials with the same values
 
     def result(self, metric: str) -> float | None:
-        cell = self.run.cells[0]
-        return self.run.folder.result(cell.evaluation).get("metrics", {}).get(metric)
+        spec = self.run.specs[0]
+        return self.run.folder.result(spec.evaluation).get("metrics", {}).get(metric)
 
     def to_do(self) -> bool:
         """One that diverged would do so again; any other failure may have been the machine's."""
@@ -98,8 +98,8 @@ class Study:
             backend = storages.journal.JournalFileBackend(str(self._journal))
             return storages.JournalStorage(backend)
 
-    def _cell(self, values: dict[str, float]) -> Cell:
-        return cell_of([*self._held, *(override(key, value) for key, value in values.items())])
+    def _cell(self, values: dict[str, float]) -> RunSpec:
+        return spec_of([*self._held, *(override(key, value) for key, value in values.items())])
 
     def _distribution(self, key: str, limits):
         """Of Optuna's, for a range of the space. Raises UserError."""
@@ -124,16 +124,16 @@ class Study:
         return found
 
     def _add(self, params: dict[str, float]) -> None:
-        cell = self._cell(params)
-        runs = {trial.run.cells[0].id: trial.run for trial in self.trials}
-        run = runs.get(cell.id) or Planned([cell])
+        spec = self._cell(params)
+        runs = {trial.run.specs[0].id: trial.run for trial in self.trials}
+        run = runs.get(spec.id) or Run([spec])
         self.trials.append(Trial(len(self.trials), params, run))
 
     def count(self) -> int:
         """Of trials at the end. What is drawn is never thrown away."""
         return max(self.search.trials, len(self.trials))
 
-    def runs(self) -> list[Planned]:
+    def runs(self) -> list[Run]:
         return list({trial.run.name: trial.run for trial in self.trials}.values())
 
     def headline(self) -> str:

@@ -4,19 +4,19 @@ from rich.console import Console
 from rich.table import Table
 
 from onenet.sweeps import answer
-from onenet.sweeps.experiments import Cell
+from onenet.sweeps.experiments import RunSpec
 from onenet.sweeps.launch import Statuses
-from onenet.sweeps.plan import Planned
+from onenet.sweeps.plan import Run
 
 
-def print_results(console: Console, planned: list[Planned], ended: Statuses) -> None:
+def print_results(console: Console, planned: list[Run], ended: Statuses) -> None:
     """The table of a sweep's runs and its picture, what failed and why, where everything is."""
-    labels = row_labels([cell for run in planned for cell in run.cells])
+    labels = row_labels([spec for run in planned for spec in run.specs])
     rows = [
-        (labels[cell], cell, result)
+        (labels[spec], spec, result)
         for run in planned
-        for cell in run.cells
-        if (result := run.folder.result(cell.evaluation))
+        for spec in run.specs
+        if (result := run.folder.result(spec.evaluation))
     ]
     root = planned[0].config.root
     if rows:
@@ -24,8 +24,8 @@ def print_results(console: Console, planned: list[Planned], ended: Statuses) -> 
         table.add_column("run", overflow="fold")
         for name in ("lr", "AP", "AP(+NMS)", "gain", "gain AP50", "dup/obj", "time"):
             table.add_column(name, justify="right", no_wrap=True)
-        for label, cell, result in rows:
-            table.add_row(label, *_numbers(cell, result))
+        for label, spec, result in rows:
+            table.add_row(label, *_numbers(spec, result))
         console.print(table)
     failed = [run for run in planned if run.state() != "done"]
     for run in failed:
@@ -37,7 +37,7 @@ def print_results(console: Console, planned: list[Planned], ended: Statuses) -> 
     console.out(f"Everything is in {root}", highlight=False)
 
 
-def failure(run: Planned, ended: Statuses) -> str:
+def failure(run: Run, ended: Statuses) -> str:
     """Why the run is not done, in a line. `ended`: what processes of the sweep ended with."""
     status, kind = run.folder.status(), run.folder.kind()
     if run.folder.state() == "running":
@@ -52,26 +52,26 @@ def failure(run: Planned, ended: Statuses) -> str:
     return f"{how}: see its log" if run.name in ended else "not started"
 
 
-def row_labels(cells: list[Cell]) -> dict[Cell, str]:
-    """For each cell the label of its row, and the overrides that tell it from its like."""
+def row_labels(specs: list[RunSpec]) -> dict[RunSpec, str]:
+    """For each spec the label of its row, and the overrides that tell it from its like."""
     labels = {}
-    for cell in cells:
-        like = [set(other.overrides) for other in cells if other.label == cell.label]
+    for spec in specs:
+        like = [set(other.overrides) for other in specs if other.label == spec.label]
         common = set.intersection(*like) if len(like) > 1 else set()
-        own = [o for o in cell.overrides if o not in common]
-        words = " ".join(own) if not cell.label or len(like) > 1 else ""
-        labels[cell] = ", ".join(filter(None, [cell.label, words])) or "(defaults)"
+        own = [o for o in spec.overrides if o not in common]
+        words = " ".join(own) if not spec.label or len(like) > 1 else ""
+        labels[spec] = ", ".join(filter(None, [spec.label, words])) or "(defaults)"
     return labels
 
 
-def _numbers(cell: Cell, result: dict) -> list[str]:
+def _numbers(spec: RunSpec, result: dict) -> list[str]:
     m = result["metrics"]
 
     def number(name: str, pattern: str) -> str:
         return "-" if m.get(name) is None else format(m[name], pattern)
 
     return [
-        f"{cell.config.lr:.2g}",
+        f"{spec.config.lr:.2g}",
         number("AP", ".1f"),
         number("AP_nms", ".1f"),
         number("nms_gain", "+.1f"),

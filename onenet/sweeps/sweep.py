@@ -9,10 +9,10 @@ from rich.console import Console
 from onenet.config.validate import problems
 from onenet.errors import UserError, raise_for
 from onenet.sweeps import plan, search, search_sweep, summary
-from onenet.sweeps.experiments import axes_of, cells
+from onenet.sweeps.experiments import axes_of, specs_of
 from onenet.sweeps.launch import RunLauncher, run_all
 from onenet.sweeps.machine import gpus, require_gpu
-from onenet.sweeps.plan import Planned
+from onenet.sweeps.plan import Run
 
 
 def sweep(words: Sequence[str], launcher: RunLauncher) -> int:
@@ -22,7 +22,7 @@ def sweep(words: Sequence[str], launcher: RunLauncher) -> int:
     axes = axes_of(words)
     if searched := search.requested(axes):
         return search_sweep.main(console, searched, launcher)
-    runs = plan.group(cells(axes))
+    runs = plan.group(specs_of(axes))
     plan.require_one_root(runs)
     if runs[0].config.plan:
         plan.print_plan(console, runs)
@@ -34,7 +34,7 @@ def sweep(words: Sequence[str], launcher: RunLauncher) -> int:
     return 0 if all(run.state() == "done" for run in runs) else 1
 
 
-def take_part(console: Console, runs: Sequence[Planned]) -> int:
+def take_part(console: Console, runs: Sequence[Run]) -> int:
     """Does the only run as one of the processes that `torchrun` started. The exit status."""
     from onenet.job.run import work  # torch: nothing else here needs it
 

@@ -27,7 +27,7 @@ def load(part: Mapping[str, Any]) -> Callable:
     return partial(found, **{key: value for key, value in part.items() if key != TARGET})
 
 
-def identity(part: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def signature(part: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What of it counts in a run's id: target, arguments, and a digest of its module's source.
     Raises UserError if there is no such module."""
     if part is None:

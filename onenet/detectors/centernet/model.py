@@ -36,9 +36,9 @@ class CenterNet(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.neck = neck
-        self.heatmap = Head(neck.channels, width, num_classes)
-        self.size = Head(neck.channels, width, 2)
-        self.offset = Head(neck.channels, width, 2)
+        self.heatmap = CenterNetHead(neck.channels, width, num_classes)
+        self.size = CenterNetHead(neck.channels, width, 2)
+        self.offset = CenterNetHead(neck.channels, width, 2)
         nn.init.constant_(self.heatmap.output.bias, -math.log((1 - prior) / prior))
         self.loss = CenterNetLoss(min_overlap=min_overlap)
 
@@ -62,7 +62,7 @@ class CenterNet(nn.Module):
         return [CenterOutput(class_logits, size_wh, self.offset(feature), points_xy, grid_hw)]
 
 
-class Head(nn.Module):
+class CenterNetHead(nn.Module):
     """3×3 convolution, ReLU, 1×1 convolution (section 4): [B, C, H, W] -> [B, P, outputs].
 
     The answer is float32, under autocast too: bfloat16 would round sizes to 2 pixels above 256.

@@ -21,7 +21,7 @@ from onenet.config.options import LauncherOptions, SlurmOptions
 from onenet.config.validate import out_of_range
 from onenet.errors import raise_for
 from onenet.sweeps import app, launch, plan, sweep
-from onenet.sweeps.experiments import Cell, expand
+from onenet.sweeps.experiments import RunSpec, expand
 from onenet.sweeps.handover import HydrasLauncher
 from onenet.sweeps.plan import group
 from onenet.sweeps.start import NotDone
@@ -44,7 +44,7 @@ class OneNetSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        if isinstance(self.launched, RunLauncher):
+        if isinstance(self.launched, OneNetLauncher):
             launcher = self.launched.runs()
         else:
             at_a_time = self.settings.hydra.launcher.get("n_jobs", 1)
@@ -60,7 +60,7 @@ def use_loader(hydra_context: HydraContext, config: DictConfig) -> None:
     use(Loader(hydra_context.config_loader, config.hydra.job.config_name, words))
 
 
-class RunLauncher(Launcher):
+class OneNetLauncher(Launcher):
     """One of ours. Under another sweeper than ours, each job is a run of the words that it has."""
 
     kind: type[LauncherOptions]
@@ -90,31 +90,31 @@ class RunLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         use_loader(self.hydra_context, self.settings)
         jobs = [expand(words) for words in job_overrides]
-        runs = group([cell for cells in jobs for cell in cells])
+        runs = group([spec for specs in jobs for spec in specs])
         plan.require_one_root(runs)
         if runs[0].config.plan:
             plan.print_plan(Console(), runs)
             sys.exit(0)
         launch.run_all(Console(), runs, self.runs())
-        return [_returned(cells[0]) for cells in jobs]
+        return [_returned(specs[0]) for specs in jobs]
 
 
-def _returned(cell: Cell) -> JobReturn:
+def _returned(spec: RunSpec) -> JobReturn:
     """Its AP, for a sweeper that asks."""
-    result = cell.folder.result(cell.evaluation)
+    result = spec.folder.result(spec.evaluation)
     job = JobReturn(status=JobStatus.COMPLETED if result else JobStatus.FAILED)
-    problem = NotDone(f"{cell.folder.path.name} is not done: see {cell.folder.log_file}")
+    problem = NotDone(f"{spec.folder.path.name} is not done: see {spec.folder.log_file}")
     job.return_value = result["metrics"]["AP"] if result else problem
     return job
 
 
-class LocalLauncher(RunLauncher):
+class LocalLauncher(OneNetLauncher):
     """hydra/launcher=local"""
 
     kind, made = LauncherOptions, launch.Local
 
 
-class SlurmLauncher(RunLauncher):
+class SlurmLauncher(OneNetLauncher):
     """hydra/launcher=slurm"""
 
     kind, made = SlurmOptions, launch.Slurm
