@@ -208,7 +208,7 @@ def test_centernet_is_trained_as_onenet_is():
         (["detector=sparse_rcnn", "data.crowd=ignore"], "data.crowd=ignore", "drop"),
         (["detector=sparse_rcnn", "eval.peaks=true"], "eval.peaks", "leave it out"),
         (["detector=centernet", "cost=loc_only"], "cost=loc_only", "leave it out"),
-        (["detector=sparse_rcnn", "model.proposal=5"], "model.proposal", "SparseRCNNModel"),
+        (["detector=sparse_rcnn", "model.proposal=5"], "model.proposal", "SparseRCNNConfig"),
         (["detector=sparse_rcnn", "model.proposals=5.5"], "model.proposals=5.5", "Integer"),
         (["detector=sparse_rcnn", "model=small"], "model=small", "model.proposals"),
         (["backbone.weights=run:12"], "weights=run:12", "run:ID"),

@@ -170,7 +170,7 @@ def test_the_digest_follows_the_content_of_a_file(tmp_path):
 
 def test_a_key_added_later_at_its_neutral_value_keeps_old_ids(monkeypatch):
     before = run_id(compose([]))
-    known = identity.identity
+    known = identity.identifying_values
 
     def with_new_key(config):
         values = {**known(config), "novelty": 1.0}
