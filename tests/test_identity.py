@@ -176,7 +176,7 @@ def test_a_key_added_later_at_its_neutral_value_keeps_old_ids(monkeypatch):
         values = {**known(config), "novelty": 1.0}
         return {k: v for k, v in values.items() if identity.NEUTRAL.get(k, ...) != v}
 
-    monkeypatch.setattr(identity, "identity", with_new_key)
+    monkeypatch.setattr(identity, "identifying_values", with_new_key)
     assert run_id(compose([])) != before
     monkeypatch.setitem(identity.NEUTRAL, "novelty", 1.0)
     assert run_id(compose([])) == before
