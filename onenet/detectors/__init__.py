@@ -1,4 +1,4 @@
-"""Images to outputs: backbones, necks, OneNet and the detectors beside it, and which there are."""
+"""From images to outputs: backbones, necks, OneNet, the other detectors, and a list of them all."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onenet.costs import MatchingCost, Pairs, normalized
+from onenet.costs import MatchingCost, Pairs, normalized_coordinates
 from onenet.structures import HeadOutput, Target
 
 TILE = 16
@@ -146,14 +146,14 @@ def _lower_bound(cost: MatchingCost, tiles: _Tiles, target: Target, whwh: Tensor
     if w.cls:
         bound += w.cls * cost.class_cost(tiles.logits.amax(dim=1)).t()[tiles.column]
     if w.l1:
-        numbers = normalized(tiles.sides.movedim(0, -1), whwh, cost.l1_format)
-        bound += w.l1 * _least_distance(numbers, normalized(gt, whwh, cost.l1_format))
+        numbers = normalized_coordinates(tiles.sides.movedim(0, -1), whwh, cost.l1_format)
+        bound += w.l1 * _least_distance(numbers, normalized_coordinates(gt, whwh, cost.l1_format))
     if w.iou or w.giou:
         iou, giou = _most_iou_and_giou(tiles.sides.amin(dim=1), tiles.sides.amax(dim=1), gt)
         bound += w.iou * (1 - iou) + w.giou * (1 - giou)
     if w.center:
         points = [xy / unit for xy, unit in zip(tiles.points, whwh, strict=False)]
-        bound += w.center * _least_distance(points, normalized(gt, whwh, "cxcywh")[:2])
+        bound += w.center * _least_distance(points, normalized_coordinates(gt, whwh, "cxcywh")[:2])
     return bound - ROUNDING * (1 + bound.abs())
 
 
