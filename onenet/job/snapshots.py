@@ -96,7 +96,7 @@ class Snapshots:
 
         try:
             predicted = predict(
-                model, self.dataset, batch=16, peaks=self.peaks, context=self.context, see=note
+                model, self.dataset, batch=16, peaks=self.peaks, context=self.context, on_batch=note
             )
         except UserError:  # of a bad image, or because all of them are
             if self.dataset.on_bad_image == "error":
