@@ -47,10 +47,10 @@ def predict(
         see(loaded, output)
         sizes_hw = [target.size_hw for target in loaded.targets]
         answers = top_k(output, sizes_hw, MAX_DETECTIONS, peaks)
-        for detections, target, original_hw, stands_in in zip(
-            answers, loaded.targets, loaded.original_hw, loaded.stands_in, strict=True
+        for detections, target, original_hw, is_substitute in zip(
+            answers, loaded.targets, loaded.original_hw, loaded.is_substitute, strict=True
         ):
-            if stands_in:
+            if is_substitute:
                 continue
             to_original = np.tile(np.array(original_hw[::-1]) / target.size_hw[::-1], 2)
             boxes = detections.boxes_xyxy.cpu().double().numpy() * to_original

@@ -86,7 +86,7 @@ class Snapshots:
             targets = [target.to(self.context.device) for target in batch.targets]
             matches = self.loss.match(output, targets)
             for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
-                if not batch.stands_in[image]:
+                if not batch.is_substitute[image]:
                     at = number[target.image_id]
                     found[at] = (
                         _objects(target, self.dataset, at),
@@ -114,8 +114,8 @@ def _objects(target: Target, dataset: DetectionDataset, number: int) -> dict[str
     parts = np.full((count, 4), np.nan, dtype=np.float32)
     if annotations.parts_xyxy is not None:
         rows, view = annotations.rows(number), dataset.view(0, number)
-        _, left = view.place(annotations.boxes_xyxy[rows])
-        placed, _ = view.place(annotations.parts_xyxy[rows])
+        _, left = view.transform_boxes(annotations.boxes_xyxy[rows])
+        placed, _ = view.transform_boxes(annotations.parts_xyxy[rows])
         parts = placed[left & ~annotations.crowd[rows]]
     return {
         "image_id": np.full(count, target.image_id),
