@@ -15,6 +15,7 @@ from onenet.data.images import ImageFiles, missing_files
 from onenet.data.index import Content, read_with_index
 from onenet.data.instances import load_instances
 from onenet.errors import UserError
+from onenet.system.plural import plural
 
 REQUIRED_KEYS = {  # of every entry in each list of the file
     "images": ("id", "file_name", "width", "height"),
@@ -209,8 +210,7 @@ def _file_names(where: str, images: list) -> list[str]:
 
 
 def _unique_ids(where: str, kind: str, entries: list) -> np.ndarray:
-    """Returns the ids of images or categories, [len(entries)] int64. Raises UserError if one is
-    repeated."""
+    """Returns the ids of images or categories, [len(entries)] int64; each must be unique."""
     values = _column(where, kind, entries, "id")
     index = _first_index(not _is_integer(value) for value in values)
     if index is not None:
@@ -277,8 +277,8 @@ def _count_boxes(entries: list, mask: np.ndarray, problem: str) -> str:
     names = [_entry_name("annotations", entries, index) for index in examples]
     ids = ", ".join(name.removeprefix("annotation id ") for name in names)
     ids += ", …" if count > len(examples) else ""
-    boxes, label = ("box", "annotation id") if count == 1 else ("boxes", "annotation ids")
-    return f"{count} {boxes} {problem} ({label} {ids})"
+    label = "annotation id" if count == 1 else "annotation ids"
+    return f"{plural(count, 'box')} {problem} ({label} {ids})"
 
 
 def _entry_name(kind: str, entries: Sequence[dict], index: int) -> str:

@@ -30,7 +30,7 @@ from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import Locked, RunFolder, owner
 from onenet.runs.identity import run_id
 from onenet.runs.request import Request, all_rows
-from onenet.system.distributed import World, first_of_all, join
+from onenet.system.distributed import World, is_first_process, join
 from onenet.system.files import write_json
 from onenet.system.memory import keep_freed_memory
 from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest
@@ -49,7 +49,7 @@ class Job:
         self.config: Config = from_dict(upgrade(request.config))
         self.context = build.context(self.config, world)
         problem = self._other_run() if world.first else None
-        if problem := world.share(problem):
+        if problem := world.broadcast(problem):
             raise UserError(problem)
 
     def _other_run(self) -> str | None:
@@ -112,7 +112,7 @@ class Job:
                         steps=self.config.steps, threads=self.request.threads,
                         processes=self.world.size, exception=None, traceback=None, **owner(),
                     )  # fmt: skip
-                done = self.world.share(done)
+                done = self.world.broadcast(done)
                 self._train_and_evaluate(trained=done)
             except BaseException as error:
                 self.stop.note_only()
@@ -137,7 +137,7 @@ class Job:
                     stack.enter_context(self.folder.lock())
                 except Locked:
                     free = False
-            if not self.world.share(free):
+            if not self.world.broadcast(free):
                 raise Locked(self.folder.path)
             yield
 
@@ -154,7 +154,7 @@ class Job:
         if status.get("evaluation_error" if trained else "exception"):
             return
         kind = kind_of(error)
-        killed = kind == "failed" and self.world.has_lost_one()
+        killed = kind == "failed" and self.world.has_lost_process()
         if trained:
             word = "another process of this run was killed" if killed else described(error)
             self.folder.set_status(evaluation_error=word)
@@ -182,7 +182,7 @@ class Job:
                     progress = self._train(model, validation)
             default = default_evaluation(self.config)
             for spec in dict.fromkeys([default, *self.request.evaluations]):
-                if not world.share(bool(folder.result(spec))):
+                if not world.broadcast(bool(folder.result(spec))):
                     self._evaluate(model, progress, spec, validation)
             if not world.first:
                 return
@@ -219,7 +219,7 @@ class Job:
         """From the checkpoint if there is one, else from the beginning."""
         optimizer = build.optimizer(self.config, model)
         usable = checkpoint.find(self.folder, self.id) if self.world.first else None
-        if not (usable := self.world.share(usable)):
+        if not (usable := self.world.broadcast(usable)):
             return TrainingState(optimizer)
         progress = checkpoint.load(usable, model, optimizer, self.context.device)
         self._print(f"resumed at step {progress.step}")
@@ -266,7 +266,7 @@ class Job:
             hooks,
             clip=config.optim.clip,
         )
-        world.share_weights(model)
+        world.broadcast_weights(model)
         progress = state.progress
         progress.bad_images = sorted({*chain(*world.gather(progress.bad_images))})
         return progress
@@ -296,7 +296,7 @@ def work(folder: RunFolder, request: Request, device: str) -> int:
         try:
             job = Job(folder, request, join(build.device(device)), stop)
         except Exception as error:
-            if first_of_all():
+            if is_first_process():
                 refuse(folder, error)
             raise
         job.run()
