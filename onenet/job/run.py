@@ -115,7 +115,7 @@ class Job:
                 done = self.world.broadcast(done)
                 self._train_and_evaluate(trained=done)
             except BaseException as error:
-                self.stop.note_only()
+                self.stop.defer_forever()
                 self._write_down(error, trained=done)
                 raise
             if not done and self.world.first:
@@ -178,7 +178,7 @@ class Job:
             if trained:
                 progress = checkpoint.load_trained(folder, self.id, model, self.context.device)
             else:
-                with self.stop.deferred():
+                with self.stop.defer():
                     progress = self._train(model, validation)
             default = default_evaluation(self.config)
             for spec in dict.fromkeys([default, *self.request.evaluations]):

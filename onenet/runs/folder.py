@@ -107,7 +107,7 @@ class RunFolder:
         except (OSError, ValueError, yaml.YAMLError, UserError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"{self.config_file} is not a valid run configuration: {reason}\n"
+                f"{self.config_file} is not the configuration of a run: {reason}\n"
                 "Move the folder away, then repeat the command to start the run afresh."
             ) from error
 

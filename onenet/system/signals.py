@@ -19,7 +19,7 @@ class Preempted(BaseException):
 
 
 class StopRequest:
-    """Records the signal that asked to stop. Outside `deferred`, a signal raises Preempted at once.
+    """Records the signal that asked to stop. Outside `defer`, a signal raises Preempted at once.
 
     `once`: signals after the first do nothing. If a whole process group is signalled, its runs get
     a second signal from their sweep, which must not interrupt their last writes.
@@ -33,12 +33,12 @@ class StopRequest:
         for number in SIGNALS:
             signal.signal(number, self._handle)
 
-    def note_only(self) -> None:
+    def defer_forever(self) -> None:
         """Makes all later signals only set `reason`, because the run is ending anyway."""
         self._deferred = True
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
+    def defer(self) -> Iterator[None]:
         """Makes signals only set `reason` inside the block, which checks it and stops by itself."""
         self._deferred = True
         try:
