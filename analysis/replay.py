@@ -37,7 +37,7 @@ from onenet.detectors import DETECTORS
 from onenet.errors import UserError
 from onenet.job import build
 from onenet.runs.folder import RunFolder
-from onenet.runs.identity import flat
+from onenet.runs.identity import flatten
 from onenet.structures import HeadOutput, Target
 from onenet.sweeps.experiments import axes_of
 
@@ -178,7 +178,7 @@ def config_with(values: dict, overrides: Sequence[Override]) -> Config:
     """
     whole = {one.key_or_group for one in overrides}
     own = {key: values.get(key) for key in ("preset", "detector", "reference")}
-    own |= {"data": "shapes"} | flat({key: values[key] for key in MATCHING if key not in whole})
+    own |= {"data": "shapes"} | flatten({key: values[key] for key in MATCHING if key not in whole})
     return loader().compose([*(override(k, v) for k, v in own.items()), *overrides])
 
 

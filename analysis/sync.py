@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from onenet.errors import UserError
-from onenet.runs.folder import RunFolder, named
+from onenet.runs.folder import RunFolder, find_runs
 from onenet.system.files import REPOSITORY
 from onenet.tracking.tracker import BUSY, UNANSWERED, rebuild_mirror
 
@@ -64,7 +64,7 @@ def chosen(root: Path, words: Sequence[str]) -> list[RunFolder]:
     folders = [RunFolder(file.parent) for file in sorted(configs)]
     if not folders:
         raise UserError(f"There is no run in {root}.")
-    return named(root, folders, words) or folders
+    return find_runs(root, folders, words) or folders
 
 
 def sync(folders: Sequence[RunFolder], seconds: float) -> int:

@@ -93,7 +93,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_previous_one(folder, damage
     assert progress.step == 2
     straight = Run().train(until=2)
     assert_equal(run.model.state_dict(), straight.model.state_dict())
-    assert f"passed over {folder.checkpoint_file}" in capsys.readouterr().out
+    assert f"skipped {folder.checkpoint_file}" in capsys.readouterr().out
 
 
 def test_another_runs_checkpoint_is_passed_over_and_named(folder, capsys):

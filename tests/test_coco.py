@@ -325,8 +325,7 @@ def test_an_image_id_that_stands_twice_is_named_with_both_files(tmp_path):
     data = content()
     data["images"][1]["id"] = 7
     message = message_of(tmp_path, data)
-    assert "id 7 stands twice" in message
-    assert "'b.png' and 'a.png'" in message
+    assert "images has id 7 twice, for 'b.png' and 'a.png'" in message
 
 
 def test_a_category_without_id_or_name_or_twice_is_named(tmp_path):
@@ -337,7 +336,7 @@ def test_a_category_without_id_or_name_or_twice_is_named(tmp_path):
     assert "category id 3 has no name" in message
     twice = [{"id": 3, "name": "car"}, {"id": 3, "name": "bus"}]
     message = message_of(tmp_path, base | {"categories": twice})
-    assert "id 3 stands twice in categories, for 'car' and 'bus'" in message
+    assert "categories has id 3 twice, for 'car' and 'bus'" in message
 
 
 def test_an_unknown_image_id_is_named_with_the_ids_known(tmp_path):
@@ -522,7 +521,7 @@ def test_an_image_of_another_size_than_annotated_is_bad(tmp_path):
     path, data = one_image(tmp_path, "a.png", (41, 20))
     save_halves(path, "RGB")
     source = read(tmp_path, data, images=False)
-    with pytest.raises(BadImage, match="a.png is 40×20, its annotations say 41×20"):
+    with pytest.raises(BadImage, match="a.png is 40×20, but its annotations say 41×20"):
         source.read(0)
     with pytest.raises(UserError, match="None of the 1 images can be read.*a.png"):
         DetectionDataset(source, ImageSize(32, 2.0))[0, 0]

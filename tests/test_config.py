@@ -77,8 +77,8 @@ def test_the_released_codes_differences_are_one_word():
     paper, released = (to_dict(compose(words + more)) for more in ([], ["reference=released"]))
     different = {
         key: value
-        for key, value in identity.flat(released).items()
-        if value != identity.flat(paper)[key]
+        for key, value in identity.flatten(released).items()
+        if value != identity.flatten(paper)[key]
     }
     assert different == {
         "reference": "released",

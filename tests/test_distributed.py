@@ -160,7 +160,7 @@ def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch):
     assert join() == ALONE == World(0, 1)
     assert ALONE.first
     assert ALONE.gather("x") == ["x"]
-    assert ALONE.share("x") == "x"
+    assert ALONE.broadcast("x") == "x"
     model = nn.Linear(1, 1)
     assert ALONE.parallel(model, sync_bn=True) is model
 
@@ -289,10 +289,10 @@ def test_a_process_that_is_killed_is_how_the_run_ended(tmp_path):
 def test_who_has_ended_is_seen(monkeypatch):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    assert World(0, 2, neighbours=(os.getpid(), ended.pid)).has_lost_one()
+    assert World(0, 2, neighbours=(os.getpid(), ended.pid)).has_lost_process()
     monkeypatch.setattr("onenet.system.distributed.LOST_TRIES", 2)
-    assert not World(0, 2, neighbours=(os.getpid(),)).has_lost_one()
-    assert not ALONE.has_lost_one()
+    assert not World(0, 2, neighbours=(os.getpid(),)).has_lost_process()
+    assert not ALONE.has_lost_process()
 
 
 @pytest.mark.slow
@@ -345,11 +345,11 @@ def _as_one_of_several(folder: Path) -> None:
     torch.set_num_threads(1)
     model = nn.Linear(1, 1)
     nn.init.constant_(model.weight, float(world.rank))
-    world.share_weights(model)
+    world.broadcast_weights(model)
     left = {
         "learnt": {accumulate: learn(world, accumulate) for accumulate in (1, 2)},
         "metrics": predicted_alone(world),
-        "shared": world.share(f"from {world.rank}"),
+        "shared": world.broadcast(f"from {world.rank}"),
         "gathered": world.gather(world.rank),
         "weight": model.weight.item(),
     }

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from onenet.system.imports import hidden
+from onenet.system.imports import block_import
 
 
 def test_a_hidden_module_is_not_found_and_comes_back(monkeypatch):
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    with hidden("colorsys"), pytest.raises(ImportError):
+    with block_import("colorsys"), pytest.raises(ImportError):
         import colorsys
     import colorsys
 
@@ -22,7 +22,7 @@ def test_a_hidden_module_is_not_found_and_comes_back(monkeypatch):
 def test_what_was_imported_before_stays():
     import json
 
-    with hidden("json"):
+    with block_import("json"):
         import json as again
     assert again is json
     assert sys.modules["json"] is json

@@ -8,7 +8,7 @@ import re
 from analysis import keys
 from onenet.config.compose import compose, to_dict
 from onenet.config.schema import MODELS
-from onenet.runs.identity import flat
+from onenet.runs.identity import flatten
 
 
 def test_the_page_is_up_to_date():
@@ -20,6 +20,7 @@ def test_every_key_is_there():
     named = set(re.findall(r"^\| `([\w.]+)` \|", keys.PAGE.read_text(), re.MULTILINE))
     for words in ([], *([f"detector={detector}"] for detector in MODELS)):
         found = {
-            re.sub(r"(optim\.lr_factors)\..*", r"\1", key) for key in flat(to_dict(compose(words)))
+            re.sub(r"(optim\.lr_factors)\..*", r"\1", key)
+            for key in flatten(to_dict(compose(words)))
         }
         assert found <= named

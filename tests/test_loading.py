@@ -136,7 +136,7 @@ def test_a_jpeg_cut_off_anywhere_is_bad_and_named(tmp_path):
 
 def test_a_jpeg_of_another_size_than_annotated_is_bad(tmp_path):
     scenery((64, 80)).save(tmp_path / "a.jpg")
-    with pytest.raises(BadImage, match=r"a\.jpg is 80×64, its annotations say 81×64"):
+    with pytest.raises(BadImage, match=r"a\.jpg is 80×64, but its annotations say 81×64"):
         files(tmp_path, ["a.jpg"], [(64, 81)]).read(0)
 
 
@@ -400,8 +400,10 @@ def test_the_step_between_sizes_scales_with_the_size(short, sizes):
 
 def test_what_a_crop_leaves_nothing_of_is_no_object():
     view = View((10.0, 0.0, 50.0, 40.0), (80, 80), flip=True)
-    boxes, left = view.place(np.array([[0, 0, 10, 40], [0, 5, 20, 50], [60, 0, 70, 9.0]]))
-    assert left.tolist() == [False, True, False]
+    boxes, visible = view.transform_boxes(
+        np.array([[0, 0, 10, 40], [0, 5, 20, 50], [60, 0, 70, 9.0]])
+    )
+    assert visible.tolist() == [False, True, False]
     assert boxes.dtype == np.float32
     assert boxes[1].tolist() == [60, 10, 80, 80]
 

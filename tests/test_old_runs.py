@@ -25,7 +25,7 @@ from onenet.config.upgrade import LATER, NEUTRAL, upgrade
 from onenet.errors import UserError
 from onenet.job.run import Job, work
 from onenet.runs.folder import RunFolder
-from onenet.runs.identity import flat, run_id
+from onenet.runs.identity import flatten, run_id
 from onenet.sweeps import plan, summary
 from onenet.sweeps.experiments import expand
 from onenet.system.distributed import ALONE
@@ -205,8 +205,8 @@ def test_what_does_not_count_is_what_this_command_asks_for(folder):
 
 def test_every_key_that_came_later_has_its_neutral_value():
     """A key that is new since ae34722 must be entered in LATER."""
-    old = flat(yaml.safe_load((OLD / "config.yaml").read_text()))
-    now = flat(to_dict(compose([])))
+    old = flatten(yaml.safe_load((OLD / "config.yaml").read_text()))
+    now = flatten(to_dict(compose([])))
     assert {key for key in now.keys() - old.keys() if key not in LATER} == set()
     assert set(LATER) <= now.keys() | {"model", "optim.lr_factors", "cost.terms"}
 

@@ -95,7 +95,7 @@ def test_boxes_are_those_computed_by_hand(voc, tmp_path, capsys):
     assert val["annotations"][0]["bbox"] == [4, 4, 1, 1]  # one pixel
     printed = capsys.readouterr().out.strip()
     assert len(printed.splitlines()) == 1
-    assert f"{out}: 2 train images with 3 boxes, 1 val images with 1 boxes, 3 classes" in printed
+    assert f"{out}: 2 train images with 3 boxes, 1 val image with 1 box, 3 classes" in printed
 
 
 def test_the_result_is_read_as_a_coco_folder(voc, tmp_path):
@@ -158,7 +158,7 @@ def test_other_splits_can_be_chosen_and_an_overlap_is_said(voc, tmp_path, capsys
     out = tmp_path / "out"
     assert main([str(voc), str(out), "--train", "trainval"]) == 0
     assert len(converted(out, "train")["images"]) == 3
-    assert "1 images are in both splits" in capsys.readouterr().out
+    assert "Warning: 1 image in both splits." in capsys.readouterr().out
 
 
 def test_without_image_sets_a_fifth_is_val_the_same_one_each_time(tmp_path, capsys):
@@ -188,7 +188,7 @@ def test_without_image_sets_a_fifth_is_val_the_same_one_each_time(tmp_path, caps
 def test_a_folder_above_is_pointed_to_the_right_one(tmp_path, capsys, nesting):
     add_image(tmp_path / nesting, "000005", voc_object("cat", 1, 1, 5, 5))
     message = error_of(capsys, tmp_path, tmp_path / "out")
-    assert f"Do you mean {tmp_path / nesting} ?" in message
+    assert f"Did you mean {tmp_path / nesting} ?" in message
 
 
 def test_a_folder_that_is_no_voc_is_said(tmp_path, capsys):
@@ -218,7 +218,7 @@ def test_a_split_cannot_be_chosen_without_image_sets(tmp_path, capsys):
 
 def test_one_image_cannot_be_split(tmp_path, capsys):
     add_image(tmp_path / "voc", "a", voc_object("cat", 1, 1, 5, 5))
-    assert "holds 1 files *.xml" in error_of(capsys, tmp_path / "voc", tmp_path / "out")
+    assert "holds 1 file *.xml" in error_of(capsys, tmp_path / "voc", tmp_path / "out")
 
 
 def test_no_object_at_all_is_an_error(tmp_path, capsys):

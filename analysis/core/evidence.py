@@ -20,7 +20,7 @@ from analysis.core.rows import RECORDS, Comparison, TableRow, compare
 from onenet.config.compose import use_folder
 from onenet.config.schema import Config
 from onenet.errors import UserError
-from onenet.runs.folder import RunFolder, named
+from onenet.runs.folder import RunFolder, find_runs
 from onenet.sweeps.experiments import NoRow, RunSpec, read_experiment
 from onenet.system.files import REPOSITORY
 
@@ -85,7 +85,7 @@ def named_runs(root: Path, words: Sequence[str]) -> list[RunFolder]:
         elif word not in known and "=" in word:
             raise UserError(f"There is no run {word} in {root}. Did you mean: -- {word}?")
         else:
-            found += named(root, folders, [word])
+            found += find_runs(root, folders, [word])
     return list(dict.fromkeys(found))
 
 

@@ -1,1 +1,1 @@
-"""Files to batches: the built-in shapes and COCO-format folders, sizes, normalisation."""
+"""From files to batches: the built-in shapes, data in COCO format, sizes, normalisation."""

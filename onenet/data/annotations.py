@@ -1,4 +1,4 @@
-"""The objects of a data set, in arrays, whatever it was read from.
+"""The ground-truth objects of a data set as arrays, independent of the source format.
 
 I images, A annotations, K classes.
 """
@@ -11,19 +11,19 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Annotations:
-    """All objects of all images. The annotations of image i stand at `rows(i)`."""
+    """All objects of all images. `rows(i)` selects those of image i."""
 
     category_ids: Sequence[int]  # [K] ascending, gaps allowed; label k is category_ids[k]
     category_names: Sequence[str]  # [K]
     image_ids: np.ndarray  # [I] int64, as in the file
     sizes_hw: np.ndarray  # [I, 2] int64 pixels
-    first: np.ndarray  # [I + 1] int64, where the annotations of each image start
-    boxes_xyxy: np.ndarray  # [A, 4] float64 pixels as in the file, may leave the image
+    first: np.ndarray  # [I + 1] int64, index of the first annotation of each image, then A
+    boxes_xyxy: np.ndarray  # [A, 4] float64 pixels as in the file, may extend past the image
     labels: np.ndarray  # [A] int64 in 0..K-1
-    areas: np.ndarray  # [A] float64 square pixels, of the mask where the file has one
+    areas: np.ndarray  # [A] float64 square pixels, of the mask if the file gives it
     crowd: np.ndarray  # [A] bool
-    parts_xyxy: np.ndarray | None = None  # [A, 4] the part that shows the class, where known
-    report: Sequence[str] = field(default=())  # what was cleaned, a sentence each
+    parts_xyxy: np.ndarray | None = None  # [A, 4] the part that shows the class, if known
+    report: Sequence[str] = field(default=())  # one sentence for each kind of cleaning
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -32,7 +32,7 @@ class Annotations:
         return slice(self.first[image], self.first[image + 1])
 
     def limit(self, count: int | None) -> "Annotations":
-        """The first `count` images (all if None)."""
+        """Returns the first `count` images (all if None)."""
         if count is None or count >= len(self):
             return self
         end = self.first[count]
@@ -51,28 +51,28 @@ class Annotations:
         )
 
     def to_coco(self) -> dict:
-        """A COCO `instances` dictionary that every evaluator accepts.
+        """Returns a COCO `instances` dictionary that every evaluator accepts.
 
-        Annotation ids count from 1 (an annotation of id 0 can never be matched in pycocotools), and
-        `area` and `iscrowd` are always there.
+        Annotation ids start at 1, because pycocotools can never match an annotation with id 0.
+        `area` and `iscrowd` are always present.
         """
-        image_of = np.repeat(self.image_ids, np.diff(self.first)).tolist()
+        image_ids = np.repeat(self.image_ids, np.diff(self.first)).tolist()
         sides = (self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]).tolist()
         corners = self.boxes_xyxy[:, :2].tolist()
-        parts = [{}] * len(image_of)
+        part_fields = [{}] * len(image_ids)
         if self.parts_xyxy is not None:
-            parts = [{"part_xyxy": part} for part in self.parts_xyxy.tolist()]
+            part_fields = [{"part_xyxy": part} for part in self.parts_xyxy.tolist()]
         annotations = [
             {
                 "id": row + 1,
-                "image_id": image_of[row],
+                "image_id": image_ids[row],
                 "category_id": self.category_ids[self.labels[row]],
                 "bbox": [*corners[row], *sides[row]],
                 "area": float(self.areas[row]),
                 "iscrowd": int(self.crowd[row]),
-                **parts[row],
+                **part_fields[row],
             }
-            for row in range(len(image_of))
+            for row in range(len(image_ids))
         ]
         images = [
             {"id": int(i), "height": int(h), "width": int(w)}

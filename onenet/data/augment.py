@@ -1,4 +1,4 @@
-"""Which part of an image is seen, how large and which way round (section 5)."""
+"""Random flip, scale and crop of an image in training (section 5)."""
 
 from dataclasses import dataclass
 
@@ -6,21 +6,21 @@ import numpy as np
 
 from onenet.data.sizes import ImageSize
 
-# The random crop of DETR, as in OneNet's released code, in pixels of an image that is trained at a
-# shortest side of 512 or more: it is brought to one of these shortest sides, then sides of a length
-# within the range are cut out.
+# DETR's random crop, as in OneNet's released code. It resizes the shortest side to one of these
+# values, then crops sides with a length in the range below. In pixels, for training at a shortest
+# side of 512 or more; a smaller training size scales them down.
 CROP_FROM = (400, 500, 600)
 CROP_SIDE = (384, 600)
-SLIVER = 1e-3  # pixels of the image: what a crop leaves less of is no object
+MIN_SIDE = 1e-3  # pixels of the image: an object is dropped if the crop leaves no more of a side
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn anew for each image and epoch.
+    """What is drawn at random for each image and epoch.
 
     `flip`: probability in 0..1. `min_scale`: in (0, 1]; the shortest side is drawn uniformly from
     min_scale * short .. short (416..512 in section 5), in steps of `size_step` pixels of a shortest
-    side of 512. `crop`: probability in 0..1 of DETR's random crop, before that.
+    side of 512. `crop`: probability in 0..1 of DETR's random crop, which comes first.
     """
 
     flip: float = 0.5
@@ -31,29 +31,32 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class View:
-    """A part of an image as the network sees it."""
+    """The part of an image that the network sees, and how it is resized and flipped."""
 
     crop_xyxy: tuple[float, float, float, float]  # pixels of the image
-    size_hw: tuple[int, int]  # pixels that the part is resized to
-    flip: bool  # left to right
+    size_hw: tuple[int, int]  # pixels after resizing
+    flip: bool  # horizontally
 
-    def place(self, boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes of the image [N, 4] as they lie in the view, clipped to it: [N, 4] float32 pixels,
-        and which of them are left: [N] bool."""
+    def transform_boxes(self, boxes_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Maps boxes [N, 4] from image to view coordinates and clips them to the view.
+
+        Returns the boxes, [N, 4] float32 pixels, and a mask of those that are still visible,
+        [N] bool.
+        """
         x1, y1, x2, y2 = self.crop_xyxy
         low, high = np.array([x1, y1, x1, y1]), np.array([x2, y2, x2, y2])
         height, width = self.size_hw
         clipped = np.minimum(np.maximum(boxes_xyxy, low), high)
-        left = (clipped[:, 2:] - clipped[:, :2] > SLIVER).all(axis=1)
+        visible = (clipped[:, 2:] - clipped[:, :2] > MIN_SIDE).all(axis=1)
         scale = np.array([width, height, width, height]) / (high - low)
         boxes = ((clipped - low) * scale).astype(np.float32)
         if self.flip:
             boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-        return boxes, left
+        return boxes, visible
 
 
 def whole_view(image_hw: tuple[int, int], size: ImageSize) -> View:
-    """All of the image, as in evaluation."""
+    """Returns the view of the whole image, as used in evaluation."""
     height, width = image_hw
     return View((0.0, 0.0, float(width), float(height)), size.of(image_hw), flip=False)
 
@@ -64,7 +67,7 @@ def draw_view(
     augmentation: Augmentation,
     generator: np.random.Generator,
 ) -> View:
-    """A view for training, as a function of the generator's state."""
+    """Draws a view for training; the result depends only on the generator's state."""
     flip = generator.random() < augmentation.flip
     step = max(1, round(augmentation.size_step * size.short / 512))
     steps = (size.short - round(augmentation.min_scale * size.short)) // step
@@ -80,7 +83,7 @@ def draw_view(
 def _draw_crop(
     image_hw: tuple[int, int], scale: float, generator: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """x1, y1, x2, y2 in pixels of the image. `scale`: the pixels above count so many."""
+    """Returns x1, y1, x2, y2 in pixels of the image. `scale` multiplies CROP_FROM and CROP_SIDE."""
     zoom = scale * generator.choice(CROP_FROM) / min(image_hw)
     sides, corner = [], []
     for length in image_hw:
@@ -90,5 +93,5 @@ def _draw_crop(
         sides.append(side / zoom)
         corner.append(generator.uniform(0, zoomed - side) / zoom)
     (height, width), (y, x) = sides, corner
-    # Rounding must not reach over the border, where a resize would refuse.
+    # Rounding must not push the crop past the border: Pillow refuses to resize such a box.
     return x, y, min(x + width, float(image_hw[1])), min(y + height, float(image_hw[0]))

@@ -1,6 +1,7 @@
-"""Batches for training and evaluation, as functions of (seed, epoch, image) and nothing else.
+"""Batches for training and evaluation.
 
-So a run can be resumed at any step, and the number of worker processes changes nothing.
+They depend on seed, epoch and image only, so a run can be resumed at any step, and the number of
+worker processes changes nothing.
 """
 
 import signal
@@ -18,13 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 from onenet.data.augment import Augmentation, View, draw_view, whole_view
 from onenet.data.images import BadImage, ImageSource
 from onenet.data.normalization import PADDING_RGB
-from onenet.data.order import Key, pieces, training_order
+from onenet.data.order import Key, split_batch, training_order
 from onenet.data.sizes import ImageSize, pad_to_multiple
 from onenet.errors import UserError
 from onenet.structures import Target
 from onenet.system.signals import SIGNALS
 
-PILLOW_PIXELS = 256 * 256  # of an image: up to so many Pillow resizes it
+PILLOW_PIXELS = 256 * 256  # Pillow resizes images up to this size
 
 
 @dataclass(frozen=True)
@@ -32,49 +33,50 @@ class Batch:
     images: Tensor  # [B, 3, H, W] uint8 RGB, padded right and below, H and W multiples of 32
     targets: list[Target]  # [B]
     original_hw: list[tuple[int, int]]  # [B] before resizing
-    stands_in: list[bool]  # [B] is it the neighbour of an image that could not be read?
-    bad_images: list[str]  # what is wrong with those
+    is_substitute: list[bool]  # [B] does it replace an image that could not be read?
+    bad_images: list[str]  # a message for each image that could not be read
 
     def pin_memory(self) -> "Batch":
         return replace(self, images=self.images.pin_memory())
 
     def __reduce__(self) -> tuple:
-        """From a worker process each tensor comes through an open file of its own, the arrays of
-        the targets as bytes: a 20th of the time, and no limit of open files is hit."""
-        packed = [_converted(target, Tensor.numpy) for target in self.targets]
-        return _unpacked, (self.images, packed, self.original_hw, self.stands_in, self.bad_images)
+        """Sends the targets from a worker process as arrays: a tensor would need an open file of
+        its own. This takes a 20th of the time and never hits the limit of open files."""
+        targets = [_convert_arrays(target, Tensor.numpy) for target in self.targets]
+        others = (self.original_hw, self.is_substitute, self.bad_images)
+        return _unpickle_batch, (self.images, targets, *others)
 
 
-def _unpacked(images: Tensor, targets: list[Target], *others: list) -> Batch:
-    return Batch(images, [_converted(target, torch.from_numpy) for target in targets], *others)
+def _unpickle_batch(images: Tensor, targets: list[Target], *others: list) -> Batch:
+    return Batch(images, [_convert_arrays(t, torch.from_numpy) for t in targets], *others)
 
 
-def _converted(target: Target, convert: Callable) -> Target:
-    """Its arrays with `convert`, which are tensors or were."""
+def _convert_arrays(target: Target, convert: Callable) -> Target:
+    """Applies `convert` to every tensor or array of the target."""
     arrays = {k: v for k, v in vars(target).items() if isinstance(v, Tensor | np.ndarray)}
     return replace(target, **{name: convert(value) for name, value in arrays.items()})
 
 
-# The pixels [3, h, w] of a view, its target, the size of the image, what was wrong with images that
-# it stands in for.
+# Pixels [3, h, w] of a view, its target, the original (height, width), and a message for each
+# unreadable image that it replaces.
 Item = tuple[Tensor, Target, tuple[int, int], list[str]]
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one forward pass gets of a batch."""
+class MicroBatch:
+    """The images of one forward pass, and the batch that they are part of."""
 
     images: list[Key]
-    batch: list[Key]  # all of it: the padded size is that of its largest image
+    batch: list[Key]  # its largest image sets the padded size
 
 
 class DetectionDataset(Dataset):
-    """Items are asked for as (epoch, image number). Without `augmentation` the epoch is ignored.
+    """Maps (epoch, image number) to an item. Without `augmentation` the epoch is ignored.
 
-    In the place of an image that cannot be read stands the next one, and the batch names the file.
-    `on_bad_image` says what the loader does about it: `error` raises UserError, `skip` goes on.
-    `crowd`: what boxes around crowds are in training. `ignore`: their class is not learnt at slots
-    inside them; `drop`: background; `keep`: objects.
+    If an image cannot be read, the next one replaces it, and the batch names the file.
+    `on_bad_image` tells the loader what to do then: `error` raises UserError, `skip` continues.
+    `crowd` says how to train on boxes around crowds. `ignore`: slots inside them do not learn their
+    class; `drop`: they are background; `keep`: they are objects.
     """
 
     def __init__(
@@ -96,23 +98,24 @@ class DetectionDataset(Dataset):
         return self.load(key, self.view(*key))
 
     def load(self, key: Key, view: View) -> Item:
-        """The item `key`, whose view is given."""
+        """Loads an item with the given view of its image."""
         epoch, image = key
-        bad = []
+        problems = []
         for number in range(image, image + len(self)):
             candidate = number % len(self)
             try:
                 pixels = self.source.read(candidate)
             except BadImage as error:
-                bad.append(str(error))
+                problems.append(str(error))
                 continue
-            if bad:
+            if problems:
                 view = self.view(epoch, candidate)
-            return resample(pixels, view), self._target(view, candidate), pixels.shape[:2], bad
-        raise UserError(f"None of the {len(self)} images can be read. The first: {bad[0]}")
+            target = self._target(view, candidate)
+            return resample(pixels, view), target, pixels.shape[:2], problems
+        raise UserError(f"None of the {len(self)} images can be read. The first: {problems[0]}")
 
     def view(self, epoch: int, image: int) -> View:
-        """How the image is seen in that epoch."""
+        """Returns the view of the image in this epoch."""
         image_hw = tuple(self.source.annotations.sizes_hw[image].tolist())
         if self.augmentation is None:
             return whole_view(image_hw, self.size)
@@ -120,13 +123,13 @@ class DetectionDataset(Dataset):
         return draw_view(image_hw, self.size, self.augmentation, generator)
 
     def _target(self, view: View, image: int) -> Target:
-        """The objects to learn, and the crowds to leave alone, where they lie in the view."""
+        """Returns the objects to learn and the crowds to ignore, in coordinates of the view."""
         annotations = self.source.annotations
         rows = annotations.rows(image)
-        boxes, left = view.place(annotations.boxes_xyxy[rows])
+        boxes, visible = view.transform_boxes(annotations.boxes_xyxy[rows])
         crowd, labels = annotations.crowd[rows], annotations.labels[rows]
-        objects = left if self.crowd == "keep" else left & ~crowd
-        ignored = left & crowd & (self.crowd == "ignore")
+        objects = visible if self.crowd == "keep" else visible & ~crowd
+        ignored = visible & crowd & (self.crowd == "ignore")
         return Target(
             gt_labels=torch.from_numpy(labels[objects]),
             gt_xyxy=torch.from_numpy(boxes[objects]),
@@ -137,24 +140,24 @@ class DetectionDataset(Dataset):
         )
 
 
-class Shares(Dataset):
-    """Items are asked for as a Share and are a Batch."""
+class MicroBatchDataset(Dataset):
+    """Maps a MicroBatch to its Batch."""
 
     def __init__(self, dataset: DetectionDataset):
         self.dataset = dataset
 
-    def __getitem__(self, share: Share) -> Batch:
-        views = {key: self.dataset.view(*key) for key in share.batch}
-        least_hw = tuple(map(max, zip(*(view.size_hw for view in views.values()), strict=True)))
-        return collate([self.dataset.load(key, views[key]) for key in share.images], least_hw)
+    def __getitem__(self, micro_batch: MicroBatch) -> Batch:
+        views = {key: self.dataset.view(*key) for key in micro_batch.batch}
+        min_hw = tuple(map(max, zip(*(view.size_hw for view in views.values()), strict=True)))
+        return collate([self.dataset.load(key, views[key]) for key in micro_batch.images], min_hw)
 
 
 def resample(pixels: np.ndarray, view: View) -> Tensor:
-    """The view [3, h, w] of the image [H, W, 3], uint8: bilinear, over all that a pixel covers.
+    """Resizes the view of an image [H, W, 3] to [3, h, w], uint8: bilinear and antialiased.
 
-    Pillow's results up to PILLOW_PIXELS, so that what was trained on the built-in images can be
-    repeated to the bit, and for a part of an image, which may begin between two pixels. Else a
-    third of its time, and a grey level off in one of some hundred values.
+    Pillow resizes images up to PILLOW_PIXELS, so that runs on the built-in images stay reproducible
+    to the bit, and crops, which may start between two pixels. Torch resizes the rest in a third of
+    the time; about one value in some hundred differs from Pillow's, by one grey level.
     """
     height, width, _ = pixels.shape
     if height * width > PILLOW_PIXELS and view.crop_xyxy == (0, 0, width, height):
@@ -170,10 +173,10 @@ def resample(pixels: np.ndarray, view: View) -> Tensor:
     return torch.from_numpy(values.transpose(2, 0, 1).copy())
 
 
-def collate(items: list[Item], least_hw: tuple[int, int] = (1, 1)) -> Batch:
-    """Pads right and below to the largest image, at least to `least_hw`, in multiples of 32."""
-    pixels, targets, original_hw, bad = zip(*items, strict=True)
-    sides = zip(least_hw, *(image.shape[1:] for image in pixels), strict=True)
+def collate(items: list[Item], min_hw: tuple[int, int] = (1, 1)) -> Batch:
+    """Pads images right and below to the largest one and `min_hw`, in multiples of 32."""
+    pixels, targets, original_hw, problems = zip(*items, strict=True)
+    sides = zip(min_hw, *(image.shape[1:] for image in pixels), strict=True)
     height, width = pad_to_multiple(tuple(map(max, sides)))
     padding = np.array(PADDING_RGB, dtype=np.uint8)[:, None, None]
     images = np.empty((len(items), 3, height, width), dtype=np.uint8)
@@ -182,9 +185,10 @@ def collate(items: list[Item], least_hw: tuple[int, int] = (1, 1)) -> Batch:
         padded[:, :image_height, :image_width] = image.numpy()
         padded[:, image_height:] = padding
         padded[:, :image_height, image_width:] = padding
-    all_bad = [name for names in bad for name in names]
+    is_substitute = list(map(bool, problems))
+    bad_images = [message for messages in problems for message in messages]
     images = torch.from_numpy(images)
-    return Batch(images, list(targets), list(original_hw), list(map(bool, bad)), all_bad)
+    return Batch(images, list(targets), list(original_hw), is_substitute, bad_images)
 
 
 def training_batches(
@@ -198,50 +202,57 @@ def training_batches(
     processes: int = 1,
     accumulate: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of steps first_step + 1 .. last_step: of each step `accumulate` pieces, which
-    are the share of process `rank`."""
+    """Yields the micro-batches of process `rank` for steps first_step + 1 .. last_step.
+
+    Each step has `accumulate` of them; together with those of the other processes they make up one
+    batch of `batch` images.
+    """
     order = training_order(dataset.source.annotations.sizes_hw, batch, dataset.seed)
-    shares = (
-        Share(piece, keys)
+    micro_batches = (
+        MicroBatch(images, keys)
         for keys in islice(order, first_step, last_step)
-        for piece in pieces(keys, processes * accumulate)[rank::processes]
+        for images in split_batch(keys, processes * accumulate)[rank::processes]
     )
-    return _load(dataset, shares, workers)
+    return _load(dataset, micro_batches, workers)
 
 
 def evaluation_batches(
     dataset: DetectionDataset, batch: int, workers: int = 0, *, rank: int = 0, processes: int = 1
 ) -> Iterator[Batch]:
-    """Every image once, over all processes. Only images of one padded size share a batch, so that
-    the predictions depend neither on the batch size nor on the number of processes.
+    """Yields the batches of process `rank`; all processes together cover every image once.
+
+    The images of a batch have the same padded size, so that predictions depend neither on the batch
+    size nor on the number of processes.
     """
     groups: dict[tuple[int, int], list] = {}
     for image, (height, width) in enumerate(dataset.source.annotations.sizes_hw.tolist()):
         groups.setdefault(pad_to_multiple(dataset.size.of((height, width))), []).append((0, image))
     batches = [g[i : i + batch] for _, g in sorted(groups.items()) for i in range(0, len(g), batch)]
-    return _load(dataset, (Share(keys, keys) for keys in batches[rank::processes]), workers)
+    return _load(dataset, (MicroBatch(keys, keys) for keys in batches[rank::processes]), workers)
 
 
-def _load(dataset: DetectionDataset, shares: Iterable[Share], workers: int) -> Iterator[Batch]:
+def _load(
+    dataset: DetectionDataset, micro_batches: Iterable[MicroBatch], workers: int
+) -> Iterator[Batch]:
     loader = DataLoader(
-        Shares(dataset),
+        MicroBatchDataset(dataset),
         batch_size=None,
-        sampler=shares,
+        sampler=micro_batches,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_reset_signals,
+        worker_init_fn=_ignore_signals,
     )
     for batch in loader:
         if batch.bad_images and dataset.on_bad_image == "error":
             raise UserError(
                 f"Bad image: {batch.bad_images[0]}\n"
-                "Repair or remove it, or go on without such images: data.on_bad_image=skip"
+                "Repair or remove the image, or skip unreadable ones: data.on_bad_image=skip"
             )
         yield batch
 
 
-def _reset_signals(_worker: int) -> None:
-    """A signal to the whole group is for the run, which ends its workers when it has saved. They
-    also end by themselves when it is gone."""
+def _ignore_signals(_worker: int) -> None:
+    """Makes a data worker ignore signals, which may go to the whole process group: the run itself
+    stops its workers after saving. Workers also end by themselves if the run is gone."""
     for name in SIGNALS:
         signal.signal(name, signal.SIG_IGN)

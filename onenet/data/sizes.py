@@ -1,24 +1,25 @@
-"""How large an image becomes: resized (section 5), then padded for the network's strides."""
+"""The size of an image after resizing (section 5) and after padding to the network's strides."""
 
 from dataclasses import dataclass
 
-SIZE_MULTIPLE = 32  # the coarsest stride: padded sizes are multiples of it
+SIZE_MULTIPLE = 32  # the coarsest stride; padded sides are multiples of it
 
 
 @dataclass(frozen=True)
 class ImageSize:
-    """Shortest side `short` pixels, longest at most `short * ratio` (512 and 1.667: 512×853)."""
+    """Shortest side `short` pixels, longest side at most `short * ratio` (512 × 1.667 = 853)."""
 
     short: int
     ratio: float
 
     @property
     def longest(self) -> int:
-        """Whole pixels, in spite of rounding: 512 × 1.25 is 640."""
+        """In whole pixels, safe against float rounding: 512 × 1.25 is 640."""
         return int(self.short * self.ratio + 1e-6)
 
     def of(self, size_hw: tuple[float, float], short: int | None = None) -> tuple[int, int]:
-        """(height, width) that an image gets; `short` (<= self.short) where it is jittered."""
+        """Returns (height, width) after resizing. `short` (<= self.short): the jittered shortest
+        side."""
         height, width = size_hw
         scale = (short or self.short) / min(height, width)
         scale = min(scale, self.longest / max(height, width))

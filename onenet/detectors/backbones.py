@@ -9,9 +9,9 @@ from huggingface_hub import constants, try_to_load_from_cache
 from torch import Tensor, nn
 
 from onenet.errors import UserError
-from onenet.system.imports import hidden
+from onenet.system.imports import block_import
 
-with hidden("wandb"):  # timm imports it if it can, which takes half a second and writes to /tmp
+with block_import("wandb"):  # timm imports it where it can: half a second, and files in /tmp
     import timm
     from timm.layers import freeze_batch_norm_2d
 

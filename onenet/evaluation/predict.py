@@ -47,9 +47,9 @@ def predict(
         on_batch(loaded_batch, output)
         sizes_hw = [target.size_hw for target in targets]
         detections_of = top_k(output, sizes_hw, MAX_DETECTIONS, peaks)
-        columns = detections_of, targets, loaded_batch.original_hw, loaded_batch.stands_in
-        for detections, target, original_hw, stands_in in zip(*columns, strict=True):
-            if stands_in:
+        columns = detections_of, targets, loaded_batch.original_hw, loaded_batch.is_substitute
+        for detections, target, original_hw, is_substitute in zip(*columns, strict=True):
+            if is_substitute:
                 continue
             scale = np.tile(np.array(original_hw[::-1]) / target.size_hw[::-1], 2)
             boxes = detections.boxes_xyxy.cpu().double().numpy() * scale

@@ -11,7 +11,7 @@ from pathlib import Path
 from onenet.job.run import work
 from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request
-from onenet.system.signals import end_with_driver
+from onenet.system.signals import stop_with_parent
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--driver", action="store_true", help="stop when standard input ends")
     args = parser.parse_args(arguments)
     if args.driver:
-        end_with_driver()
+        stop_with_parent()
     request = Request.read(args.request)
     status = work(RunFolder(args.folder), request, request.config["device"])
     if status == 0:

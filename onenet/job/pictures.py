@@ -51,7 +51,7 @@ def write(
     entries = []
     for image in range(min(IMAGES, len(dataset))):
         batch = collate([dataset[0, image]])
-        if batch.stands_in[0]:
+        if batch.is_substitute[0]:
             continue
         target = batch.targets[0].to(device)
         sizes_hw = unpadded_sizes([target], device)

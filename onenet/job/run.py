@@ -30,7 +30,7 @@ from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import Locked, RunFolder, owner
 from onenet.runs.identity import run_id
 from onenet.runs.request import Request, all_rows
-from onenet.system.distributed import World, first_of_all, join
+from onenet.system.distributed import World, is_first_process, join
 from onenet.system.files import write_json
 from onenet.system.memory import keep_freed_memory
 from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest
@@ -51,7 +51,7 @@ class Job:
         self.config: Config = from_dict(upgrade(request.config))
         self.context = build.context(self.config, world)
         problem = self._find_mismatch() if world.first else None
-        if problem := world.share(problem):
+        if problem := world.broadcast(problem):
             raise UserError(problem)
 
     def _find_mismatch(self) -> str | None:
@@ -110,10 +110,10 @@ class Job:
                         steps=self.config.steps, threads=self.request.threads,
                         processes=self.world.size, exception=None, traceback=None, **owner(),
                     )  # fmt: skip
-                is_done = self.world.share(is_done)
+                is_done = self.world.broadcast(is_done)
                 self._train_and_evaluate(is_trained=is_done)
             except BaseException as error:
-                self.stop.note_only()
+                self.stop.defer_forever()
                 self._write_error(error, is_trained=is_done)
                 raise
             if not is_done and self.world.first:
@@ -135,7 +135,7 @@ class Job:
                     stack.enter_context(self.folder.lock())
                 except Locked:
                     is_busy = True
-            if self.world.share(is_busy):
+            if self.world.broadcast(is_busy):
                 raise Locked(self.folder.path)
             yield
 
@@ -153,7 +153,7 @@ class Job:
         if folder.status().get("evaluation_error" if is_trained else "exception"):
             return
         kind = kind_of(error)
-        was_killed = kind == "failed" and self.world.has_lost_one()
+        was_killed = kind == "failed" and self.world.has_lost_process()
         if is_trained:
             message = "another process of this run was killed"
             folder.set_status(evaluation_error=message if was_killed else describe(error))
@@ -172,11 +172,11 @@ class Job:
             if is_trained:
                 progress = checkpoint.load_trained(folder, self.id, model, self.context.device)
             else:
-                with self.stop.deferred():
+                with self.stop.defer():
                     progress = self._train(model, validation)
             default = default_evaluation(self.config)
             for spec in dict.fromkeys([default, *self.request.evaluations]):
-                if not world.share(bool(folder.result(spec))):
+                if not world.broadcast(bool(folder.result(spec))):
                     self._evaluate(model, progress, spec, validation)
             if not world.first:
                 return
@@ -212,7 +212,7 @@ class Job:
         """Loads the checkpoint if there is one; otherwise starts from step 0."""
         optimizer = build.optimizer(self.config, model)
         file = checkpoint.find(self.folder, self.id) if self.world.first else None
-        if not (file := self.world.share(file)):
+        if not (file := self.world.broadcast(file)):
             return TrainingState(optimizer)
         progress = checkpoint.load(file, model, optimizer, self.context.device)
         self._print(f"resumed at step {progress.step}")
@@ -247,7 +247,7 @@ class Job:
         network, schedule = world.parallel(model, config.sync_bn), build.schedule(config)
         loss, clip = build.loss(config, model), config.optim.clip
         train(network, loss, batches, schedule, state, context, hooks, clip)
-        world.share_weights(model)
+        world.broadcast_weights(model)
         progress = state.progress
         progress.bad_images = sorted({*chain(*world.gather(progress.bad_images))})
         return progress
@@ -279,7 +279,7 @@ def work(folder: RunFolder, request: Request, device: str) -> int:
         try:
             job = Job(folder, request, join(build.device(device)), stop)
         except Exception as error:
-            if first_of_all():
+            if is_first_process():
                 note_failed_start(folder, error)
             raise
         job.run()

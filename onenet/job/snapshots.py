@@ -90,7 +90,7 @@ class Snapshots:
             targets = [target.to(self.context.device) for target in batch.targets]
             matches = self.loss.match(output, targets)
             for image, (target, match) in enumerate(zip(targets, matches, strict=True)):
-                if not batch.stands_in[image]:
+                if not batch.is_substitute[image]:
                     index = number[target.image_id]
                     by_image[index] = (
                         _objects(target, self.dataset, index),
@@ -125,8 +125,8 @@ def _objects(target: Target, dataset: DetectionDataset, number: int) -> dict[str
     parts = np.full((count, 4), np.nan, dtype=np.float32)
     if annotations.parts_xyxy is not None:
         rows, view = annotations.rows(number), dataset.view(0, number)
-        _, is_inside = view.place(annotations.boxes_xyxy[rows])
-        all_parts, _ = view.place(annotations.parts_xyxy[rows])
+        _, is_inside = view.transform_boxes(annotations.boxes_xyxy[rows])
+        all_parts, _ = view.transform_boxes(annotations.parts_xyxy[rows])
         parts = all_parts[is_inside & ~annotations.crowd[rows]]
     return {
         "image_id": np.full(count, target.image_id),

@@ -1,1 +1,1 @@
-"""What a run is on disk: its folder, its id, the evaluations asked of it."""
+"""A run on disk: its folder, its id, its requests and its evaluations."""

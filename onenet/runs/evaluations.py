@@ -1,4 +1,4 @@
-"""Which evaluations there are of a run: the axes that never cause a training."""
+"""The evaluations of a run. Their settings never require another training."""
 
 from dataclasses import dataclass
 
@@ -8,28 +8,29 @@ from onenet.detectors import detector_of
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """One way to evaluate a finished training. The axes that never cause a training."""
+    """The settings of one evaluation of a trained network."""
 
     infer_heads: int
     short: int
     ratio: float
     area: str
     split: str
-    peaks: bool = False  # only peaks of the map
+    peaks: bool = False  # keep only local peaks of the score map
 
     @property
     def id(self) -> str:
         size = f"{self.short}x{self.ratio:g}"
-        words = [f"h{self.infer_heads}", size, self.area, self.split]
-        return "-".join([*words, "peaks"] if self.peaks else words)
+        parts = [f"h{self.infer_heads}", size, self.area, self.split]
+        return "-".join([*parts, "peaks"] if self.peaks else parts)
 
     @property
     def area_scale(self) -> float:
-        """Times COCO's bounds of small, medium and large."""
+        """Factor on COCO's area bounds of small, medium and large."""
         return (self.short / 512) ** 2 if self.area == "relative" else 1.0
 
 
 def requested_evaluation(config: Config) -> EvalSpec:
+    """Returns the evaluation that the `eval` part of the config requests."""
     size = config.eval.size
     short = size.short or config.size.short
     return EvalSpec(
@@ -43,17 +44,17 @@ def requested_evaluation(config: Config) -> EvalSpec:
 
 
 def default_evaluation(config: Config) -> EvalSpec:
-    """The evaluation that every run gets, whatever else was asked for: its `result.json`."""
+    """Returns the evaluation that every run gets, whatever is requested: its `result.json`."""
     split = "train" if config.debug == "overfit" else "val"
     area = _area("relative", config.size.short)
     return EvalSpec(1, config.size.short, config.size.ratio, area, split, _peaks(config))
 
 
 def _peaks(config: Config) -> bool:
-    """Whether the detector's own post-processing picks peaks."""
+    """Whether the detector's own post-processing keeps only peaks."""
     return detector_of(config.detector, config.model).peaks
 
 
-def _area(asked: str, short: int) -> str:
-    """At a shortest side of 512 the relative bounds are COCO's: one evaluation, one name."""
-    return "coco" if short == 512 else asked
+def _area(area: str, short: int) -> str:
+    """Gives equal evaluations one id: at a shortest side of 512, relative bounds are COCO's."""
+    return "coco" if short == 512 else area

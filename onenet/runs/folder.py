@@ -1,7 +1,7 @@
-"""A run's folder: its files, its state, and who may write into it.
+"""A run's folder: its files, its state, and the lock for writing.
 
-The files are the record. Whoever trains holds an exclusive lock on `.lock`, which the operating
-system releases when the process ends, however it ends.
+The files are the only record of a run. Its process holds an exclusive lock on `.lock`, which the
+operating system releases when the process ends, for whatever reason.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from onenet.errors import UserError
 from onenet.runs.evaluations import EvalSpec
 from onenet.system.files import read_json, write_atomically, write_json
 
-LOCK_TRIES = 5  # a tenth of a second apart
-LISTED = 5  # names in an error
+LOCK_TRIES = 5  # 0.1 s apart
+MAX_SUGGESTIONS = 5  # in an error message
 STATES = ("done", "partial", "running", "failed", "missing")
-# How a run ended, `kind` in status.json; null while it runs.
+# How a run ended: `kind` in status.json, null during the run.
 KINDS = ("done", "preempted", "diverged", "out_of_memory", "bad_input", "killed", "failed")
-# What earlier commits said of a failed run: the type of its exception.
-KINDS_BEFORE = {
+# Earlier commits recorded only the exception of a failed run.
+KIND_BY_EXCEPTION = {
     "FloatingPointError": "diverged",
     "OutOfMemoryError": "out_of_memory",
     "MemoryError": "out_of_memory",
@@ -42,7 +42,7 @@ class RunFolder:
 
     @property
     def id(self) -> str:
-        """The run's id: what W&B knows it by."""
+        """The run's id, also in W&B."""
         return self.status().get("id") or self.path.name.rsplit("-", 1)[-1]
 
     @property
@@ -75,7 +75,7 @@ class RunFolder:
 
     @property
     def cache(self) -> Path:
-        """What all runs of the root may use again: the indices of annotation files."""
+        """The cache that all runs of this root share: the indices of annotation files."""
         return self.path.parent / ".cache"
 
     @property
@@ -88,76 +88,79 @@ class RunFolder:
     # --- config ---
 
     def freeze(self, config: dict) -> None:
-        """Writes the resolved config when the run is first asked for, and never again: later edits
-        of any YAML change nothing for this run."""
+        """Writes the resolved config unless the folder has one, so that later edits of YAML files
+        do not affect this run."""
         if self.config_file.is_file():
             return
         try:
             write_atomically(self.config_file, yaml.safe_dump(config, sort_keys=False))
         except OSError as error:
             raise UserError(
-                f"The runs root cannot be written: {error}\nChoose another: runs_root=DIR"
+                f"The runs root is not writable: {error}\nChoose another: runs_root=DIR"
             ) from error
 
     def config(self) -> dict:
-        """The frozen config with today's keys, whatever commit wrote it. Raises UserError if it
-        cannot be read."""
+        """Returns the frozen config, upgraded to the current keys. Raises UserError if it cannot
+        be read."""
         try:
             return upgrade(yaml.safe_load(self.config_file.read_text()))
         except (OSError, ValueError, yaml.YAMLError, UserError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"{self.config_file} is not the configuration of a run: {reason}\n"
-                "Move the folder away; the same command then makes the run anew."
+                "Move the folder away, then repeat the command to start the run afresh."
             ) from error
 
     # --- state ---
 
     def status(self) -> dict:
-        """What status.json says; empty if it is not there or torn."""
+        """Returns the content of status.json; empty if it is missing or damaged."""
         return read_json(self.path / "status.json")
 
     def set_status(self, **changes) -> None:
         write_json(self.path / "status.json", {**self.status(), **changes})
 
     def state(self) -> str:
-        """One of STATES. `partial`: preempted, or called running by a process that is gone."""
-        claimed = self.status().get("state")
-        if claimed == "done" and self.result():  # empty if it is torn: evaluated again
+        """Returns one of STATES. `partial`: preempted, or the process died during the run."""
+        state = self.status().get("state")
+        if state == "done" and self.result():  # else result.json is damaged: evaluate again
             return "done"
-        if claimed is None and not self.checkpoint_file.is_file():
+        if state is None and not self.checkpoint_file.is_file():
             return "missing"
-        if claimed == "running" and self.is_locked():
+        if state == "running" and self.is_locked():
             return "running"
-        return "failed" if claimed == "failed" else "partial"
+        return "failed" if state == "failed" else "partial"
 
     def kind(self) -> str | None:
-        """How the run ended, one of KINDS; None if it has not. Where nobody has written it, the
-        state tells; a run that is called running by a process that is gone was killed."""
+        """Returns how the run ended, one of KINDS, or None if it has not ended.
+
+        If the kind was not recorded, it follows from the state: a run marked running by a process
+        that is gone was killed.
+        """
         status = self.status()
         if status.get("kind") or status.get("state") is None:
             return status.get("kind")
         if status["state"] == "running":
             return None if self.is_locked() else "killed"
-        if status["state"] == "failed":  # by a commit that wrote the exception only
+        if status["state"] == "failed":  # by a commit that recorded only the exception
             name = (status.get("exception") or "").partition(":")[0]
-            return KINDS_BEFORE.get(name, "failed")
+            return KIND_BY_EXCEPTION.get(name, "failed")
         return status["state"]
 
     def note_end(self, kind: str) -> None:
-        """Writes down how the process that ran it ended, if that has left no word itself. For
-        whoever started it."""
+        """Records how the run's process ended, unless the process did so itself. For the process
+        that started it."""
         with contextlib.suppress(Locked, OSError), self.lock():
             status = self.status()
             if status.get("state") == "running" and not status.get("kind"):
                 self.set_status(kind=kind, ended=time.time())
 
     def result(self, spec: EvalSpec | None = None) -> dict:
-        """result.json of the default evaluation, or of `spec`; empty if there is none."""
+        """Returns result.json of the default evaluation, or of `spec`; empty if there is none."""
         return read_json(self.evaluation(spec) / "result.json" if spec else self.result_file)
 
     def last_metrics(self) -> dict:
-        """The last whole line of metrics.jsonl; empty if there is none."""
+        """Returns the last complete line of metrics.jsonl; empty if there is none."""
         try:
             with open(self.metrics_file, "rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
@@ -169,7 +172,7 @@ class RunFolder:
         return {}
 
     def clean(self) -> None:
-        """Removes what a killed process left half-written. For who holds the lock."""
+        """Removes temporary files left by a killed process. The caller must hold the lock."""
         names = (".metrics.jsonl.*", ".result.json.*", ".status.json.*", ".*.npz.*")
         for pattern in (*names, "checkpoints/.*", "evaluations/*/.*", "pictures/.*"):
             for file in self.path.glob(pattern):
@@ -180,12 +183,12 @@ class RunFolder:
     def is_locked(self) -> bool:
         if not self._lock_file.is_file():
             return False
-        with open(self._lock_file) as file:  # shared: two who only look do not see each other
+        with open(self._lock_file) as file:  # shared: two readers do not block each other
             return not _try_lock(file, fcntl.LOCK_SH)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the folder. Raises Locked if another process does, for longer than a look takes."""
+        """Holds the lock. Raises Locked if another process holds it, unless only to check it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self._lock_file, "a") as file:
             for _ in range(LOCK_TRIES):
@@ -194,27 +197,27 @@ class RunFolder:
                 time.sleep(0.1)
             else:
                 raise Locked(self.path)
-            _held.add(file)
+            _held_locks.add(file)
             try:
                 yield
             finally:
-                _held.discard(file)
+                _held_locks.discard(file)
 
     @property
     def _lock_file(self) -> Path:
         return self.path / ".lock"
 
 
-_held: set = set()  # lock files that this process holds
+_held_locks: set = set()  # open lock files of this process
 
 
-def _let_go() -> None:
-    """Forked children, such as data workers, must not hold a lock for longer than its owner."""
-    for file in _held:
+def _close_held_locks() -> None:
+    """Keeps forked children, such as data workers, from holding a lock after its owner ends."""
+    for file in _held_locks:
         os.close(file.fileno())
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_close_held_locks)
 
 
 def _try_lock(file, kind: int) -> bool:
@@ -225,23 +228,23 @@ def _try_lock(file, kind: int) -> bool:
         return False
 
 
-def named(root: Path, folders: Sequence[RunFolder], words: Sequence[str]) -> list[RunFolder]:
-    """Those of the root's folders that the words name, by id or by name. Raises UserError, with
-    what is near."""
-    names = {word: folder for folder in folders for word in (folder.id, folder.path.name)}
-    for word in words:
-        if word not in names:
-            near = [name for name in names if word in name]
-            near = near or difflib.get_close_matches(word, names) or sorted(names) or ["--runs DIR"]
-            listed = ", ".join(near[:LISTED])
-            raise UserError(f"There is no run {word} in {root}. Did you mean: {listed}?")
-    return list(dict.fromkeys(names[word] for word in words))
+def find_runs(root: Path, folders: Sequence[RunFolder], names: Sequence[str]) -> list[RunFolder]:
+    """Returns the folders of `root` with these ids or folder names, without repeats. Raises
+    UserError with similar names if there is none."""
+    by_name = {name: folder for folder in folders for name in (folder.id, folder.path.name)}
+    for name in names:
+        if name not in by_name:
+            similar = [other for other in by_name if name in other]
+            similar = similar or difflib.get_close_matches(name, by_name) or sorted(by_name)
+            suggestions = ", ".join((similar or ["--runs DIR"])[:MAX_SUGGESTIONS])
+            raise UserError(f"There is no run {name} in {root}. Did you mean: {suggestions}?")
+    return list(dict.fromkeys(by_name[name] for name in names))
 
 
 class Locked(Exception):
-    """Another process is writing into this run's folder."""
+    """Another process holds this run's folder."""
 
 
 def owner() -> dict:
-    """Who is running this, for status.json."""
+    """Returns this process's id, host and start time for status.json."""
     return {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}

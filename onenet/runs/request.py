@@ -1,4 +1,4 @@
-"""What a sweep asks of a run."""
+"""Requests: what a sweep tells a run's process to do."""
 
 import contextlib
 import hashlib
@@ -13,8 +13,8 @@ from onenet.system.files import write_json
 
 @dataclass
 class Request:
-    """`id`, `config`: of the run that is meant. What does not count in the id (device, workers,
-    tracker, ...) may differ from the frozen config: it is what this command asks for."""
+    """`id` and `config` are those of the run. Keys that do not enter the id (device, workers,
+    tracker, ...) have the values of this command, which may differ from the frozen config."""
 
     id: str
     config: dict
@@ -30,7 +30,8 @@ class Request:
         return Request(**values)
 
     def write(self, folder: RunFolder) -> Path:
-        """For the process that runs it. Two sweeps may ask for different things at a time."""
+        """Writes the request for the run's process. The name has its digest, because two sweeps may
+        have different requests at a time."""
         digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:10]
         file = folder.path / ".requests" / f"{digest}.json"
         write_json(file, asdict(self))
@@ -38,12 +39,12 @@ class Request:
 
 
 def all_rows(folder: RunFolder, rows: dict[str, str]) -> dict[str, str]:
-    """The rows of tables that the run is, with those it was known to be first."""
+    """Returns the table rows that the run belongs to: those in its folder, then `rows`."""
     return folder.status().get("rows", {}) | rows
 
 
 def note_rows(folder: RunFolder, rows: dict[str, str]) -> None:
-    """Adds rows to what the folder of a run that is over says it is, if it can be written."""
+    """Adds rows to the folder of a finished run, unless the folder is locked or read-only."""
     if all_rows(folder, rows) == folder.status().get("rows", {}):
         return
     with contextlib.suppress(Locked, OSError), folder.lock():

@@ -16,7 +16,7 @@ from typing import Any
 from onenet.config.compose import loader, override, to_dict
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
-from onenet.runs.identity import flat
+from onenet.runs.identity import flatten
 from onenet.sweeps.experiments import RunSpec, spec_of
 from onenet.sweeps.plan import Run
 from onenet.sweeps.search import Search
@@ -105,7 +105,7 @@ class Study:
         """Of Optuna's, for a range of the space. Raises UserError."""
         if loader().is_group(key):
             raise UserError(f"search.space.{key}: a group has no range, only numbers have.")
-        is_whole = type(flat(to_dict(self.base.config)).get(key)) is int
+        is_whole = type(flatten(to_dict(self.base.config)).get(key)) is int
         distributions = require_optuna().distributions
         try:
             low, high = (int(end) if is_whole else float(end) for end in limits[:2])
@@ -191,7 +191,7 @@ class Study:
 
     def _defaults(self) -> dict[str, float] | None:
         """What conf/ and the command line say, if all of it lies in the space."""
-        config, values = flat(to_dict(self.base.config)), {}
+        config, values = flatten(to_dict(self.base.config)), {}
         for key, d in self.space.items():
             value = config[key]
             if not isinstance(value, int | float) or not d.low <= value <= d.high:

@@ -1,1 +1,1 @@
-"""The process and the disk: files, signals, memory, several processes. Knows no detection."""
+"""Processes and files: signals, memory, distributed training. Independent of detection."""

@@ -1,4 +1,4 @@
-"""Where and how a run computes."""
+"""The device, precision and processes of a run."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from onenet.system.distributed import ALONE, World
 
 @dataclass(frozen=True)
 class RunContext:
-    """What the config asks for, with `auto` resolved for this machine."""
+    """The settings of the config, with `auto` resolved for this machine."""
 
     device: str = "cpu"  # or cuda
-    precision: str = "float32"  # of the network in training, or bf16
+    precision: str = "float32"  # of the network in training; or bf16
     world: World = ALONE  # the processes that share the run
-    accumulate: int = 1  # forward passes in which each process works through its part of a batch
+    accumulate: int = 1  # micro-batches for each process and step
 
 
 ON_CPU = RunContext()  # one process, float32

@@ -1,6 +1,6 @@
-"""The processes that share one run, each with a part of every batch (DistributedDataParallel).
+"""The processes of one run, each with a part of every batch (DistributedDataParallel).
 
-`torchrun` starts them. A run in one process is ALONE: nothing is sent then.
+`torchrun` starts them. A run with one process is ALONE and sends nothing.
 """
 
 import os
@@ -16,13 +16,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-LOST_TRIES = 20  # tenths of a second
-WAIT = timedelta(hours=2)  # for a process that scores while the others have nothing to do
+LOST_TRIES = 20  # 0.1 s apart
+TIMEOUT = timedelta(hours=2)  # the first process scores evaluations while the others wait
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the run."""
+    """The rank of this process, and the other processes of the run."""
 
     rank: int = 0
     size: int = 1
@@ -30,62 +30,64 @@ class World:
 
     @property
     def first(self) -> bool:
-        """The process that writes files."""
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all processes, on each of them; in place."""
+        """Sums in place over all processes; each of them gets the sum."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def any(self, flag: bool) -> bool:
-        """Does it hold in any of the processes?"""
+        """Whether the flag is true in any process."""
         return bool(self.sum(torch.tensor(int(flag))))
 
     def gather(self, value) -> list:
-        """The picklable values of all processes in the order of their ranks, on the first one;
-        nothing on the others."""
+        """Returns the picklable values of all processes, by rank, on the first one; an empty list
+        on the others."""
         if self.size == 1:
             return [value]
         values = [None] * self.size if self.first else None
         dist.gather_object(value, values)
         return values or []
 
-    def share(self, value):
-        """The first process's picklable value, on all of them."""
+    def broadcast(self, value):
+        """Returns the first process's picklable value, on all processes."""
         if self.size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values)
         return values[0]
 
-    def share_weights(self, model: nn.Module) -> None:
-        """Gives every process the first one's parameters and buffers."""
+    def broadcast_weights(self, model: nn.Module) -> None:
+        """Copies the first process's parameters and buffers to all processes."""
         if self.size > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
-    def has_lost_one(self) -> bool:
-        """Has another process of the run on this machine ended? Waits a little for that: of an
-        error here, the others see nothing before this process ends."""
+    def has_lost_process(self) -> bool:
+        """Whether another process of the run on this machine has ended. Waits a little for that.
+
+        The others do not end because of an error here: they notice it only when this process ends.
+        """
         for _ in range(LOST_TRIES if self.neighbours else 0):
-            if not all(map(_lives, self.neighbours)):
+            if not all(map(_is_alive, self.neighbours)):
                 return True
             time.sleep(0.1)
         return False
 
     def parallel(self, model: nn.Module, sync_bn: bool) -> nn.Module:
-        """The model whose backward pass averages the gradients of all processes.
+        """Wraps the model so that its backward pass averages gradients over all processes.
 
-        `sync_bn`: BatchNorm over the images of all processes, needs CUDA. Else each process
-        normalises its own images, as the paper's did, and the first one's statistics are kept.
+        `sync_bn`: BatchNorm over the images of all processes, which needs CUDA. Otherwise each
+        process normalises its own images, as in the paper, and the first one's statistics are kept.
         """
         if self.size == 1:
             return model
         if sync_bn:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        with warnings.catch_warnings():  # the argument's new name is not in all versions yet
+        with warnings.catch_warnings():  # not every version has the argument's new name
             warnings.simplefilter("ignore", FutureWarning)
             return DistributedDataParallel(model, broadcast_buffers=False)
 
@@ -94,27 +96,27 @@ ALONE = World()
 
 
 def join(device: str = "cpu") -> World:
-    """Finds the other processes of the run, if `torchrun` started this one. `device`: cpu, cuda."""
+    """Joins the other processes of the run if `torchrun` started this one. `device`: cpu, cuda."""
     if "LOCAL_RANK" not in os.environ:
         return ALONE
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=WAIT)
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=TIMEOUT)
     else:
-        dist.init_process_group("gloo", timeout=WAIT)
-    here = (socket.gethostname(), os.getpid())
-    others: list = [None] * dist.get_world_size()
-    dist.all_gather_object(others, here)
-    neighbours = tuple(pid for host, pid in others if host == here[0] and pid != here[1])
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+    this_host, this_pid = socket.gethostname(), os.getpid()
+    processes: list = [None] * dist.get_world_size()
+    dist.all_gather_object(processes, (this_host, this_pid))
+    neighbours = tuple(pid for host, pid in processes if host == this_host and pid != this_pid)
     return World(dist.get_rank(), dist.get_world_size(), neighbours)
 
 
-def first_of_all() -> bool:
-    """`World.first`, also where joining the others has failed."""
+def is_first_process() -> bool:
+    """Like `World.first`, but works even if joining the other processes has failed."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -123,5 +125,5 @@ def _lives(pid: int) -> bool:
 
 
 def without_sync(model: nn.Module):
-    """A context in which backward passes add to the gradients without sending them."""
+    """Returns a context in which backward passes accumulate gradients without sending them."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()

@@ -1,4 +1,4 @@
-"""Files that are whole whenever somebody reads them, and digests of what is in them."""
+"""Atomic writes of files, JSON files, and digests of file contents."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]  # the folder of run.py
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:
-    """A reader sees the old content or the new, never a part; so does a reader after a crash."""
+    """Writes a file so that readers, even after a crash, see the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     try:
@@ -32,7 +32,7 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """Empty if there is no such file, or no object in it."""
+    """Returns the object in the file; empty if the file is missing or holds no object."""
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -41,14 +41,15 @@ def read_json(path: Path) -> dict:
 
 
 def digest(key: str, file: str) -> str:
-    """The first 16 hex digits of the SHA-256 of a file. Raises UserError, naming `key`."""
+    """Returns the first 16 hex digits of a file's SHA-256. Raises UserError, naming `key`, if the
+    file cannot be read."""
     try:
         status = Path(file).stat()
         return _digest(file, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise UserError(
             f"{key}={file} cannot be read: {error.strerror}\n"
-            f"Name the file: {key}=FILE (relative to data.root, if it is annotations)."
+            f"Give the path of the file: {key}=FILE (annotations: relative to data.root)."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Where processes import from, and imports that another package would make on the way."""
+"""The import path of child processes, and blocking optional imports of other packages."""
 
 import contextlib
 import os
@@ -10,20 +10,20 @@ from onenet.system.files import REPOSITORY
 
 
 def python_path(folder: Path = REPOSITORY) -> str:
-    """PYTHONPATH for a process that imports from this folder, then from where this one does."""
+    """Returns a PYTHONPATH that starts with this folder, then has that of this process."""
     return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
 @contextlib.contextmanager
-def hidden(module: str) -> Iterator[None]:
-    """Inside, `import module` raises ImportError, unless it has been imported before.
+def block_import(module: str) -> Iterator[None]:
+    """Makes `import module` raise ImportError inside the block, unless it was imported before.
 
-    For packages that import another one where they can, and go on without it where they cannot.
+    For packages that import another one if it is installed, and work without it otherwise.
     """
     if module in sys.modules:
         yield
         return
-    sys.modules[module] = None  # type: ignore[assignment]  # this is how an import is refused
+    sys.modules[module] = None  # type: ignore[assignment]  # None makes the import fail
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Memory that is given back: what the C library does with it, and Python's search for cycles."""
+"""Settings of memory management: glibc's reuse of freed memory, and Python's cyclic collector."""
 
 import contextlib
 import ctypes
@@ -10,10 +10,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Has the process keep freed memory for its next allocation; False where that is unknown.
+    """Makes the process keep freed memory for later allocations. Returns whether that worked.
 
-    Without it glibc returns tensors of more than some megabytes to the system and gets every page
-    anew, zeroed, at the next step. Elsewhere (musl, macOS, Windows) nothing changes.
+    By default glibc returns tensors larger than some megabytes to the system, and gets new, zeroed
+    pages for them at the next step. Does nothing with other C libraries (musl, macOS, Windows).
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
-    """Without the search for cycles, which goes through a million small lists again and again."""
+    """Turns off the cyclic collector, which would scan millions of small objects repeatedly."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,5 +1,6 @@
-"""Parts of the user's own: a cost term, an assigner, a neck, a detector or a data set, which a YAML
-names by `_target_: module.name`. What stands beside it are its arguments.
+"""User-defined parts: a cost term, an assigner, a neck, a detector or a data set.
+
+A YAML names one by `_target_: module.name`; the keys beside `_target_` are its arguments.
 """
 
 import sys
@@ -17,18 +18,18 @@ TARGET = "_target_"
 
 
 def load(part: Mapping[str, Any]) -> Callable:
-    """What the part names, with its arguments. Raises UserError if it cannot be imported."""
+    """Imports the part's target and binds its arguments. Raises UserError if the import fails."""
     module, _, name = part[TARGET].rpartition(".")
     try:
-        found = getattr(import_module(module), name)
-    except Exception as error:  # of any kind: it is the user's code
+        target = getattr(import_module(module), name)
+    except Exception as error:  # user code can raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{TARGET}={part[TARGET]} cannot be imported: {reason}") from error
-    return partial(found, **{key: value for key, value in part.items() if key != TARGET})
+    return partial(target, **{key: value for key, value in part.items() if key != TARGET})
 
 
 def signature(part: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What of it counts in a run's id: target, arguments, and a digest of its module's source.
+    """Returns what enters a run's id: target, arguments, and a digest of the module's source.
     Raises UserError if there is no such module."""
     if part is None:
         return None
@@ -36,17 +37,17 @@ def signature(part: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _source(target: str) -> Path:
-    """The file of the target's module. Found without running it: planning must stay quick."""
-    places = None
+    """Finds the source file of the target's module without importing it: planning must be fast."""
+    locations = None
     names = target.split(".")[:-1]
     for number in range(len(names)):
-        spec = PathFinder.find_spec(".".join(names[: number + 1]), places or sys.path)
+        spec = PathFinder.find_spec(".".join(names[: number + 1]), locations or sys.path)
         if spec is None:
             break
-        places = spec.submodule_search_locations
+        locations = spec.submodule_search_locations
         if number + 1 == len(names) and spec.origin and Path(spec.origin).is_file():
             return Path(spec.origin)
     raise UserError(
-        f"{TARGET}={target}: there is no module {'.'.join(names) or target} to import. "
-        "Install it, or put its folder into PYTHONPATH."
+        f"{TARGET}={target}: there is no module {'.'.join(names) or target}. "
+        "Install it, or add its folder to PYTHONPATH."
     )

@@ -1,4 +1,4 @@
-"""Being asked to stop: by a signal, or because the sweep that started the run is gone."""
+"""Requests to stop: by a signal, or because the sweep that started the run is gone."""
 
 import contextlib
 import os
@@ -8,21 +8,21 @@ import threading
 import time
 from collections.abc import Iterator
 
-# SIGUSR1 and SIGUSR2 are what Slurm and submitit send before they take a machine away.
+# Slurm and submitit send SIGUSR1 and SIGUSR2 before they take the machine away.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 EXIT_STATUS = 75  # "try again later"; Slurm's RequeueExit
-LAST_SECONDS = 4.0  # for a run whose sweep is gone
+GRACE_SECONDS = 4.0  # for a run to stop after its sweep is gone
 
 
 class Preempted(BaseException):
-    """Raised where a run can be stopped. No failure: the same command goes on with it."""
+    """Raised where a run can be stopped. Not a failure: the same command resumes the run."""
 
 
 class StopRequest:
-    """What the handlers of SIGNALS leave. Outside `deferred` a signal raises Preempted at once.
+    """Records the signal that asked to stop. Outside `defer`, a signal raises Preempted at once.
 
-    `once`: those after the first do nothing. A process group that is asked to stop asks its runs
-    twice, and the second time must not disturb the writing down.
+    `once`: signals after the first do nothing. If a whole process group is signalled, its runs get
+    a second signal from their sweep, which must not interrupt their last writes.
     """
 
     def __init__(self, once: bool = False):
@@ -31,15 +31,15 @@ class StopRequest:
 
     def install(self) -> None:
         for number in SIGNALS:
-            signal.signal(number, self._received)
+            signal.signal(number, self._handle)
 
-    def note_only(self) -> None:
-        """From here on signals disturb nothing: the run ends anyway."""
+    def defer_forever(self) -> None:
+        """Makes all later signals only set `reason`, because the run is ending anyway."""
         self._deferred = True
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Signals are only noted: whoever is inside looks at `reason` and stops by himself."""
+    def defer(self) -> Iterator[None]:
+        """Makes signals only set `reason` inside the block, which checks it and stops by itself."""
         self._deferred = True
         try:
             yield
@@ -48,7 +48,7 @@ class StopRequest:
         if self.reason:
             raise Preempted(self.reason)
 
-    def _received(self, number: int, _frame) -> None:
+    def _handle(self, number: int, _frame) -> None:
         if self._once and self.reason:
             return
         self.reason = signal.Signals(number).name
@@ -56,17 +56,17 @@ class StopRequest:
             raise Preempted(self.reason)
 
 
-def end_with_driver() -> None:
-    """Has this process stop when the one that holds the other end of its standard input is gone.
+def stop_with_parent() -> None:
+    """Stops this process when the one that holds the other end of its standard input is gone.
 
-    It is asked to, as by SIGTERM, and ends after LAST_SECONDS in any case.
+    Sends SIGTERM first, and ends the process after GRACE_SECONDS in any case.
     """
 
     def wait() -> None:
         while os.read(sys.stdin.fileno(), 1):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(LAST_SECONDS)
+        time.sleep(GRACE_SECONDS)
         os._exit(EXIT_STATUS)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -1,1 +1,1 @@
-"""How weights are learnt: the loop, the optimiser and its schedule, checkpoints, a stopwatch."""
+"""Training: the loop, the optimiser and its schedule, checkpoints, a stopwatch."""

@@ -1,6 +1,6 @@
 """Checkpoints: tensors and plain types only, so that they load with `weights_only=True`.
 
-`last.pt` is the newest; `previous.pt`, the one before, serves if that one turns out to be damaged.
+`last.pt` is the newest checkpoint; `previous.pt` is the one before, in case `last.pt` is damaged.
 """
 
 import io
@@ -19,17 +19,17 @@ from onenet.runs.folder import RunFolder
 from onenet.system.files import write_atomically
 from onenet.training.loop import Progress
 
-NEEDED = {"id", "progress", "model", "optimizer"}
+REQUIRED_KEYS = {"id", "progress", "model", "optimizer"}
 DAMAGE = (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 def save(
     folder: RunFolder, run_id: str, model: nn.Module, optimizer: Optimizer, progress: Progress
 ) -> None:
-    """Writes all that a resumed run needs. Order and augmentation are functions of the step.
+    """Saves everything needed to resume. Image order and augmentation follow from the step.
 
-    The old checkpoint stays until the new one has been read back. Raises OSError, the old one
-    untouched, where the disk is full or gives back something else.
+    Keeps the old checkpoint until the new one has been read back. Raises OSError, leaving the old
+    one untouched, if the disk is full or returns other bytes than were written.
     """
     buffer = io.BytesIO()
     state = {
@@ -42,26 +42,26 @@ def save(
     new = folder.checkpoint_file.with_name("new.pt")
     write_atomically(new, buffer.getvalue())
     if new.read_bytes() != buffer.getvalue():
-        raise OSError(f"{new} does not hold what was written into it: is the disk damaged?")
+        raise OSError(f"{new} does not hold what was written to it: is the disk damaged?")
     if folder.checkpoint_file.is_file():
         os.replace(folder.checkpoint_file, folder.previous_checkpoint_file)
     os.replace(new, folder.checkpoint_file)
 
 
 def find(folder: RunFolder, run_id: str) -> Path | None:
-    """The newest usable checkpoint of the run. One that is damaged or another run's is named and
-    passed over."""
+    """Returns the newest usable checkpoint of the run. Skips, with a message, those that are
+    damaged or of another run."""
     for file in (folder.checkpoint_file, folder.previous_checkpoint_file):
         if file.is_file():
             problem = _problem(file, run_id)
             if problem is None:
                 return file
-            print(f"passed over {file}: {problem}", flush=True)
+            print(f"skipped {file}: {problem}", flush=True)
     return None
 
 
 def load(file: Path, model: nn.Module, optimizer: Optimizer | None, device: str) -> Progress:
-    """Restores model and, if given, optimiser, in place, from what `find` found."""
+    """Restores the model, and the optimiser if given, in place from a file that `find` returned."""
     state = torch.load(file, map_location=device, weights_only=True)
     model.load_state_dict(state["model"])
     if optimizer is not None:
@@ -70,19 +70,20 @@ def load(file: Path, model: nn.Module, optimizer: Optimizer | None, device: str)
 
 
 def load_trained(folder: RunFolder, run_id: str, model: nn.Module, device: str) -> Progress:
-    """Restores the model of a finished run. Raises UserError if that cannot be had any more."""
+    """Restores the model of a finished run. Raises UserError if it has no usable checkpoint."""
     file = find(folder, run_id)
     if file is None:
         raise UserError(
-            f"{folder.checkpoint_file} is not there or not usable: "
+            f"{folder.checkpoint_file} is missing or unusable: "
             "this run cannot be evaluated again.\n"
-            "Move its folder away; the same command then trains it anew."
+            "Move its folder away, then repeat the command to train it afresh."
         )
     return load(file, model, None, device)
 
 
 def part_of_run(runs_root: Path, run_id: str, part: str) -> dict[str, Tensor]:
-    """The state of a part of a finished run's network. Raises UserError if it cannot be had."""
+    """Returns the weights of one part of a finished run's network. Raises UserError if there is no
+    such run."""
     for path in runs_root.glob(f"*-{run_id}"):
         folder = RunFolder(path)
         if folder.state() == "done" and (file := find(folder, run_id)):
@@ -96,14 +97,14 @@ def part_of_run(runs_root: Path, run_id: str, part: str) -> dict[str, Tensor]:
 
 
 def _problem(file: Path, run_id: str) -> str | None:
-    """What keeps a file from being a checkpoint of this run."""
+    """Returns why a file is not a usable checkpoint of this run, or None if it is one."""
     try:
         with zipfile.ZipFile(file) as archive:
-            if damaged := archive.testzip():  # torch does not look at the sums
-                return f"{damaged} in it is damaged"
+            if member := archive.testzip():  # torch does not verify checksums
+                return f"{member} in it is damaged"
         state = torch.load(file, map_location="cpu", weights_only=True)
     except DAMAGE as error:
         return f"it cannot be read: {str(error)[:200] or type(error).__name__}"
-    if not isinstance(state, dict) or not set(state) >= NEEDED:
+    if not isinstance(state, dict) or not set(state) >= REQUIRED_KEYS:
         return "it is not a checkpoint of a run"
     return None if state["id"] == run_id else f"it belongs to run {state['id']}, not {run_id}"

@@ -1,4 +1,4 @@
-"""The training loop of one run, top to bottom."""
+"""The training loop of one run."""
 
 import math
 import time
@@ -25,12 +25,12 @@ COUNTS = ("objects", "conflicts")
 
 
 class Loss(Protocol):
-    """What training minimises. `names`: the parts of which the total is the sum."""
+    """The training loss. `names`: the parts that add up to the total."""
 
     names: tuple[str, ...]
 
     def match(self, output, targets: Sequence[Target]) -> list[Matches]:
-        """The positive samples of each image."""
+        """Returns the positive samples of each image."""
 
     def __call__(
         self,
@@ -39,21 +39,22 @@ class Loss(Protocol):
         num_objects: int | None = None,
         lap: Callable[[str], None] = lambda part: None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total, and its parts for the log with the counts `objects` and `conflicts`."""
+        """Returns the total, and for the log its parts and the counts `objects` and `conflicts`."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands; with model and optimiser all that a resumed run needs."""
+    """The progress of a run; with model and optimiser, everything needed to resume."""
 
     step: int = 0
     seconds: float = 0.0  # spent in training steps, over all resumes
     objects: int = 0  # over all steps and heads
-    conflicts: int = 0  # of these, whose cheapest slot another object had as well
+    conflicts: int = 0  # those objects whose cheapest slot is also another object's
     bad_images: list[str] = field(default_factory=list)
 
     def add_step(self, parts: dict[str, float], batches: Sequence[Batch], seconds: float) -> None:
-        """A step is done. `parts`: what it logs, with COUNTS; `batches`: of this process."""
+        """Adds a finished step. `parts`: its loss parts and COUNTS; `batches`: its micro-batches in
+        this process."""
         self.step += 1
         self.seconds += seconds
         self.objects += int(parts["objects"])
@@ -64,7 +65,7 @@ class Progress:
 
 @dataclass
 class TrainingState:
-    """What the steps change, beside the model."""
+    """The state that training steps change, apart from the model."""
 
     optimizer: Optimizer
     progress: Progress = field(default_factory=Progress)
@@ -72,12 +73,12 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls while it runs; by default nothing happens.
+    """Callbacks of the training loop; by default they do nothing.
 
-    `log` gets a line every `log_every` steps and at the last. `save` is called after a step for
-    which `save_due` is true, when the loop is stopped, and at the end. `stop` is asked after every
-    step. `snapshot` is called before each step with the number of steps done, and when all are.
-    `watch` times the parts of the steps.
+    `log` gets the numbers of every `log_every`-th step and of the last one. `save` is called after
+    a step if `save_due` returns true, when the loop is stopped, and at the end. `stop` is called
+    after every step. `snapshot` is called with the number of finished steps, before each step and
+    at the end. `watch` times the parts of the steps.
     """
 
     log: Callable[[dict], None] = lambda numbers: None
@@ -101,10 +102,10 @@ def train(
 ) -> None:
     """Runs the steps state.progress.step + 1 .. schedule.steps, one batch each.
 
-    `batches`: for every step `context.accumulate` of them, this process's part. `clip`: largest
-    gradient norm, None for no clipping. Matching and loss are float32 at any precision. The device
-    is waited for once a step. Raises FloatingPointError before the optimiser step if the loss or a
-    gradient is not finite, and Preempted, after saving, if `hooks.stop` says so.
+    `batches`: this process's micro-batches, `context.accumulate` for each step. `clip`: largest
+    gradient norm, None for no clipping. Matching and loss use float32 at any precision. Each step
+    waits for the device once. Raises FloatingPointError before the optimiser step if the loss or
+    a gradient is not finite, and Preempted, after saving, if `hooks.stop` returns true.
     """
     model.train()
     parameters, progress, watch = list(model.parameters()), state.progress, hooks.watch
@@ -112,8 +113,8 @@ def train(
         hooks.snapshot(progress.step)
         started = time.perf_counter()
         watch.start()
-        part = list(islice(batches, context.accumulate))
-        if not part:
+        micro_batches = list(islice(batches, context.accumulate))
+        if not micro_batches:
             return
         step = progress.step + 1
         lr = schedule.at(step)
@@ -122,8 +123,8 @@ def train(
 
         state.optimizer.zero_grad()
         try:
-            sums = _backward(model, loss, part, context, watch)
-        except FloatingPointError as error:  # of the matching cost
+            sums = _backward(model, loss, micro_batches, context, watch)
+        except FloatingPointError as error:  # from the matching cost
             raise FloatingPointError(f"step {step}: {error}") from error
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         *sums, grad_norm = torch.cat([sums, norm.double()[None]]).cpu()  # waits for the device
@@ -136,7 +137,7 @@ def train(
         state.optimizer.step()
         watch.lap("step")
 
-        progress.add_step(parts, part, time.perf_counter() - started)
+        progress.add_step(parts, micro_batches, time.perf_counter() - started)
         if step % hooks.log_every == 0 or step == schedule.steps:
             numbers = {"loss": total, "lr": lr, "grad_norm": float(grad_norm)}
             hooks.log({"step": step, **parts, **numbers})
@@ -148,31 +149,31 @@ def train(
 
 
 def _backward(
-    model: nn.Module, loss: Loss, part: list[Batch], context: RunContext, watch: Stopwatch
+    model: nn.Module, loss: Loss, micro_batches: list[Batch], context: RunContext, watch: Stopwatch
 ) -> Tensor:
-    """Adds the gradient of the whole batch's loss, of which `part` is this process's part.
+    """Adds the gradients of this process's micro-batches.
 
-    Every piece is divided by the objects of the whole batch, so that the sum over pieces and
-    processes is the loss of the batch in one. Returns the parts of that loss and COUNTS, float64 on
-    the device.
+    The loss of each micro-batch is divided by the number of objects in the whole batch, so that the
+    sum over micro-batches and processes is the loss of the whole batch. Returns this process's sums
+    of the loss parts and COUNTS, float64 on the device.
     """
     device, bf16 = context.device, context.precision == "bf16"
-    objects = sum(len(target.gt_labels) for batch in part for target in batch.targets)
+    objects = sum(len(target.gt_labels) for batch in micro_batches for target in batch.targets)
     num_objects = int(context.world.sum(torch.tensor(objects)))
     names = (*loss.names, *COUNTS)
     sums = torch.zeros(len(names), dtype=torch.float64, device=device)
-    for number, batch in enumerate(part):
-        last = number == len(part) - 1
+    for number, batch in enumerate(micro_batches):
+        is_last = number == len(micro_batches) - 1
         images = normalize(batch.images.to(device, non_blocking=True))
         targets = [target.to(device) for target in batch.targets]
         watch.lap("data")
-        with nullcontext() if last else without_sync(model):
+        with nullcontext() if is_last else without_sync(model):
             with torch.autocast(torch.device(device).type, torch.bfloat16, bf16):
                 outputs = model(images, unpadded_sizes(targets, device))
             watch.lap("forward")
             total, parts = loss(outputs, targets, num_objects, watch.lap)
             watch.lap("loss")
-            (total * context.world.size).backward()  # the processes' gradients are averaged
+            (total * context.world.size).backward()  # DDP averages over processes
         values = [parts[name].detach().to(device, torch.float64) for name in names]
         sums += torch.stack(values)
         watch.lap("backward")
@@ -181,7 +182,7 @@ def _backward(
 
 def _check_finite(total: float, parts: dict[str, float], grad_norm: float, step: int) -> None:
     if not math.isfinite(total):
-        bad = ", ".join(f"{k} {v}" for k, v in parts.items() if not math.isfinite(v))
-        raise FloatingPointError(f"the loss is not finite at step {step}: {bad}")
+        terms = ", ".join(f"{k} {v}" for k, v in parts.items() if not math.isfinite(v))
+        raise FloatingPointError(f"the loss is not finite at step {step}: {terms}")
     if not math.isfinite(grad_norm):
         raise FloatingPointError(f"the gradient is not finite at step {step}: norm {grad_norm}")

@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate as a function of progress (section 5)."""
+"""The optimiser and the learning rate schedule (section 5)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ from onenet.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate at each step of `steps`, given the base rate `lr`.
+    """The learning rate at each of `steps` steps, given the base rate `lr`.
 
-    `warmup`: steps of linear rise from a hundredth of the rate. `decay`: `multistep` divides by 10
-    at each of `milestones`, fractions of the steps in 0..1 (section 5: 210k and 250k of 270k);
-    `linear_tail` stays constant and falls linearly to 0 over the last `tail`, a fraction in (0, 1].
+    `warmup`: number of steps of a linear rise from a hundredth of the rate. `decay`: `multistep`
+    divides by 10 at each of `milestones`, fractions of the steps in 0..1 (section 5: 210k and 250k
+    of 270k); `linear_tail` is constant, then falls linearly to 0 over the last `tail`, a fraction
+    in (0, 1].
     """
 
     lr: float
@@ -26,12 +27,12 @@ class Schedule:
     tail: float = 0.3
 
     def at(self, step: int) -> float:
-        """The rate of step number `step` in 1..steps."""
-        done = (step - 1) / self.steps
+        """Returns the rate of step number `step` in 1..steps."""
+        progress = (step - 1) / self.steps
         if self.decay == "multistep":
-            factor = 0.1 ** sum(done >= milestone for milestone in self.milestones)
+            factor = 0.1 ** sum(progress >= milestone for milestone in self.milestones)
         else:
-            factor = min(1.0, (1 - done) / self.tail)
+            factor = min(1.0, (1 - progress) / self.tail)
         if step <= self.warmup:
             factor *= 0.01 + 0.99 * (step - 1) / self.warmup
         return self.lr * factor
@@ -40,23 +41,23 @@ class Schedule:
 def make_optimizer(
     model: nn.Module, lr: float, weight_decay: float, lr_factors: Mapping[str, float] | None = None
 ) -> AdamW:
-    """AdamW with weight decay on all parameters, as in the released code; one kernel for all.
+    """Returns AdamW with weight decay on all parameters, as in the released code; fused kernel.
 
-    `lr_factors`: parameters with such a word in their names learn at so many times the rate; each
-    group's `lr_factor` says it. Raises UserError where no parameter has it.
+    `lr_factors`: factor on the learning rate of parameters whose names contain the key, stored as
+    `lr_factor` of their group. Raises UserError if a key matches no parameter.
     """
     groups = {factor: [] for factor in (1.0, *(lr_factors or {}).values())}
-    unused = {*(lr_factors or {})}
+    unmatched = {*(lr_factors or {})}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        words = [word for word in lr_factors or {} if word in name]
-        unused -= {*words}
-        groups[lr_factors[words[0]] if words else 1.0].append(parameter)
-    if unused:
+        keys = [key for key in lr_factors or {} if key in name]
+        unmatched -= {*keys}
+        groups[lr_factors[keys[0]] if keys else 1.0].append(parameter)
+    if unmatched:
         raise UserError(
-            f"optim.lr_factors={dict(lr_factors)}: no parameter has {' or '.join(sorted(unused))} "
-            "in its name: leave it out."
+            f"optim.lr_factors={dict(lr_factors)}: no parameter has "
+            f"{' or '.join(sorted(unmatched))} in its name. Correct or remove that key."
         )
     return AdamW(
         [{"params": g, "lr_factor": factor} for factor, g in groups.items() if g],

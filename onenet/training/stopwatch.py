@@ -1,4 +1,4 @@
-"""Where the time of a training step goes."""
+"""Times the parts of a training step."""
 
 import time
 
@@ -8,8 +8,11 @@ STEP_PARTS = ("data", "forward", "match", "loss", "backward", "step")
 
 
 class Stopwatch:
-    """Adds up the seconds of each part of a step. On a GPU by events in its queue, so that nothing
-    waits for it; what the host does meanwhile counts for the part that the GPU is in."""
+    """Adds up the seconds of each part of a step.
+
+    On a GPU it uses CUDA events, so timing does not synchronise; host time counts towards the part
+    that the GPU is executing.
+    """
 
     def __init__(self, device: str = "cpu"):
         self.on_gpu = torch.device(device).type == "cuda"
@@ -18,18 +21,18 @@ class Stopwatch:
         self.last = self._now()
 
     def start(self) -> None:
-        """A step begins."""
+        """Starts a step."""
         self.steps += 1
         self.last = self._now()
 
     def lap(self, part: str) -> None:
-        """What has been done since the last lap, or the start, was this part of the step."""
+        """Counts the time since the last lap, or since the start, towards this part of the step."""
         now = self._now()
         self.laps.append((part, self.last, now))
         self.last = now
 
     def mean(self) -> dict[str, float]:
-        """Seconds a step of each part since this was last asked."""
+        """Returns the seconds per step of each part since the last call."""
         if self.on_gpu:
             self.last.synchronize()
         sums = dict.fromkeys(STEP_PARTS, 0.0)
