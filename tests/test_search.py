@@ -20,8 +20,7 @@ from onenet.config.options import METRICS
 from onenet.errors import UserError
 from onenet.sweeps import search, search_sweep
 from onenet.sweeps.experiments import axes_of, experiment_names, search_names
-from onenet.sweeps.search import requested
-from onenet.sweeps.study import Study, in_three_digits
+from onenet.sweeps.search import Study, in_three_digits, requested_search
 from onenet.system.files import REPOSITORY, write_json
 from tests.launchers import launcher_of
 
@@ -34,7 +33,7 @@ WORDS = ["+experiment=search_cost", *TINY, *TWO]
 
 
 def asked(tmp_path, *words: str) -> search.Search:
-    return requested(axes_of([*WORDS, f"runs_root={tmp_path}", *words]))
+    return requested_search(axes_of([*WORDS, f"runs_root={tmp_path}", *words]))
 
 
 class Runner:
@@ -105,13 +104,13 @@ def drawn(study: Study) -> list[dict]:
 def test_a_search_is_no_table():
     assert "search_cost" in search_names()
     assert "search_cost" not in experiment_names()
-    assert requested(axes_of(["+experiment=table1"])) is None
-    assert requested(axes_of(["seed=0,1"])) is None
+    assert requested_search(axes_of(["+experiment=table1"])) is None
+    assert requested_search(axes_of(["seed=0,1"])) is None
 
 
 @pytest.mark.parametrize("name", search_names())
 def test_every_search_resolves(name, tmp_path):
-    found = requested(axes_of([f"+experiment={name}", *TINY, f"runs_root={tmp_path}"]))
+    found = requested_search(axes_of([f"+experiment={name}", *TINY, f"runs_root={tmp_path}"]))
     assert loader().read(f"experiment/{name}")["experiment"]["question"].endswith("?")
     assert Study(found).trials == []
 
@@ -167,7 +166,7 @@ def test_wrong_words_are_told_what_to_type(words, named, tmp_path):
 def test_a_wrong_space_is_named(space, named, tmp_path, own):
     own(f"{{space: {space}}}")
     with pytest.raises(UserError) as caught:
-        Study(requested(axes_of(["+experiment=mine", *TINY, f"runs_root={tmp_path}"])))
+        Study(requested_search(axes_of(["+experiment=mine", *TINY, f"runs_root={tmp_path}"])))
     assert named in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 6
 
@@ -267,7 +266,7 @@ def test_where_its_file_is_lost_the_sequence_comes_again(tmp_path, runner):
 def test_equal_values_share_a_run(tmp_path, runner, own):
     own("{sampler: random, trials: 12, space: {heads: [1, 2]}}")
     words = ["+experiment=mine", *TINY, f"runs_root={tmp_path / 'runs'}"]
-    status, _, done = do(requested(axes_of(words)))
+    status, _, done = do(requested_search(axes_of(words)))
     assert status == 0
     assert len(runner.names) == 2
     assert {trial.values["heads"] for trial in done.trials} == {1, 2}
@@ -378,7 +377,7 @@ def test_a_search_that_is_killed_goes_on(tmp_path):
         "save_every=0",
     ]
     words += ["search.trials=3"]
-    killed = requested(axes_of([*words[1:], f"runs_root={tmp_path / 'killed'}"]))
+    killed = requested_search(axes_of([*words[1:], f"runs_root={tmp_path / 'killed'}"]))
     process = start(*words, f"runs_root={tmp_path / 'killed'}")
     while (
         len(now := Study(killed).trials) < 2 or now[1].run.folder.last_metrics().get("step", 0) < 5
@@ -402,7 +401,7 @@ def test_a_search_that_is_killed_goes_on(tmp_path):
     for key in METRICS:
         assert key in done.trials[0].run.folder.result()["metrics"]
 
-    straight = requested(axes_of([*words[1:], f"runs_root={tmp_path / 'straight'}"]))
+    straight = requested_search(axes_of([*words[1:], f"runs_root={tmp_path / 'straight'}"]))
     assert start(*words, f"runs_root={tmp_path / 'straight'}").communicate()
     assert drawn(Study(straight)) == drawn(done)
     values = [[t.result("AP") for t in s.trials] for s in (Study(straight), done)]

@@ -62,8 +62,8 @@ def planned(tmp_path: Path, *words: str) -> planning.Run:
 
 def started(run: planning.Run, *words: str) -> slurm.SlurmJob:
     launcher = launcher_of([*TINY, *words])
-    (place,) = launcher.places(run.config, 1)
-    return launcher.start(run, place).process
+    (resources,) = launcher.resources(run.config, 1)
+    return launcher.start(run, resources).handle
 
 
 def submitted_command(tmp_path: Path) -> list[str]:
@@ -110,11 +110,11 @@ def test_processes_and_threads_share_what_a_job_gets(words, processes, threads, 
     assert Request.read(Path(command[-1])).threads == threads
 
 
-def test_all_runs_are_submitted_at_once_unless_jobs_says_otherwise():
-    config = compose(TINY)
-    assert len(slurm.places(config, SlurmOptions(cpus=1, gpus=0), 40)) == 40
-    assert len(slurm.places(config, SlurmOptions(cpus=1, gpus=0, jobs=3), 40)) == 3
-    assert len(slurm.places(config, SlurmOptions(cpus=1, gpus=0, jobs=3), 2)) == 2
+def test_all_runs_are_submitted_at_once_unless_jobs_says_otherwise(stand_ins):
+    config = compose([*TINY, f"runs_root={stand_ins / 'runs'}"])
+    for jobs, runs, at_a_time in ((None, 40, 40), (3, 40, 3), (3, 2, 2)):
+        launcher = slurm.Slurm(SlurmOptions(cpus=1, gpus=0, jobs=jobs))
+        assert len(launcher.resources(config, runs)) == at_a_time
 
 
 def test_a_run_that_is_in_the_queue_is_not_submitted_again(stand_ins):
@@ -128,7 +128,7 @@ def test_a_run_that_is_in_the_queue_is_not_submitted_again(stand_ins):
 
 def test_a_job_ends_when_it_has_left_the_queue_and_its_run_says_how(stand_ins, monkeypatch):
     run = planned(stand_ins)
-    monkeypatch.setattr(slurm, "LOOK_EVERY", 0)
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0)
     job = started(run)
     (stand_ins / "queue").write_text("17|some name\n")
     assert job.poll() is None
@@ -139,12 +139,12 @@ def test_a_job_ends_when_it_has_left_the_queue_and_its_run_says_how(stand_ins, m
     assert job.poll() == job.returncode == 0
     killed = started(run)
     run.folder.set_status(state="running")
-    monkeypatch.setattr(slurm, "SETTLE_SECONDS", 0)
+    monkeypatch.setattr(slurm, "SYNC_SECONDS", 0)
     assert killed.poll() == 1
 
 
 def test_a_queue_that_does_not_answer_ends_no_job(stand_ins, tools, monkeypatch):
-    monkeypatch.setattr(slurm, "LOOK_EVERY", 0)
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0)
     run = planned(stand_ins)
     (stand_ins / "queue").write_text("17|some name\n")
     job = started(run)
@@ -174,10 +174,10 @@ def test_what_slurm_refuses_is_told_in_slurms_words(stand_ins, tools):
 def test_without_slurm_or_submitit_the_error_names_what_is_missing(tools, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(UserError, match="needs sbatch"):
-        slurm.Cluster(SlurmOptions(), tmp_path)
+        launcher_of(TINY).resources(compose(TINY), 1)
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[slurm\]'"):
-        slurm.Cluster(SlurmOptions(), tmp_path)
+        launcher_of(TINY).resources(compose(TINY), 1)
 
 
 def test_further_options_must_be_a_mapping():

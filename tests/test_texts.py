@@ -11,7 +11,7 @@ import pytest
 
 from onenet.config.compose import use_folder
 from onenet.sweeps.experiments import axes_of, specs_of
-from onenet.sweeps.search import requested
+from onenet.sweeps.search import requested_search
 from onenet.system.files import REPOSITORY
 
 PAGES = sorted(
@@ -79,7 +79,7 @@ def test_words_for_run_py_compose(page, line, tmp_path, monkeypatch):
             file.write_text(split)
     use_folder(None)
     axes = axes_of(words)
-    assert requested(axes) or specs_of(axes)
+    assert requested_search(axes) or specs_of(axes)
 
 
 @pytest.mark.parametrize(("page", "line"), commands("analysis/") + commands("tests/"))
