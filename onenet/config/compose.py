@@ -80,14 +80,12 @@ class Loader:
     """Composes the configuration of each run with Hydra's own functions. Runs with the same options
     of groups share one composition; each then applies its own values."""
 
-    def __init__(
-        self, hydra: ConfigLoader, name: str = "config", hydra_overrides: Sequence[str] = ()
-    ):
-        """`hydra_overrides`: of Hydra's own keys (hydra.searchpath=...)."""
+    def __init__(self, hydra: ConfigLoader, name: str = "config", overrides: Sequence[str] = ()):
+        """`overrides`: of Hydra's own keys (hydra.searchpath=...)."""
         assert isinstance(hydra, ConfigLoaderImpl)  # Hydra has no other
         self._hydra, self._name = hydra, name
         self._parser = OverridesParser.create(config_loader=hydra)
-        _, sources = hydra._parse_overrides_and_create_caching_repo(name, [*hydra_overrides])
+        _, sources = hydra._parse_overrides_and_create_caching_repo(name, [*overrides])
         self._files = _Files(sources)
         self._compositions: dict[tuple, DictConfig] = {}
 
@@ -97,6 +95,10 @@ class Loader:
             return self._parser.parse_overrides([*overrides])
         except HydraException as error:
             raise ComposeError(error) from error
+
+    def parse_run(self, overrides: Sequence[str]) -> list[Override]:
+        """Parses overrides and drops those of Hydra's own keys. Raises ComposeError."""
+        return [one for one in self.parse(overrides) if not one.is_hydra_override()]
 
     def options(self, group: str) -> list[str]:
         """Returns the options of a group, in conf/<group>/ and in the user's folder."""
@@ -213,12 +215,7 @@ def _folder_loader(config_dir: str | None) -> Loader:
 def compose(overrides: Sequence[str]) -> Config:
     """Returns the checked configuration of the run with these overrides; Hydra's own keys are
     ignored. Raises UserError."""
-    return loader().compose(parse_run_overrides(overrides))
-
-
-def parse_run_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Parses overrides and leaves out those of Hydra's own keys. Raises ComposeError."""
-    return [one for one in loader().parse(overrides) if not one.is_hydra_override()]
+    return loader().compose(loader().parse_run(overrides))
 
 
 def override(key: str, value: Any) -> Override:

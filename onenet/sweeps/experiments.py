@@ -7,13 +7,7 @@ from dataclasses import dataclass
 
 from hydra.core.override_parser.types import Override
 
-from onenet.config.compose import (
-    chooses_nothing,
-    loader,
-    override_text,
-    parse_run_overrides,
-    split_sweep,
-)
+from onenet.config.compose import chooses_nothing, loader, override_text, split_sweep
 from onenet.config.schema import Config
 from onenet.errors import UserError
 from onenet.runs.evaluations import EvalSpec, requested_evaluation
@@ -123,7 +117,7 @@ def expand(overrides: Sequence[str]) -> list[RunSpec]:
 def axes_of(overrides: Sequence[str]) -> Axes:
     """Returns each key with its values, by Hydra's grammar (lists, range(), glob() of options). The
     last override of a key counts; Hydra's own keys are ignored. Raises UserError."""
-    return {one.get_key_element(): _values(one) for one in parse_run_overrides(overrides)}
+    return {one.get_key_element(): _values(one) for one in loader().parse_run(overrides)}
 
 
 def _values(override: Override) -> list[Override]:

@@ -125,8 +125,9 @@ class Study:
         settings = self.settings
         values: list = [self.base.id, self.base.evaluation.id]
         for key, d in self.space.items():
-            bounds = {"key": key, "low": float(d.low), "high": float(d.high), "log": d.log}
-            values.append(bounds | {"whole": is_integer(d)})
+            whole = isinstance(d.low, int)
+            bounds = {"low": float(d.low), "high": float(d.high), "log": d.log, "whole": whole}
+            values.append({"key": key, **bounds})
         values += [settings.metric, settings.direction, settings.sampler, settings.seed]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:10]
 
@@ -200,9 +201,8 @@ class Study:
 
     def headline(self) -> str:
         s = self.settings
-        return (
-            f"{self.name}: {s.direction} {s.metric}, {s.trials} trials, {s.sampler}, seed {s.seed}"
-        )
+        goal = f"{self.name}: {s.direction} {s.metric}"
+        return f"{goal}, {s.trials} trials, {s.sampler}, seed {s.seed}"
 
     def counts(self, rest: str) -> str:
         """For example: 9 trials: 4 done, 5 to do. `rest`: what to call those not done."""
@@ -276,14 +276,10 @@ class Study:
         return sorted(pairs, key=lambda pair: sign * pair[0])
 
 
-def is_integer(distribution) -> bool:
-    return isinstance(distribution, require_optuna().distributions.IntDistribution)
-
-
 def in_three_digits(value: float, distribution) -> float:
     """Rounds a value, within its bounds, so that it can be read and typed."""
     value = min(max(float(f"{value:.3g}"), distribution.low), distribution.high)
-    return round(value) if is_integer(distribution) else value
+    return round(value) if isinstance(distribution.low, int) else value
 
 
 def require_optuna():

@@ -84,14 +84,10 @@ def _work(console: Console, study: Study, launcher: RunLauncher) -> Statuses:
 def _print_results(console: Console, study: Study, statuses: Statuses) -> None:
     metric, ranked = study.settings.metric, study.ranked()
     if ranked:
-        rows = [
-            [
-                str(trial.number),
-                *(f"{x:.4g}" for x in (*trial.values.values(), value)),
-                trial.run.name,
-            ]
-            for value, trial in ranked[:TABLE_ROWS]
-        ]
+        rows = []
+        for value, trial in ranked[:TABLE_ROWS]:
+            numbers = [f"{number:.4g}" for number in (*trial.values.values(), value)]
+            rows.append((str(trial.number), *numbers, trial.run.name))
         print_table(console, ("trial", *study.space, metric, "run"), rows)
     for run in study.runs():
         result = run.folder.result(run.specs[0].evaluation)

@@ -23,10 +23,10 @@ def print_results(console: Console, runs: list[Run], statuses: Statuses) -> None
     """Prints the table of the runs, what failed and why, and where everything is. Draws the
     picture."""
     labels = row_labels([spec for run in runs for spec in run.specs])
-    results = {spec: spec.folder.result(spec.evaluation) for spec in labels}
-    rows = [
-        (label, spec, results[spec]["metrics"]) for spec, label in labels.items() if results[spec]
-    ]
+    rows = []
+    for spec, label in labels.items():
+        if result := spec.folder.result(spec.evaluation):
+            rows.append((label, spec, result["metrics"]))
     if rows:
         cells = [_cells(label, spec, metrics) for label, spec, metrics in rows]
         print_table(console, ("run", "lr", *COLUMNS, "time"), cells)

@@ -75,7 +75,7 @@ class OneNetLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        self.hydra_context, self.settings = hydra_context, config
+        use_loader(hydra_context, config)
 
     def run_launcher(self) -> RunLauncher:
         """Raises UserError if an option has a wrong type or is out of bounds."""
@@ -92,7 +92,6 @@ class OneNetLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        use_loader(self.hydra_context, self.settings)
         jobs = [expand(overrides) for overrides in job_overrides]
         runs = plan.group([spec for specs in jobs for spec in specs])
         console = Console(highlight=False)
