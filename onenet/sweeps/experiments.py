@@ -149,7 +149,7 @@ def _experiment_specs(experiment: Experiment, axes: Axes) -> list[RunSpec]:
     row_axes = [axes_of(row.overrides) for row in experiment.rows]
     for key, values in itertools.chain(*(row.items() for row in row_axes)):
         if len(values) > 1:
-            raise UserError(f"A row of {experiment.name} lists values of {key}: use sweep for it.")
+            raise UserError(f"{key} has several values in a row of {experiment.name}: use sweep.")
     row_keys = {key for row in row_axes for key in row}
     selection = {key: [one.value() for one in axes[key]] for key in row_keys & axes.keys()}
     rows = [

@@ -104,7 +104,7 @@ def print_plan(console: Console, runs: list[Run]) -> None:
             console.out(f"{spec.id}  {'done' if done else state:8}{overrides}{comment}")
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     time = f"; {duration_text(total)} of training, one after the other" if total else ""
-    time += f", without {unknown} that no finished run compares with" if unknown else ""
+    time += f", not counting {unknown} without a comparable finished run" if unknown else ""
     console.out(f"{plural(len(runs), 'run')}: {counts}{time}. In {root}")
 
 

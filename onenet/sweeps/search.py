@@ -3,7 +3,7 @@
 A search is a file of experiments/ with the keys whose best values it looks for. A trial is an
 ordinary run. Optuna records the trials in `.search/` of the runs root and draws the next ones, as
 many as run at a time. A draw depends on the search, the trial's number and the results of all
-trials of earlier draws. So the sequence is the same in whatever order runs end, and after a stop.
+trials of earlier draws, so neither a stop nor the order in which runs end changes the sequence.
 Trial 0 has the values of conf/ if they are in the space.
 """
 
@@ -49,7 +49,7 @@ def requested_search(axes: Axes) -> Search | None:
     if not any(map(is_search, names)):
         return None
     if len(names) > 1:
-        raise UserError(f"+{GROUP}={','.join(names)}: a search must be alone, without others.")
+        raise UserError(f"+{GROUP}={','.join(names)}: a search must be requested alone.")
     own = [one for values in axes.values() for one in values if one.key_or_group in SETTINGS]
     settings, overrides = _read_search([*experiments, *own])
     fixed = axes_of(overrides) | {
@@ -58,7 +58,7 @@ def requested_search(axes: Axes) -> Search | None:
     for key, values in (axes | fixed).items():
         if len(values) > 1:
             text = ",".join(str(one.value()) for one in values)
-            raise UserError(f"{key}={text}: a search needs one value.")
+            raise UserError(f"{key}={text}: a search needs a single value.")
     settings.space = {key: ends for key, ends in settings.space.items() if key not in fixed}
     return Search(names[0], settings, tuple(one for (one,) in fixed.values()))
 

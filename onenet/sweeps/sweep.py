@@ -44,7 +44,7 @@ def run_under_torchrun(console: Console, runs: Sequence[Run]) -> int:
 
     if len(runs) > 1:
         raise UserError(
-            f"torchrun does one run, not {len(runs)}.\n"
+            f"torchrun is for one run, not {len(runs)}.\n"
             "A sweep starts it itself for each run: python run.py -m … processes=8"
         )
     (run,) = runs
