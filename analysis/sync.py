@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder, named
 from onenet.system.files import REPOSITORY
-from onenet.tracking.tracker import BUSY, UNANSWERED, rebuilt
+from onenet.tracking.tracker import BUSY, UNANSWERED, rebuild_mirror
 
 WAIT_SECONDS = 300
 OUTCOMES = ("skipped", "failed", "not tried")  # beside "rebuilt"
@@ -97,7 +97,7 @@ def rebuild(folder: RunFolder, seconds: float) -> tuple[str, str]:
         return "failed", "its status.json does not say its id: left as it is"
     word = "preempted" if status.get("state") == "preempted" else "failed"
     word = "done" if state == "done" else word
-    code, said = rebuilt(folder, word, seconds)
+    code, said = rebuild_mirror(folder, word, seconds)
     if code == BUSY:
         return "skipped", "running: skipped"
     if code == UNANSWERED:

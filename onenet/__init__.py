@@ -1,1 +1,1 @@
-"""The paper, a file an idea (OneNet, "Towards End-to-End One-Stage Object Detection")."""
+"""The paper, one file per idea (OneNet, "Towards End-to-End One-Stage Object Detection")."""

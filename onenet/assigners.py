@@ -1,10 +1,10 @@
 """Label assignment: which slot is the positive sample of which object (section 3.2).
 
-B images, P prediction slots of an image, N ground truths of an image, M of the whole batch.
+B images, P prediction slots per image, N objects in an image, M objects in the whole batch.
 
-`min_cost` and `hungarian` are what training runs. Both take the matching cost, the predictions of
-one head for a batch, and the batch's objects; they return a `Matches` for each image. All other
-slots are negative samples. Neither asks which detector it serves.
+Training calls `min_cost` or `hungarian`. Both take the matching cost, one head's predictions for a
+batch, and the objects of its images, and return one `Matches` per image. All other slots are
+negative samples. Neither depends on the detector.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,77 +28,78 @@ def min_cost(
 ) -> list[Matches]:
     """Minimum Cost Assignment (Algorithm 1): each object takes its cheapest slot.
 
-    The line of Algorithm 1 that does it, `_, src_ind = torch.min(cost_mat, dim=0)`, is here, for
-    each image of the batch,
+    Algorithm 1 does this in the line `_, src_ind = torch.min(cost_mat, dim=0)`. For one image of
+    the batch, this would be
 
         lowest, slot = cost(output, image, target).min(dim=0)
 
-    `cheapest_slots` gives just that, to the last digit, without computing every cost. Of equal
-    costs the lower slot index wins. The matches of an image are in the order of its objects.
-    `conflict`: what happens when two objects take one slot, see `resolve_conflicts`.
+    `cheapest_slots` returns exactly that, to the last digit, without computing every cost. Ties go
+    to the lower slot index. The matches of an image are in the order of its objects.
+    `conflict`: what happens when two objects ask for one slot, see `resolve_conflicts`.
 
     Raises FloatingPointError, naming image, object and term, if the lowest cost of an object is not
-    finite: with a NaN anywhere, or +inf at all slots. On a GPU that would mean waiting for the
-    device; there the loss is not finite either, which stops training.
+    finite, that is, if any of its costs is NaN or all are +inf. On a GPU the check would force a
+    synchronization, so it is skipped; there the loss is not finite either, which stops training.
     """
     lowest, slot = cheapest_slots(cost, output, targets)  # [M], [M]: all objects of the batch
     if lowest.device.type == "cpu" and not lowest.isfinite().all():
-        for number, target in enumerate(targets):
-            cost(output, number, target)  # raises
+        for image, target in enumerate(targets):
+            cost(output, image, target)  # raises
 
-    image = torch.cat([torch.full_like(t.gt_labels, i) for i, t in enumerate(targets)])
-    loses = not_first_of_group(image * output.boxes_xyxy.shape[1] + slot, lowest)
+    image_idx = torch.cat([torch.full_like(t.gt_labels, i) for i, t in enumerate(targets)])
+    loser = not_first_of_group(image_idx * output.boxes_xyxy.shape[1] + slot, lowest)
     counts = [len(target.gt_labels) for target in targets]
-    of_images = zip(*(part.split(counts) for part in (lowest, slot, loses)), strict=True)
+    per_image = zip(*(tensor.split(counts) for tensor in (lowest, slot, loser)), strict=True)
     matches = []
-    for number, (lowest, slot, loses) in enumerate(of_images):
-        cost_matrix = partial(cost, output, number, targets[number])
-        matches.append(resolve_conflicts(lowest, slot, loses, conflict, cost_matrix))
+    for image, (lowest, slot, loser) in enumerate(per_image):
+        cost_matrix = partial(cost, output, image, targets[image])
+        matches.append(resolve_conflicts(lowest, slot, loser, conflict, cost_matrix))
     return matches
 
 
 def resolve_conflicts(
-    lowest: Tensor, slot: Tensor, loses: Tensor, conflict: str, cost_matrix: Callable[[], Tensor]
+    lowest: Tensor, slot: Tensor, loser: Tensor, conflict: str, cost_matrix: Callable[[], Tensor]
 ) -> Matches:
-    """What becomes of two objects that ask for one slot; the paper does not say.
+    """Decides what happens when two objects ask for one slot; the paper does not say.
 
-    `lowest`, `slot`, `loses` [N]: each object's lowest cost, the slot that has it, and whether
-    another object has a better claim to that slot: a lower cost or, between equal costs, a lower
+    `lowest`, `slot`, `loser` [N]: each object's lowest cost, the slot with that cost, and whether
+    another object has priority for the slot: a lower cost or, if the costs are equal, a lower
     index. `conflict` is one of
 
     - `keep`: both take it. The slot is positive for both classes and regresses to both boxes.
-    - `next_best`: objects choose in the order of their lowest cost; whoever finds a slot taken
-      takes the cheapest free one. With more objects than slots the last ones get none.
-    - `drop`: the object with the better claim takes it, the other has no positive sample.
+    - `next_best`: objects choose in the order of their lowest cost; an object whose slot is
+      occupied takes its cheapest free slot. If there are more objects than slots, the last objects
+      get none.
+    - `drop`: the object with priority takes the slot, the other one has no positive sample.
 
-    `cost_matrix()` is the image's [P, N]; only `next_best` needs it, and only if there is a
-    conflict. Returns at most N matches; `Matches.conflicts` counts `loses`, whatever follows.
+    `cost_matrix()` returns the image's [P, N] costs; only `next_best` calls it, and only if there
+    is a conflict. Returns at most N matches. `Matches.conflicts` counts the losers in every case.
     """
-    gt_idx, conflicts = torch.arange(len(slot), device=slot.device), loses.sum()
+    gt_idx, conflicts = torch.arange(len(slot), device=slot.device), loser.sum()
     if conflict == "drop":
-        slot, gt_idx = slot[~loses], gt_idx[~loses]
+        slot, gt_idx = slot[~loser], gt_idx[~loser]
     elif conflict == "next_best" and conflicts:
         slot, gt_idx = _next_best(cost_matrix(), order=lowest.argsort(stable=True))
     return Matches(slot, gt_idx, conflicts)
 
 
 def _next_best(cost: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """One object after the other takes its cheapest free slot: [P, N], [N] -> slots, objects."""
-    free = cost.clone()
-    chosen = torch.full_like(order, -1)
+    """Gives each object in turn its cheapest free slot: [P, N], [N] -> slots, objects."""
+    cost = cost.clone()
+    slots = torch.full_like(order, -1)
     for gt in order[: cost.shape[0]].tolist():
-        chosen[gt] = free[:, gt].argmin()
-        free[chosen[gt]] = torch.inf
-    gt_idx = (chosen >= 0).nonzero().flatten()
-    return chosen[gt_idx], gt_idx
+        slots[gt] = cost[:, gt].argmin()
+        cost[slots[gt]] = torch.inf  # no longer free
+    gt_idx = (slots >= 0).nonzero().flatten()
+    return slots[gt_idx], gt_idx
 
 
 @torch.no_grad()
 def hungarian(cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]) -> list[Matches]:
-    """The one-to-one assignment of least total cost, as in DETR and in the code that was released
-    with the paper: min(P, N) matches an image, in the order of its objects.
+    """The one-to-one assignment with the lowest total cost, as in DETR and in the code released
+    with the paper. Returns min(P, N) matches per image, in the order of its objects.
 
-    `Matches.conflicts` counts the objects that would lose their slot with `min_cost`. Raises
+    `Matches.conflicts` counts the objects that would lose their slot under `min_cost`. Raises
     FloatingPointError, naming image, object and term, if any cost is not finite.
     """
     matches = []
@@ -115,5 +116,5 @@ def hungarian(cost: MatchingCost, output: HeadOutput, targets: Sequence[Target])
 
 
 def make_matcher(assigner: str, conflict: str = "keep") -> Matcher:
-    """`assigner`: `min_cost`, to which `conflict` matters, or `hungarian`."""
+    """Returns `hungarian`, or `min_cost` with the given handling of conflicts."""
     return hungarian if assigner == "hungarian" else partial(min_cost, conflict=conflict)

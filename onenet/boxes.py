@@ -16,15 +16,15 @@ def grid_points(height: int, width: int, stride: int, device=None) -> Tensor:
 
 
 def ltrb_to_xyxy(points_xy: Tensor, ltrb: Tensor) -> Tensor:
-    """Boxes around points: [P, 2] and the distances [..., P, 4] to the four sides -> [..., P, 4].
+    """Boxes around points: [P, 2] and distances [..., P, 4] to the four sides -> [..., P, 4].
 
-    Distances are pixels, >= 0.
+    Distances are in pixels, >= 0.
     """
     return torch.cat([points_xy - ltrb[..., :2], points_xy + ltrb[..., 2:]], dim=-1)
 
 
 def clip_to_image(boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Boxes cut at the border of an image of (height, width) pixels: [..., 4] -> [..., 4]."""
+    """Clips boxes to an image of (height, width) pixels: [..., 4] -> [..., 4]."""
     height, width = size_hw
     limit = boxes_xyxy.new_tensor([width, height, width, height])
     return torch.minimum(boxes_xyxy.clamp(min=0), limit)
@@ -33,9 +33,9 @@ def clip_to_image(boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:
 def iou_and_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     """IoU in [0, 1] and generalized IoU in [-1, 1] of boxes that broadcast against each other.
 
-    [..., 4], [..., 4] -> two of [...]. For all pairs pass `a[:, None], b[None]`; for pairs in a row
-    `a, b`. Fast where each coordinate is contiguous. Boxes without area are allowed: two of them at
-    one place have IoU 0 and GIoU 0 (where torchvision returns NaN).
+    [..., 4], [..., 4] -> [...], [...]. Pass `a[:, None], b[None]` for all pairs, `a, b` for pairs
+    of the same index. Fastest if each coordinate is contiguous in memory. Boxes may have zero area:
+    two of them at the same location have IoU 0 and GIoU 0 (torchvision returns NaN).
     """
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a_xyxy.unbind(-1), b_xyxy.unbind(-1)
     overlap_w = torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)
@@ -45,6 +45,6 @@ def iou_and_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     hull_w = torch.maximum(ax2, bx2) - torch.minimum(ax1, bx1)
     hull_h = torch.maximum(ay2, by2) - torch.minimum(ay1, by1)
     hull = hull_w * hull_h
-    tiny = torch.finfo(union.dtype).eps
-    iou = overlap / union.clamp(min=tiny)
-    return iou, iou - (hull - union) / hull.clamp(min=tiny)
+    eps = torch.finfo(union.dtype).eps
+    iou = overlap / union.clamp(min=eps)
+    return iou, iou - (hull - union) / hull.clamp(min=eps)

@@ -1,8 +1,8 @@
-"""The matching cost: what it costs to make a slot the positive sample of an object (section 3).
+"""The matching cost of making a slot the positive sample of an object (section 3).
 
-P prediction slots, K classes, N ground truths. Each term is a pure function of slots and objects
-that broadcast against each other, so that it serves all pairs, [P, N], as well as some of them.
-Lower is better. `MatchingCost` adds up the terms whose weight is not zero, in float32.
+P prediction slots, K classes, N objects. Each term is a pure function of slots and objects that
+broadcast against each other, so it works for all pairs, [P, N], or for any subset of them. Lower is
+better. `MatchingCost` sums the terms with a non-zero weight, in float32.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onenet.boxes import iou_and_giou
-from onenet.ops.rounding import rounded_alike
+from onenet.ops.rounding import apply_in_blocks
 from onenet.structures import HeadOutput, Target
 
 
 def focal_cost(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """C_cls of equation 3, focal: the logits of the objects' classes [...] -> [...].
+    """C_cls of equation 3, focal: logits of the objects' classes [...] -> [...].
 
-    The focal loss that the slot has as a positive sample of the class, minus the one that it has as
-    a negative sample: the paper says focal loss, the difference is the released code's. Can be
-    negative; falls as the logit rises.
+    The slot's focal loss as a positive sample of the class minus its loss as a negative sample. The
+    paper only says focal loss; the difference comes from the released code. It can be negative, and
+    falls as the logit rises.
     """
     prob = logits.sigmoid()
     positive = alpha * (1 - prob) ** gamma * F.softplus(-logits)
@@ -32,28 +32,28 @@ def focal_cost(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tenso
 
 
 def cross_entropy_cost(logits: Tensor) -> Tensor:
-    """C_cls of Algorithm 1, -log p: the logits of the objects' classes [...] -> [...], >= 0."""
+    """C_cls of Algorithm 1, -log p: logits of the objects' classes [...] -> [...], >= 0."""
     return F.softplus(-logits)
 
 
 def l1_cost(boxes_xyxy: Tensor, gt_xyxy: Tensor, whwh: Tensor, l1_format: str = "cxcywh") -> Tensor:
-    """C_L1 of equations 1 and 3: L1 distance of the boxes, normalized by the image size.
+    """C_L1 of equations 1 and 3: L1 distance between boxes, normalized by the image size.
 
     [..., 4], [..., 4] pixels -> [...], >= 0. `whwh` [4] or [..., 4]: width, height, width, height
-    of the image, pixels. `l1_format`: `cxcywh` as in the paper, `xyxy` as in its released code.
+    of the image in pixels. `l1_format`: `cxcywh` as in the paper, `xyxy` as in the released code.
     """
-    slots = normalized(boxes_xyxy, whwh, l1_format)
-    objects = normalized(gt_xyxy, whwh, l1_format)
+    slots = normalized_coordinates(boxes_xyxy, whwh, l1_format)
+    objects = normalized_coordinates(gt_xyxy, whwh, l1_format)
     return _sum([(a - b).abs_() for a, b in zip(slots, objects, strict=True)])
 
 
-def normalized(boxes_xyxy: Tensor, whwh: Tensor, l1_format: str) -> list[Tensor]:
-    """The four numbers that L1 terms compare, as fractions of the image: [..., 4] -> 4 × [...]."""
+def normalized_coordinates(boxes_xyxy: Tensor, whwh: Tensor, l1_format: str) -> list[Tensor]:
+    """The coordinates that the L1 terms compare, in image fractions: [..., 4] -> 4 × [...]."""
     x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
-    numbers = x1, y1, x2, y2
+    coordinates = x1, y1, x2, y2
     if l1_format == "cxcywh":
-        numbers = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
-    return [number / unit for number, unit in zip(numbers, whwh.unbind(-1), strict=True)]
+        coordinates = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+    return [value / unit for value, unit in zip(coordinates, whwh.unbind(-1), strict=True)]
 
 
 def iou_cost(boxes_xyxy: Tensor, gt_xyxy: Tensor) -> Tensor:
@@ -72,27 +72,27 @@ def center_cost(points_xy: Tensor, gt_xyxy: Tensor, whwh: Tensor) -> Tensor:
 
     [..., 2], [..., 4] pixels -> [...], >= 0. `whwh`: see `l1_cost`.
     """
-    centers = normalized(gt_xyxy, whwh, "cxcywh")[:2]
+    centers = normalized_coordinates(gt_xyxy, whwh, "cxcywh")[:2]
     points = [xy / unit for xy, unit in zip(points_xy.unbind(-1), whwh.unbind(-1), strict=False)]
     return _sum([(a - b).abs_() for a, b in zip(points, centers, strict=True)])
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Slots and objects that broadcast against each other, float32. Fastest where each coordinate
-    is contiguous in memory."""
+    """Slots and objects that broadcast against each other, float32. Fastest if each coordinate is
+    contiguous in memory."""
 
     logits: Tensor  # [...] of the object's class at the slot
     boxes_xyxy: Tensor  # [..., 4] of the slot, pixels
     points_xy: Tensor  # [..., 2] grid point of the slot, pixels
     gt_xyxy: Tensor  # [..., 4] of the object, pixels
-    whwh: Tensor  # [4] or [..., 4] width and height of the object's image, twice, pixels
+    whwh: Tensor  # [4] or [..., 4] width, height, width, height of the object's image, pixels
 
 
 @dataclass(frozen=True)
 class CostWeights:
-    """The coefficients λ of equations 1 to 3, and `center`, that of the pre-defined location cost.
-    A term of weight 0 is not computed."""
+    """The coefficients λ of equations 1 to 3; `center` weighs the pre-defined location cost.
+    A term with weight 0 is not computed."""
 
     cls: float = 2.0
     l1: float = 5.0
@@ -105,9 +105,9 @@ class CostWeights:
 class MatchingCost:
     """C = λ_cls C_cls + C_loc (equation 2), where C_loc is the weighted sum of all other terms.
 
-    `cls_form`: `focal` (equation 3) or `cross_entropy` (Algorithm 1). `alpha`, `gamma`: of the
-    focal form. `l1_format`: see `l1_cost`. `own`: further terms, each with its name, its weight and
-    a function of Pairs that gives the cost [...], which depends on each pair alone.
+    `cls_form`: `focal` (equation 3) or `cross_entropy` (Algorithm 1). `alpha`, `gamma`: parameters
+    of the focal form. `l1_format`: see `l1_cost`. `own`: user-defined terms as (name, weight,
+    function). The function maps Pairs to costs [...]; each cost may depend on its own pair only.
     """
 
     weights: CostWeights = CostWeights()
@@ -118,14 +118,14 @@ class MatchingCost:
     own: tuple[tuple[str, float, Callable[[Pairs], Tensor]], ...] = ()
 
     def class_cost(self, logits: Tensor) -> Tensor:
-        """C_cls: the logits of the objects' classes [...] -> [...]. Equal logits cost the same."""
+        """C_cls: logits of the objects' classes [...] -> [...]. Equal logits have equal costs."""
         term = cross_entropy_cost
         if self.cls_form == "focal":
             term = partial(focal_cost, alpha=self.alpha, gamma=self.gamma)
-        return rounded_alike(term, logits)
+        return apply_in_blocks(term, logits)
 
     def terms(self, pairs: Pairs) -> Iterator[tuple[str, float, Tensor]]:
-        """Name, weight and unweighted cost [...] of each term that is switched on."""
+        """Yields the name, weight and unweighted cost [...] of each active term."""
         boxes, gt, whwh, w = pairs.boxes_xyxy, pairs.gt_xyxy, pairs.whwh, self.weights
         if w.cls:
             yield "cls", w.cls, self.class_cost(pairs.logits)
@@ -159,18 +159,18 @@ class MatchingCost:
 
     def _raise_not_finite(self, pairs: Pairs, target: Target) -> None:
         for name, _, term in self.terms(pairs):
-            bad = ~torch.isfinite(term)
-            if bad.any():
-                gt = int(bad.any(dim=0).nonzero()[0])
+            mask = ~torch.isfinite(term)
+            if mask.any():
+                gt = int(mask.any(dim=0).nonzero()[0])
                 raise FloatingPointError(
                     f"matching cost '{name}' is not finite for object {gt} of image "
-                    f"{target.image_id} at {int(bad[:, gt].sum())} of {len(term)} slots"
+                    f"{target.image_id} at {int(mask[:, gt].sum())} of {len(term)} slots"
                 )
         raise FloatingPointError(f"the summed matching cost overflows in image {target.image_id}")
 
 
 def all_pairs(output: HeadOutput, image: int, target: Target) -> Pairs:
-    """Every slot of an image of the batch with every object of it: [P, N] pairs."""
+    """All pairs of a slot and an object of one image of the batch: [P, N]."""
     height, width = target.size_hw
     gt = target.gt_xyxy
     return Pairs(
@@ -183,8 +183,8 @@ def all_pairs(output: HeadOutput, image: int, target: Target) -> Pairs:
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
-    """From the first to the last, so that every caller rounds alike."""
-    total, *others = terms
-    for term in others:
+    """Adds the terms in their order, so that every caller gets the same rounding."""
+    total, *rest = terms
+    for term in rest:
         total = total + term
     return total

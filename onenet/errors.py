@@ -1,16 +1,16 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The one exception whose message is meant for the user."""
 
 from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """Input that cannot work: at most three lines that name the key, file or id, and the way out.
+    """Invalid input. The message, at most three lines, names the key, file or id, and a way out.
 
     `run.py` and the analysis scripts print it without a traceback and exit with status 2.
     """
 
 
 def raise_for(problems: Sequence[str]) -> None:
-    """Raises UserError with all of them, if there are any."""
+    """Raises a UserError that lists the problems, if there are any."""
     if problems:
         raise UserError("\n".join(problems))

@@ -18,14 +18,14 @@ class CascadeHead(nn.Module):
     """One prediction head, or several in a cascade, on a feature map F0 [B, C, H, W].
 
     One head: F1 = relu(conv(F0)). Several: F1 = relu(conv([F0, F0])), Fj = relu(conv([F0, Fj-1])),
-    where each head has its own 2C -> C convolution. From each Fj two convolutions, which all heads
-    share, predict class logits and, through a ReLU, the distances from the grid point to the four
-    sides of the box. Outside training a box is only decoded when it is asked for.
+    and each head has its own 2C -> C convolution. Two convolutions, shared by all heads, predict
+    from each Fj the class logits and, through a ReLU, the distances from the grid point to the four
+    sides of the box. Outside training, boxes are decoded on demand.
 
-    `stride`: pixels from one grid point to the next. `box_unit`: pixels that a box output of 1
-    stands for. `prior`: the score in (0, 1) around which every slot scores every class before
-    training (as in RetinaNet). `box_bias`: the box output, >= 0, around which training starts; well
-    above 0, its ReLU does not die at a high learning rate.
+    `stride`: pixels between grid points. `box_unit`: pixels per unit of the box output. `prior`:
+    the approximate score in (0, 1) of every class at every slot before training (as in RetinaNet).
+    `box_bias`: the approximate box output, >= 0, before training; if it is well above 0, the ReLU
+    does not die at a high learning rate.
     """
 
     def __init__(
@@ -53,7 +53,8 @@ class CascadeHead(nn.Module):
         nn.init.constant_(self.box_conv.get_parameter("bias"), box_bias)
 
     def forward(self, feature: Tensor, num_heads: int) -> list[HeadOutput | UndecodedOutput]:
-        """[B, C, H, W] -> the outputs of the first `num_heads` heads, 1 <= num_heads <= heads."""
+        """Returns the outputs of the first `num_heads` heads, 1 <= num_heads <= heads, for a
+        feature map [B, C, H, W]."""
         height, width = feature.shape[-2:]
         points_xy = grid_points(height, width, self.stride, device=feature.device)
         outputs: list[HeadOutput | UndecodedOutput] = []
@@ -64,9 +65,9 @@ class CascadeHead(nn.Module):
             else:
                 previous = F.relu(pair_conv(conv, feature, previous), inplace=True)
             with torch.autocast(feature.device.type, enabled=False):
-                f = previous.float()  # bfloat16 would round boxes to 2 pixels above 256
-                class_logits = _slots_last(self.class_conv(f))  # [B, P, K]
-                ltrb = _slots_last(self.box_conv(f)) * self.box_unit  # [B, P, 4]
+                f = previous.float()  # above 256 pixels, bfloat16 would round boxes to 2 pixels
+                class_logits = _slots_of(self.class_conv(f))  # [B, P, K]
+                ltrb = _slots_of(self.box_conv(f)) * self.box_unit  # [B, P, 4]
             output = UndecodedOutput(class_logits, ltrb, points_xy, (height, width))
             if self.training:
                 outputs.append(HeadOutput(class_logits, output.boxes_xyxy, points_xy))
@@ -75,6 +76,6 @@ class CascadeHead(nn.Module):
         return outputs
 
 
-def _slots_last(maps: Tensor) -> Tensor:
+def _slots_of(maps: Tensor) -> Tensor:
     """[B, C, H, W] -> [B, H·W, C]."""
     return maps.flatten(2).transpose(1, 2)

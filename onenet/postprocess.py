@@ -1,6 +1,6 @@
 """From predictions to detections: the top 100, and nothing else (section 4, "Inference").
 
-CenterNet picks the peaks of its map first; NMS is there to compare.
+CenterNet first selects the peaks of its map. NMS is only used for comparison.
 
 B images, P prediction slots, K classes, D detections.
 """
@@ -22,52 +22,55 @@ def top_k(
     k: int = 100,
     peaks: bool = False,
 ) -> list[Detections]:
-    """The k best (slot, class) pairs of each image; no threshold, no NMS, no max-pooling.
+    """Returns the k best (slot, class) pairs of each image; no threshold, no NMS, no max-pooling.
 
-    `peaks`: only pairs with no better slot of the same class among the 8 around (CenterNet, section
-    4, "From points to bounding boxes"); for outputs with a grid.
+    `peaks`: only use pairs whose 8 neighbouring slots have no higher score for the class
+    (CenterNet, section 4, "From points to bounding boxes"); only for outputs with a grid.
 
-    Of equal scores the first slot comes first, in a slot the first class. Boxes are clipped to the
-    image, `sizes_hw` [B] of (height, width) pixels; those with nothing left are dropped. Fewer
-    than k pairs: all of them.
+    Ties go to the first slot, then to the first class. Boxes are clipped to the image, `sizes_hw`
+    [B] of (height, width) pixels, and dropped if they become empty. If there are fewer than k
+    pairs, all are returned.
     """
     class_logits = output.class_logits
     if peaks:
-        class_logits = only_peaks(class_logits, output.grid_hw)  # type: ignore[union-attr]
+        class_logits = suppress_non_peaks(class_logits, output.grid_hw)  # type: ignore[union-attr]
     num_classes = class_logits.shape[-1]
-    best_of_slot = class_logits.amax(dim=2)  # [B, P]
+    slot_maxima = class_logits.amax(dim=2)  # [B, P]
     detections = []
     for image, size_hw in enumerate(sizes_hw):
-        # Each slot that is ahead of another has a pair ahead of all of the other's. So the k best
-        # pairs are in the k best slots, and all else need not be ranked class by class.
-        slots = _largest(best_of_slot[image], k).sort().values
+        # If one slot ranks above another, its best pair ranks above all pairs of the other slot. So
+        # the k best slots contain the k best pairs, and no other slot needs ranking by class.
+        slots = _top_indices(slot_maxima[image], k).sort().values
         logits = class_logits[image, slots].flatten()  # slot by slot
-        pairs = _largest(logits, k)
+        pairs = _top_indices(logits, k)
         boxes = clip_to_image(output.boxes_at(image, slots[pairs // num_classes]).float(), size_hw)
-        solid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & (logits[pairs] > -torch.inf)
+        valid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & (logits[pairs] > -torch.inf)
         scores, labels = logits[pairs].float().sigmoid(), pairs % num_classes
-        detections.append(Detections(boxes[solid], scores[solid], labels[solid]))
+        detections.append(Detections(boxes[valid], scores[valid], labels[valid]))
     return detections
 
 
-def only_peaks(class_logits: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """[B, P, K], P = H·W row after row; -inf where one of the 8 slots around is higher."""
+def suppress_non_peaks(class_logits: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """Sets logits [B, P, K] to -inf if one of the 8 neighbouring slots has a higher one.
+
+    Slots are in row-major order, P = H·W.
+    """
     maps = class_logits.transpose(1, 2).unflatten(2, grid_hw)  # [B, K, H, W]
-    highest = F.max_pool2d(maps, kernel_size=3, stride=1, padding=1)
-    lower = (maps < highest).flatten(2).transpose(1, 2)
-    return class_logits.masked_fill(lower, -torch.inf)
+    maxima = F.max_pool2d(maps, kernel_size=3, stride=1, padding=1)
+    non_peaks = (maps < maxima).flatten(2).transpose(1, 2)
+    return class_logits.masked_fill(non_peaks, -torch.inf)
 
 
-def _largest(values: Tensor, k: int) -> Tensor:
-    """Where the k largest of [N] are, best first, of equals the first; all if N < k."""
-    least = values.topk(min(k, len(values))).values[-1]
-    at = (values >= least).nonzero().squeeze(1)  # k, or more where some equal the least
-    return at[values[at].argsort(descending=True, stable=True)[:k]]
+def _top_indices(values: Tensor, k: int) -> Tensor:
+    """Indices of the k largest values of [N], largest first, ties by index; all if N < k."""
+    threshold = values.topk(min(k, len(values))).values[-1]
+    candidates = (values >= threshold).nonzero().squeeze(1)  # more than k if there are ties
+    return candidates[values[candidates].argsort(descending=True, stable=True)[:k]]
 
 
 def nms_keep(detections: Detections, iou: float = 0.5) -> Tensor:
-    """What class-wise non-maximum suppression leaves: [D] bool, on the CPU."""
+    """Which detections class-wise non-maximum suppression keeps: [D] bool, on the CPU."""
     keep = torch.zeros(len(detections.scores), dtype=torch.bool)
-    left = batched_nms(detections.boxes_xyxy, detections.scores, detections.labels, iou)
-    keep[left.cpu()] = True
+    indices = batched_nms(detections.boxes_xyxy, detections.scores, detections.labels, iou)
+    keep[indices.cpu()] = True
     return keep

@@ -177,9 +177,9 @@ def test_the_cost_is_left_alone(conflict):
     cost = torch.rand(6, 9, generator=seeded())
     before = cost.clone()
     lowest, slot = cost.min(dim=0)
-    loses = not_first_of_group(slot, lowest)
-    assert loses.any()
-    resolve_conflicts(lowest, slot, loses, conflict, lambda: cost)
+    loser = not_first_of_group(slot, lowest)
+    assert loser.any()
+    resolve_conflicts(lowest, slot, loser, conflict, lambda: cost)
     assert torch.equal(cost, before)
 
 

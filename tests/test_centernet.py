@@ -72,7 +72,7 @@ def heatmap_of(targets: list[Target], grid_hw=GRID, min_overlap: float = 0.7) ->
 def dense(heatmap: Heatmap, images: int, slots: int) -> Tensor:
     """Y [B, P, K]; no place may be told twice."""
     y = torch.zeros(images, slots, K)
-    y.index_put_(heatmap.at, heatmap.value, accumulate=True)
+    y.index_put_(heatmap.index, heatmap.value, accumulate=True)
     return y
 
 
@@ -204,7 +204,7 @@ def test_heatmap_equals_scalar_loops(min_overlap, counts, grid):
         y, of_image = scalar_heatmap(target, grid, min_overlap)
         torch.testing.assert_close(found[image].view(*grid, K), y, rtol=1e-4, atol=1e-6)
         peaks |= {(image, row * grid[1] + column, label) for row, column, label in of_image}
-    image, slot, label = (at[heatmap.peak].tolist() for at in heatmap.at)
+    image, slot, label = (at[heatmap.peak].tolist() for at in heatmap.index)
     assert len(image) == len(peaks), "each once"
     assert set(zip(image, slot, label, strict=True)) == peaks
     assert (heatmap.value[heatmap.peak] == 1).all()

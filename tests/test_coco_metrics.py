@@ -389,7 +389,7 @@ def scalar_count(scores, labels, ious, gt_labels, least: float) -> tuple[int, in
     return len(matched), len(left_over)
 
 
-def match(images: list[tuple]) -> duplicates.Found:
+def match(images: list[tuple]) -> duplicates.Matching:
     """`images`: for each the scores [D] in any order, the labels [D], the IoUs [D, N] with its
     objects, and their labels [N]."""
     first_row = first_object = 0

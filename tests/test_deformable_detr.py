@@ -20,7 +20,7 @@ from onenet.detectors.deformable_detr.attention import (
     sine_encoding,
 )
 from onenet.detectors.deformable_detr.model import (
-    REJECTED,
+    UNUSABLE_LOGIT,
     DeformableDETR,
     MaskedGroupNorm,
     MultiScaleMaps,
@@ -384,7 +384,7 @@ def test_the_best_positions_become_queries():
                 torch.testing.assert_close(logits[image, position], head.classes(at)[0, 0])
             else:
                 assert boxes[image, position].tolist() == [0.5] * 4
-                assert logits[image, position].tolist() == [REJECTED] * K
+                assert logits[image, position].tolist() == [UNUSABLE_LOGIT] * K
             scores.append(logits[image, position].max().item())
         best = sorted(range(40), key=lambda position: -scores[position])[:4]
         assert torch.equal(queries.references[image], boxes[image, best])
@@ -432,7 +432,7 @@ def test_one_output_a_decoder_layer_in_training_and_one_in_eval(variant, size):
 def test_fewer_positions_than_queries():
     model = shaken(make_model("two_stage", queries=50)).eval()
     (output,) = model(images_of(2, 32, 32), torch.tensor([[32, 32], [9, 9]]))
-    used = output.class_logits > REJECTED
+    used = output.class_logits > UNUSABLE_LOGIT
     assert output.class_logits.shape == (2, 16 + 4 + 1 + 1, K)
     assert used[0].sum() > used[1].sum() > 0
     assert output.boxes_xyxy.isfinite().all()
@@ -441,7 +441,7 @@ def test_fewer_positions_than_queries():
 def test_an_image_without_any_usable_proposal():
     outputs = make_model("two_stage")(images_of(2, 32, 32), torch.tensor([[3, 3], [2, 4]]))
     for output in outputs:
-        assert (output.class_logits == REJECTED).all()
+        assert (output.class_logits == UNUSABLE_LOGIT).all()
         assert output.boxes_xyxy.isfinite().all()
 
 
@@ -464,7 +464,7 @@ def test_the_same_answer_alone_and_beside_a_larger_image(variant):
     (large_alone,) = model(large)
     torch.testing.assert_close(batch.class_logits[1:], large_alone.class_logits, **close)
     torch.testing.assert_close(batch.boxes_xyxy[1:], large_alone.boxes_xyxy, **close)
-    assert (alone.class_logits > REJECTED).all()
+    assert (alone.class_logits > UNUSABLE_LOGIT).all()
 
 
 def test_queries_that_are_not_used_change_nothing():
@@ -475,9 +475,9 @@ def test_queries_that_are_not_used_change_nothing():
     padded[:, :, :32, :64] = small
     (alone,) = model(small)
     (batch,) = model(torch.cat([padded, large]), torch.tensor([[32, 64], [64, 96]]))
-    used = int((alone.class_logits[0, :, 0] > REJECTED).sum())
+    used = int((alone.class_logits[0, :, 0] > UNUSABLE_LOGIT).sum())
     assert 0 < used < alone.class_logits.shape[1] < batch.class_logits.shape[1]
-    assert (batch.class_logits[0, used:] == REJECTED).all()
+    assert (batch.class_logits[0, used:] == UNUSABLE_LOGIT).all()
     close = {"rtol": 1e-5, "atol": 1e-4}
     torch.testing.assert_close(batch.class_logits[0, :used], alone.class_logits[0, :used], **close)
     torch.testing.assert_close(batch.boxes_xyxy[0, :used], alone.boxes_xyxy[0, :used], **close)
@@ -572,7 +572,7 @@ def test_under_bfloat16_boxes_and_logits_are_float32(variant):
             for tensor in (output.class_logits, output.boxes_xyxy):
                 assert tensor.dtype == torch.float32
                 assert tensor.isfinite().all()
-            kept = output.boxes_xyxy[output.class_logits[..., 0] > REJECTED]
+            kept = output.boxes_xyxy[output.class_logits[..., 0] > UNUSABLE_LOGIT]
             assert (kept != kept.bfloat16()).any()
         if model.training:
             sum(o.class_logits.sum() + o.boxes_xyxy.sum() for o in outputs).backward()
@@ -592,7 +592,7 @@ def test_eval_has_no_dropout_and_the_seed_fixes_the_model(variant):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"two_stage": True}, "two_stage needs refine"),
+        ({"two_stage": True}, "two_stage=True needs refine=True"),
         ({"dim": 20, "attention_heads": 8}, "dim must be a multiple"),
         ({"dim": 18, "attention_heads": 2}, "dim must be a multiple"),
         ({"attention_heads": 0}, "attention_heads=0"),

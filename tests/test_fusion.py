@@ -15,7 +15,7 @@ from onenet.detectors.backbones import TIMM_NAMES, make_backbone, timm
 from onenet.detectors.necks import NECKS
 from onenet.detectors.onenet import OneNet
 from onenet.evaluation.predict import predict
-from onenet.ops.fusion import FusedConv, for_inference, fused
+from onenet.ops.fusion import FusedConv, for_inference, fuse
 from tests.conftest import Pictures, make_annotations, seeded
 
 SHAPES = [(2, 64, 96), (2, 64, 96), (1, 96, 64), (2, 64, 96), (1, 32, 32), (1, 32, 32), (1, 32, 32)]
@@ -198,7 +198,7 @@ NETWORKS = {
         (1, 0, 0),
     ),
     "written into between": (Network(rectified_in_place_between, a=conv(), b=conv(6)), (2, 0, 0)),
-    "written into, seen elsewhere": (  # the trace answers otherwise
+    "written into, seen elsewhere": (  # the trace gives other outputs
         Network(added_to_what_is_seen_elsewhere, a=conv(), b=conv()),
         (0, 0, 0),
     ),
@@ -273,7 +273,7 @@ NETWORKS = {
 def test_unusual_networks_answer_alike(name, onednn):
     network, left = NETWORKS[name]
     network = trained(copy.deepcopy(network)).eval()
-    faster = fused(copy.deepcopy(network))
+    faster = fuse(copy.deepcopy(network))
     if onednn:
         assert tuple(kinds(faster, k) for k in (FusedConv, nn.BatchNorm2d, nn.ReLU)) == left
     for seed in range(3):  # the weights are in another order from the second time on
@@ -285,10 +285,10 @@ def test_unusual_networks_answer_alike(name, onednn):
 def test_a_network_that_stays_as_it_is_says_so():
     network, _ = NETWORKS["depends on a value"]
     with pytest.warns(UserWarning, match="not fused for inference: TraceError"):
-        assert fused(network.eval()) is network
+        assert fuse(network.eval()) is network
     network, _ = NETWORKS["written into, seen elsewhere"]
-    with pytest.warns(UserWarning, match="not fused for inference: the fused network answers"):
-        assert fused(network.eval()) is network
+    with pytest.warns(UserWarning, match="not fused for inference: the fused network gives"):
+        assert fuse(network.eval()) is network
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_byobnet", "densenet121", "repvgg_a0"])
@@ -297,7 +297,7 @@ def test_other_backbones_of_timm_answer_alike(name):
     torch.manual_seed(0)
     features = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4))
     network = nn.Sequential(features, NECKS["fpn"](features.feature_info.channels(), 8))
-    faster = fused(copy.deepcopy(trained(network).eval()))
+    faster = fuse(copy.deepcopy(trained(network).eval()))
     assert kinds(faster, FusedConv)
     for seed in range(3):
         images = torch.randn(2, 3, 64, 64, generator=seeded(seed))

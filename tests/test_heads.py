@@ -266,7 +266,7 @@ def test_without_network_the_error_says_how_to_give_a_local_file(monkeypatch):
     monkeypatch.setattr(backbones, "_check_hub", lambda tag: None)
     pretrained(monkeypatch, no_network)
     message = error_of("resnet50.tv_in1k", "resnet50")
-    assert "could not be fetched: Could not reach the hub." in message
+    assert "could not be downloaded: Could not reach the hub." in message
     assert "backbone.weights=/path/to/file" in message
     assert "backbone.weights=none" in message
 
@@ -285,7 +285,7 @@ def test_the_hub_is_not_asked_again_and_again_where_it_does_not_answer(monkeypat
     monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(backbones, "urlopen", unreachable)
     pretrained(monkeypatch, lambda *_, **__: pytest.fail("its client retries"))
-    assert "could not be fetched: Name or service not known" in error_of("test_resnet.r160_in1k")
+    assert "could not be downloaded: Name or service not known" in error_of("test_resnet.r160_in1k")
 
 
 def test_a_proxy_that_does_not_answer_costs_no_minute(monkeypatch):
@@ -294,7 +294,7 @@ def test_a_proxy_that_does_not_answer_costs_no_minute(monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     pretrained(monkeypatch, lambda *_, **__: pytest.fail("its client retries"))
-    assert "could not be fetched" in error_of("test_resnet.r160_in1k")
+    assert "could not be downloaded" in error_of("test_resnet.r160_in1k")
 
 
 def test_cached_weights_need_no_network_and_fill_every_tensor(monkeypatch):
@@ -306,7 +306,7 @@ def test_cached_weights_need_no_network_and_fill_every_tensor(monkeypatch):
     loaded = make_backbone("tiny", "test_resnet.r160_in1k").state_dict()
     assert all(torch.equal(tensor, whole.state_dict()[name]) for name, tensor in loaded.items())
     pretrained(monkeypatch, lambda *_, **__: timm.create_model("resnet18"))
-    assert "could not be fetched" in error_of("test_resnet.r160_in1k")
+    assert "could not be downloaded" in error_of("test_resnet.r160_in1k")
 
 
 # --- the whole ---

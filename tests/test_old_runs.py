@@ -150,11 +150,11 @@ def test_a_run_whose_config_was_edited_is_refused(folder, capsys):
     folder.config_file.write_text(yaml.safe_dump({**config, "seed": 1}))
     assert work(folder, run.request(1), "cpu") == 2
     said = capsys.readouterr().err
-    assert "config.yaml is of run" in said
-    assert "not of 0800872d41" in said
+    assert "config.yaml describes run" in said
+    assert "not 0800872d41" in said
     assert not folder.result(run.specs[0].evaluation)
     assert folder.status()["state"] == "done"
-    assert "config.yaml is of run" in summary.failure(run, {})
+    assert "config.yaml describes run" in summary.failure(run, {})
     folder.config_file.write_text(yaml.safe_dump({**config, "seed": "abc"}))
     with pytest.raises(UserError, match=r"config\.yaml is not the configuration of a run"):
         Job(folder, run.request(1), ALONE, StopRequest())

@@ -10,7 +10,7 @@ import torch
 from torchvision.ops import box_iou
 
 from onenet.boxes import grid_points
-from onenet.postprocess import nms_keep, only_peaks, top_k
+from onenet.postprocess import nms_keep, suppress_non_peaks, top_k
 from onenet.structures import Detections, HeadOutput, UndecodedOutput
 from tests.conftest import random_boxes, random_output, seeded
 from tests.test_boxes import scalar_iou_and_giou
@@ -67,7 +67,7 @@ def test_equal_scores_are_ranked_by_slot_then_by_class(grid_hw, classes, values)
 def test_peaks_are_the_slots_that_no_neighbour_is_above(grid_hw):
     height, width = grid_hw
     logits = torch.randint(4, (2, height * width, 3), generator=seeded()).float()  # with ties
-    found = only_peaks(logits, grid_hw)
+    found = suppress_non_peaks(logits, grid_hw)
     for image in range(2):
         for slot in range(height * width):
             y, x = divmod(slot, width)

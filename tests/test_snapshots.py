@@ -19,7 +19,7 @@ from onenet.detectors import DETECTORS
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
 from onenet.job import build
-from onenet.job.snapshots import IMAGES, NAME, REPLAYED, TERMS
+from onenet.job.snapshots import IMAGES, NAME, REPLAY_IMAGES, TERMS
 from onenet.runs.evaluations import default_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.structures import unpadded_sizes
@@ -129,7 +129,7 @@ def test_the_line_holds_the_numbers_of_the_first_images(tmp_path):
 def test_what_is_kept_gives_the_same_choice_again(tmp_path):
     folder, run, validation = seen(tmp_path, "neck.channels=8", "cost=loc_only", "data.limit=null")
     found, kept = arrays(folder.assignments_file), arrays(folder.predictions_file)
-    assert kept["image_id"].tolist() == validation.annotations.image_ids[:REPLAYED].tolist()
+    assert kept["image_id"].tolist() == validation.annotations.image_ids[:REPLAY_IMAGES].tolist()
     slot_ends, boxes = np.cumsum(kept["slots"]), kept["boxes_xyxy"]
     for image, image_id in enumerate(kept["image_id"]):
         rows = np.flatnonzero(found["image_id"] == image_id)

@@ -15,7 +15,7 @@ from onenet.assigners import make_matcher
 from onenet.costs import MatchingCost
 from onenet.detectors.backbones import make_backbone
 from onenet.detectors.sparse_rcnn import (
-    FARTHEST,
+    MAX_COORDINATE,
     MAX_LOG_SCALE,
     DynamicInteraction,
     SparseRCNN,
@@ -106,7 +106,7 @@ def test_boxes_stay_ordered_and_finite_through_any_number_of_stages():
     for seed in range(20):
         boxes = apply_deltas(100 * torch.randn(51, 4, generator=seeded(seed)), boxes)
         assert (boxes[:, :2] <= boxes[:, 2:]).all()
-        assert (boxes.abs() <= FARTHEST).all()
+        assert (boxes.abs() <= MAX_COORDINATE).all()
 
 
 # --- the pyramid ---

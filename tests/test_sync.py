@@ -203,11 +203,11 @@ def asked(monkeypatch) -> dict[str, str]:
     """Instead of rebuilding: which folder, and how its run ended."""
     found = {}
 
-    def rebuilt(folder: RunFolder, word: str, _seconds: float) -> tuple[int, str]:
+    def rebuild_mirror(folder: RunFolder, word: str, _seconds: float) -> tuple[int, str]:
         found[folder.path.name] = word
         return 0, ""
 
-    monkeypatch.setattr(sync, "rebuilt", rebuilt)
+    monkeypatch.setattr(sync, "rebuild_mirror", rebuild_mirror)
     return found
 
 
@@ -252,7 +252,7 @@ def test_the_state_says_how_a_run_ended(tmp_path, asked, capsys):
 )
 def test_what_comes_back_is_counted(tmp_path, monkeypatch, capsys, code, status, count):
     make_runs(tmp_path, a="done", b="done")
-    monkeypatch.setattr(sync, "rebuilt", lambda *_: (code, "why"))
+    monkeypatch.setattr(sync, "rebuild_mirror", lambda *_: (code, "why"))
     assert sync.main(["--runs", str(tmp_path)]) == status
     assert capsys.readouterr().out.splitlines()[-1] == count
 

@@ -35,9 +35,9 @@ def way(request, monkeypatch):
     """How the cheapest slots are found, whatever the number of pairs."""
     monkeypatch.setattr(tiled_argmin, "FEW_PAIRS", WAYS[request.param])
     if request.param == "a few at a time":
-        monkeypatch.setattr(tiled_argmin, "AT_ONCE", 1)
+        monkeypatch.setattr(tiled_argmin, "PAIRS_IN_MEMORY", 1)
     if request.param == "search":
-        monkeypatch.setattr(tiled_argmin, "IN_CACHE", 3 * tiled_argmin.TILE)
+        monkeypatch.setattr(tiled_argmin, "PAIRS_IN_CACHE", 3 * tiled_argmin.TILE)
 
 
 def equals_the_whole_cost(cost: MatchingCost, output: HeadOutput, targets: list[Target]) -> None:

@@ -375,16 +375,16 @@ class FakeRun:
 def test_a_torn_line_waits_for_its_end(tmp_path):
     folder, run = make_run(tmp_path / "run"), FakeRun()
     mirror = Mirror(folder, run)
-    mirror.lines()
+    mirror.send_lines()
     add_steps(folder, 1)
     folder.set_status(saved_step=2)
     with open(folder.metrics_file, "a") as lines:
         lines.write('{"step": 2, ')
         lines.flush()
-        mirror.lines()
+        mirror.send_lines()
         assert [row["train/step"] for row in run.history] == [1]
         lines.write('"loss": 0.5}\n')
-    mirror.lines()
+    mirror.send_lines()
     assert run.history[1:] == [{"train/step": 2, "train/loss": 0.5}]
 
 
@@ -392,12 +392,12 @@ def test_lines_cut_back_and_grown_again_between_two_looks_are_not_repeated(tmp_p
     folder, run = make_run(tmp_path / "run"), FakeRun()
     mirror = Mirror(folder, run)
     add_steps(folder, 1, 2, 3, 4)
-    mirror.lines()
+    mirror.send_lines()
     cut = folder.path / "cut"
     cut.write_text("".join(folder.metrics_file.read_text().splitlines(keepends=True)[:2]))
     cut.replace(folder.metrics_file)
     add_steps(folder, 3, 4, 5, 6, 7)
-    mirror.lines()
+    mirror.send_lines()
     assert [row["train/step"] for row in run.history] == [1, 2, 3, 4, 5, 6, 7]
 
 

@@ -1,4 +1,4 @@
-"""Images to outputs: backbones, necks, OneNet and the detectors beside it, and which there are."""
+"""From images to outputs: backbones, necks, OneNet, the other detectors, and a list of them all."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,39 +10,40 @@ from onenet.system.own import TARGET, load
 
 @dataclass(frozen=True)
 class Detector:
-    """`reads`: the keys of a configuration that mean something to it, of those that do not to all;
-    it has a grid of slots if it reads `neck`, and is trained by matching if it reads `cost`.
-    `peaks`: whether its post-processing picks the peaks of the grid.
+    """`reads`: which of the DETECTOR_KEYS it reads. A detector that reads `neck` has a grid of
+    slots; one that reads `cost` is trained by matching. `peaks`: whether its post-processing
+    selects the peaks of the grid.
     """
 
-    where: str  # module:class
+    path: str  # module:class in onenet.detectors, or a user's module.class
     reads: tuple[str, ...]
     peaks: bool = False
 
     def load(self) -> Callable:
-        """Its class, a torch module."""
-        if ":" not in self.where:
-            return load({TARGET: self.where})
-        module, _, name = self.where.partition(":")
+        """Imports the detector's class, a torch module."""
+        if ":" not in self.path:
+            return load({TARGET: self.path})
+        module, _, name = self.path.partition(":")
         return getattr(import_module(f"onenet.detectors.{module}"), name)
 
 
-MATCHED = ("cost", "assigner", "loss")
+MATCHING_KEYS = ("cost", "assigner", "loss")
 DETECTORS = {
-    "onenet": Detector("onenet:OneNet", (*MATCHED, "location", "neck", "head", "heads")),
+    "onenet": Detector("onenet:OneNet", (*MATCHING_KEYS, "location", "neck", "head", "heads")),
     "centernet": Detector("centernet.model:CenterNet", ("neck",), peaks=True),
-    "deformable_detr": Detector("deformable_detr.model:DeformableDETR", MATCHED),
-    "sparse_rcnn": Detector("sparse_rcnn:SparseRCNN", MATCHED),
+    "deformable_detr": Detector("deformable_detr.model:DeformableDETR", MATCHING_KEYS),
+    "sparse_rcnn": Detector("sparse_rcnn:SparseRCNN", MATCHING_KEYS),
 }
 
 
 def detector_of(name: str, model: Any) -> Detector:
-    """One of DETECTORS, or what `_target_` in its settings names: one that has a neck, and is
-    matched and trained as OneNet is, unless `reads` says otherwise."""
+    """Returns one of DETECTORS, or the user's detector that `_target_` in the settings names. That
+    one has a neck and is matched and trained like OneNet unless its `reads` says otherwise."""
     own = model.get(TARGET) if isinstance(model, dict) else None
     if name in DETECTORS and not own:
         return DETECTORS[name]
-    return Detector(str(own), tuple(model.get("reads", (*MATCHED, "location", "neck"))))
+    return Detector(str(own), tuple(model.get("reads", (*MATCHING_KEYS, "location", "neck"))))
 
 
-SELECTIVE = frozenset(key for detector in DETECTORS.values() for key in detector.reads)
+# The configuration keys that only some detectors read.
+DETECTOR_KEYS = frozenset(key for detector in DETECTORS.values() for key in detector.reads)

@@ -1,4 +1,4 @@
-"""Top-down paths from strides 4..32 to one map of stride 4 (section 4, "Backbone").
+"""Top-down paths from maps of strides 4 to 32 to one map of stride 4 (section 4, "Backbone").
 
 B images, C channels, H and W the size of the input image.
 """
@@ -15,7 +15,7 @@ TAPS = 9  # kernel positions of a 3×3 convolution
 
 
 class FPN(nn.Module):
-    """Feature pyramid network with lateral connections, of which the finest map is kept.
+    """Feature pyramid network with lateral connections that returns the finest map only.
 
     Maps of strides 4, 8, 16, 32, [B, C_i, H/2^i, W/2^i] -> [B, channels, H/4, W/4].
     """
@@ -34,15 +34,16 @@ class FPN(nn.Module):
 
 
 class ModulatedDeformConv(nn.Conv2d):
-    """3×3 convolution that looks where its input tells it to (deformable convolution v2).
+    """3×3 convolution at sampling positions predicted from its input (deformable convolution v2).
 
-    Another 3×3 convolution gives each output position 27 numbers. The first 18 shift the 9 taps,
-    which are read row by row, by an offset in cells of the map: dy of tap 0, dx of tap 0, dy of
-    tap 1, ..., as torchvision orders them. The other 9 are logits of the taps' weights in 0..1.
-    The input is sampled bilinearly and is 0 outside. All 27 start at 0: half a plain convolution.
+    Another 3×3 convolution predicts 27 values per output position. The first 18 are offsets of the
+    9 taps (in row-major order), in cells of the map, in torchvision's order: dy of tap 0, dx of tap
+    0, dy of tap 1, ... The other 9 are logits of the taps' weights in 0..1. The input is sampled
+    bilinearly and is 0 outside the map. All 27 values are initially 0, which gives half the output
+    of a plain convolution.
 
-    Sampling and sum take the parameters' type, under autocast too: torchvision has no kernel for
-    bfloat16. [B, in_channels, H, W] -> [B, out_channels, H, W].
+    Sampling and summation use the parameters' type, also under autocast, as torchvision has no
+    bfloat16 kernel. [B, in_channels, H, W] -> [B, out_channels, H, W].
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -66,12 +67,13 @@ def _conv3x3(in_channels: int, channels: int) -> nn.Conv2d:
 
 
 class Deconv(nn.Module):
-    """CenterNet's upsampling path, as the released OneNet uses it.
+    """CenterNet's upsampling path, as in the released OneNet.
 
-    Three stages double the resolution: 3×3 convolution, 4×4 transposed convolution of stride 2,
-    then the lateral map is added. They have 4, 2 and 1 times `channels` (256, 128, 64 in the
-    released code); a 3×3 convolution ends the path. `convolution` makes the first one of each
-    stage from its input and output channels: a plain one, or the released code's deformable one.
+    Each of three stages doubles the resolution: a 3×3 convolution, a 4×4 transposed convolution of
+    stride 2, and the addition of the lateral map. The stages have 4, 2 and 1 times `channels`
+    channels (256, 128, 64 in the released code). A final 3×3 convolution follows. `convolution`
+    builds a stage's 3×3 convolution from its numbers of input and output channels: a plain one, or
+    a deformable one as in the released code.
     Maps of strides 4, 8, 16, 32, [B, C_i, H/2^i, W/2^i] -> [B, channels, H/4, W/4].
     """
 
@@ -84,10 +86,10 @@ class Deconv(nn.Module):
         super().__init__()
         self.channels = channels
         widths = [4 * channels, 2 * channels, channels]
-        below = [in_channels[-1], *widths[:-1]]
+        input_widths = [in_channels[-1], *widths[:-1]]
         self.upsamplings = nn.ModuleList(
             _upsampling(convolution(c, width), width)
-            for c, width in zip(below, widths, strict=True)
+            for c, width in zip(input_widths, widths, strict=True)
         )
         self.laterals = nn.ModuleList(
             nn.Conv2d(c, width, 1) for c, width in zip(in_channels[-2::-1], widths, strict=True)
@@ -123,8 +125,9 @@ NECKS = {
 def make_neck(
     name: str, in_channels: Sequence[int], channels: int, init: str = "default"
 ) -> nn.Module:
-    """One of NECKS. `init` of the weights: `default` is each module's own; with `xavier`, as in the
-    released code, all of them are Xavier-uniform, those that steer deformable convolutions too."""
+    """Returns one of NECKS. `init`: with `default`, each module initializes its own weights; with
+    `xavier`, as in the released code, all weights are Xavier-uniform, including those that predict
+    the taps of deformable convolutions."""
     neck = NECKS[name](in_channels, channels)
     if init == "xavier":
         for parameter in neck.parameters():

@@ -1,4 +1,4 @@
-"""OneNet (section 4, Figure 3): backbone, top-down neck to stride 4, a small convolutional head."""
+"""OneNet (section 4, Figure 3): backbone, top-down neck to stride 4, small convolutional head."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from onenet.structures import STRIDE, HeadOutput, UndecodedOutput
 
 
 class OneNet(nn.Module):
-    """From images to dense predictions. Plain arguments: it can be built without a config."""
+    """Maps images to dense predictions. It can be built from plain arguments, without a config."""
 
     def __init__(
         self,
@@ -30,10 +30,10 @@ class OneNet(nn.Module):
     def forward(
         self, images: Tensor, sizes_hw: Tensor | None = None, num_heads: int | None = None
     ) -> list[HeadOutput | UndecodedOutput]:
-        """Normalized images [B, 3, H, W], H and W multiples of 32 -> one output a head.
+        """Returns one output per head for normalized images [B, 3, H, W], H and W multiples of 32.
 
-        `sizes_hw` [B, 2], of the unpadded images, changes nothing here: all slots are predicted,
-        also those in the padding. `num_heads`: how many of the heads to compute (all if None).
+        `sizes_hw` [B, 2], the sizes of the unpadded images, is not used: slots in the padding are
+        predicted, too. `num_heads`: number of heads to compute (None: all).
         """
         heads = len(self.head.features) if num_heads is None else num_heads
         return self.head(self.neck(self.backbone(images)), heads)

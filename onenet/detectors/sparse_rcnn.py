@@ -1,7 +1,7 @@
 """Sparse R-CNN (Sun et al., 2021, arXiv 2011.12450; section 3, Figures 3 and 4): backbone, FPN,
 learned proposals, and a cascade of stages that refine them.
 
-B images, N proposals, C channels of a proposal's feature, S = `pooled`, K classes.
+B images, N proposals, C channels of a proposal feature, S = `pooled`, K classes.
 """
 
 import math
@@ -14,23 +14,23 @@ from torchvision.ops import FeaturePyramidNetwork
 from onenet.ops.roi_align import Pyramid, pyramid_roi_align
 from onenet.structures import HeadOutput
 
-CENTER_WEIGHT, SIZE_WEIGHT = 2.0, 1.0  # Sparse R-CNN's (2, 2, 1, 1)
-MAX_LOG_SCALE = math.log(100_000 / 16)  # of what one stage may multiply a side with
-FARTHEST = 1e6  # pixels; beyond it areas would overflow after a few stages
+CENTER_WEIGHT, SIZE_WEIGHT = 2.0, 1.0  # (2, 2, 1, 1) in Sparse R-CNN
+MAX_LOG_SCALE = math.log(100_000 / 16)  # log of the largest factor of a side in one stage
+MAX_COORDINATE = 1e6  # pixels; beyond it, areas would overflow after a few stages
 
 
 class SparseRCNN(nn.Module):
-    """From images to predictions at a few learned proposals, N an image.
+    """Maps images to predictions at N learned proposals per image.
 
     A proposal is a box and a feature, both learned and the same for all images (section 3.1). Each
-    stage predicts from them and hands the new boxes and features to the next (section 3.2). Boxes
-    are detached between stages, features are not.
+    stage predicts from them and passes the new boxes and features to the next stage (section 3.2).
+    Boxes are detached between stages, features are not.
 
-    `dim`: channels of the pyramid and of a proposal's feature. `proposals`: N. `feedforward`:
-    hidden channels. `dynamic_dim`: hidden channels of the dynamic convolutions. `pooled`: bins
-    along each side of a region. `class_layers`, `box_layers`: of the towers, >= 0. `canonical`:
-    pixels, the side of a box that is pooled from stride 16. `dropout`: in [0, 1). `prior`: in
-    (0, 1), the score that proposals give every class at the start, but for random weights.
+    `dim`: channels of the pyramid and of proposal features. `proposals`: N. `feedforward`: hidden
+    channels of the feedforward nets. `dynamic_dim`: hidden channels of the dynamic convolutions.
+    `pooled`: bins along each side of a region. `class_layers`, `box_layers`: layers of the towers,
+    >= 0. `canonical`: side of a box, in pixels, that is pooled from stride 16. `dropout`: in
+    [0, 1). `prior`: approximate initial score of every class at every proposal, in (0, 1).
     """
 
     def __init__(
@@ -68,27 +68,27 @@ class SparseRCNN(nn.Module):
         _check(proposals=proposals, stages=stages, **settings)
         self.backbone = backbone
         self.pyramid = FeaturePyramidNetwork(backbone.feature_info.channels(), dim)
-        self.proposal_boxes = nn.Embedding(proposals, 4)  # (cx, cy, w, h) in units of the image
+        self.proposal_boxes = nn.Embedding(proposals, 4)  # (cx, cy, w, h), image fractions
         self.proposal_features = nn.Embedding(proposals, dim)
         with torch.no_grad():
             self.proposal_boxes.weight.copy_(torch.tensor([0.5, 0.5, 1.0, 1.0]))
         self.stages = nn.ModuleList(Stage(**settings) for _ in range(stages))
 
     def initial_boxes(self, sizes_hw: Tensor) -> Tensor:
-        """The learned boxes in images of these sizes, [B, 2] pixels -> [B, N, 4] pixels."""
+        """Scales the learned boxes to the images' sizes: [B, 2] pixels -> [B, N, 4] pixels."""
         center, side = self.proposal_boxes.weight.split(2, dim=1)
-        half = side.abs() / 2  # abs: training can take a side below 0
+        half = side.abs() / 2  # abs, because training can make a side negative
         boxes = torch.cat([center - half, center + half], dim=1)
         return boxes * sizes_hw.flip(1).repeat(1, 2)[:, None]
 
     def forward(
         self, images: Tensor, sizes_hw: Tensor | None = None, num_heads: int | None = None
     ) -> list[HeadOutput]:
-        """Normalized images [B, 3, H, W], H and W multiples of 32 -> one output a stage in
-        training, else the last stage's only.
+        """Returns one output per stage in training, else only the last stage's, for normalized
+        images [B, 3, H, W], H and W multiples of 32.
 
-        `sizes_hw` [B, 2]: of the unpadded images, in pixels; None: no padding. `num_heads` is of
-        OneNet's cascade and ignored. Slots are proposals, so their `points_xy` are NaN.
+        `sizes_hw` [B, 2]: sizes of the unpadded images in pixels (None: no padding). `num_heads`
+        only applies to OneNet's cascade and is ignored. Slots are proposals, so `points_xy` is NaN.
         """
         maps = self.pyramid({str(level): m for level, m in enumerate(self.backbone(images))})
         pyramid = Pyramid.of(list(maps.values()))
@@ -107,10 +107,10 @@ class SparseRCNN(nn.Module):
 
 
 def _check(**settings: float) -> None:
-    """Raises ValueError, which names the argument, if no model can be built of these settings."""
+    """Raises ValueError, naming the argument, if a model cannot be built from these settings."""
     for name in settings.keys() - {"canonical", "dropout", "prior"}:
-        least = 0 if name in ("class_layers", "box_layers") else 1
-        _require(settings[name] >= least, f"{name}={settings[name]} must be at least {least}")
+        minimum = 0 if name in ("class_layers", "box_layers") else 1
+        _require(settings[name] >= minimum, f"{name}={settings[name]} must be at least {minimum}")
     dim, heads = settings["dim"], settings["attention_heads"]
     _require(dim % heads == 0, f"attention_heads={heads} must divide dim={dim}")
     _require(settings["canonical"] > 0, f"canonical={settings['canonical']} must be above 0")
@@ -124,10 +124,11 @@ def _require(condition: bool, message: str) -> None:
 
 
 class DynamicInteraction(nn.Module):
-    """Each proposal filters its own region with 1×1 convolutions that its feature makes (Figure 4).
+    """Filters each proposal's region with 1×1 convolutions predicted from its feature (Figure 4).
 
-    A linear layer turns the feature into the weights of two convolutions, C -> `dynamic_dim` -> C.
-    Each is followed by LayerNorm and ReLU. What they give is flattened; linear, LayerNorm, ReLU.
+    A linear layer maps the feature to the weights of two convolutions, C -> `dynamic_dim` -> C.
+    Each is followed by LayerNorm and ReLU. The flattened result goes through a linear layer,
+    LayerNorm and ReLU.
     """
 
     def __init__(self, dim: int, dynamic_dim: int, pooled: int):
@@ -146,24 +147,25 @@ class DynamicInteraction(nn.Module):
         bins = F.relu(self.norm1(bins))
         bins = torch.bmm(bins, second.unflatten(1, (dynamic_dim, dim)))
         bins = F.relu(self.norm2(bins))  # [B·N, S·S, C]
-        answer = F.relu(self.norm3(self.output(bins.flatten(1))))
-        return answer.view_as(features)
+        output = F.relu(self.norm3(self.output(bins.flatten(1))))
+        return output.view_as(features)
 
 
 def _tower(dim: int, layers: int) -> nn.Sequential:
-    """Linear, LayerNorm, ReLU; `layers` times."""
+    """`layers` times linear, LayerNorm, ReLU."""
     block = ((nn.Linear(dim, dim, bias=False), nn.LayerNorm(dim), nn.ReLU()) for _ in range(layers))
     return nn.Sequential(*(module for modules in block for module in modules))
 
 
 class Stage(nn.Module):
-    """Refines proposals once; the next stage has weights of its own.
+    """One refinement of the proposals; each stage has its own weights.
 
-    Pools each proposal's region, lets the proposals attend to each other, lets each interact with
-    its region, and passes it through a feedforward net. Each of these three has a residual and a
-    LayerNorm. Two towers then give class logits and a correction of the box.
+    It pools each proposal's region and applies self-attention between the proposals, the
+    interaction of each proposal with its region, and a feedforward net. Each of these three has a
+    residual connection and a LayerNorm. Two towers then predict class logits and box corrections.
 
-    The arguments are those of SparseRCNN. All matrices start Xavier-uniform, as in the original.
+    The arguments are those of SparseRCNN. All matrices are initialized Xavier-uniform, as in the
+    original.
     """
 
     def __init__(
@@ -201,8 +203,8 @@ class Stage(nn.Module):
     def forward(
         self, pyramid: Pyramid, boxes_xyxy: Tensor, features: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Proposals as boxes [B, N, 4] pixels and features [B, N, C] -> class logits [B, N, K], new
-        boxes [B, N, 4] pixels, both float32, and new features [B, N, C]."""
+        """Maps proposals, as boxes [B, N, 4] pixels and features [B, N, C], to class logits
+        [B, N, K], new boxes [B, N, 4] pixels, both float32, and new features [B, N, C]."""
         with torch.autocast(boxes_xyxy.device.type, enabled=False):
             regions = pyramid_roi_align(pyramid, boxes_xyxy, self.canonical, self.pooled)
         attended = self.attention(features, features, features, need_weights=False)[0]
@@ -213,21 +215,21 @@ class Stage(nn.Module):
 
         class_feature, box_feature = self.class_tower(features), self.box_tower(features)
         with torch.autocast(boxes_xyxy.device.type, enabled=False):
-            # bfloat16 would round boxes to 2 pixels above 256.
+            # Above 256 pixels, bfloat16 would round boxes to 2 pixels.
             class_logits = self.class_logits(class_feature.float())
             boxes_xyxy = apply_deltas(self.box_deltas(box_feature.float()), boxes_xyxy)
         return class_logits, boxes_xyxy, features
 
 
 def apply_deltas(deltas: Tensor, boxes_xyxy: Tensor) -> Tensor:
-    """Corrected boxes: float32 [..., 4] (dx, dy, dw, dh) and [..., 4] pixels -> [..., 4] pixels.
+    """Corrects boxes: float32 [..., 4] (dx, dy, dw, dh) and [..., 4] pixels -> [..., 4] pixels.
 
-    The centre moves by dx / 2 widths and dy / 2 heights. The sides are multiplied with exp(dw) and
-    exp(dh). The given boxes have x1 <= x2 and y1 <= y2, and so have the new ones.
+    The centre moves by dx / 2 widths and dy / 2 heights. The sides are multiplied by exp(dw) and
+    exp(dh). If x1 <= x2 and y1 <= y2 holds for the input, it holds for the output.
     """
     low, high = boxes_xyxy.split(2, dim=-1)
     side = high - low
     shift, log_scale = deltas.split(2, dim=-1)
     center = (low + high) / 2 + shift / CENTER_WEIGHT * side
     half = (log_scale / SIZE_WEIGHT).clamp(max=MAX_LOG_SCALE).exp() * side / 2
-    return torch.cat([center - half, center + half], dim=-1).clamp(-FARTHEST, FARTHEST)
+    return torch.cat([center - half, center + half], dim=-1).clamp(-MAX_COORDINATE, MAX_COORDINATE)

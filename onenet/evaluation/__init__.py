@@ -1,1 +1,1 @@
-"""What a network finds, and how good that is: predictions, COCO metrics, duplicates."""
+"""Predictions on a data set and their scores: COCO metrics and duplicates."""

@@ -1,8 +1,8 @@
-"""Duplicates per object: what AP hides of redundant boxes.
+"""Duplicates per object: the redundant detections that AP does not show.
 
 Detections are matched with objects greedily, best score first, as COCOeval does at IoU 0.5. A
-duplicate is a detection left unmatched although it has IoU >= 0.5 with an object of its class that
-another detection has found. Crowds are left out. D detections and N objects of all images.
+duplicate is an unmatched detection that has IoU >= 0.5 with an object of its class to which another
+detection was matched. Crowds are ignored. D detections and N objects over all images.
 """
 
 from dataclasses import dataclass
@@ -10,59 +10,65 @@ from dataclasses import dataclass
 import numpy as np
 
 from onenet.data.annotations import Annotations
-from onenet.evaluation.overlaps import IOU, Overlaps, find_overlaps, greedy, turns
+from onenet.evaluation.overlaps import IOU, Overlaps, find_overlaps, match_greedily, ranks
 from onenet.evaluation.predictions import Predictions, to_xywh
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the greedy matching found, over all images and classes."""
+class Matching:
+    """The result of greedy matching over all images and classes."""
 
-    matched_scores: np.ndarray  # [found objects] the score of each one's detection
-    duplicate_scores: np.ndarray  # [duplicates] the threshold up to which each counts as one
+    matched_scores: np.ndarray  # [matched objects] score of the detection matched to each
+    duplicate_scores: np.ndarray  # [duplicates] highest score threshold at which it is a duplicate
 
 
-def find(predictions: Predictions, annotations: Annotations) -> Found:
-    """The matching of a data set."""
+def find(predictions: Predictions, annotations: Annotations) -> Matching:
+    """Matches the detections of a data set with its objects."""
     overlaps = find_overlaps(predictions, annotations, to_xywh(predictions.boxes_xyxy))
     overlaps = overlaps[~annotations.crowd[overlaps.object]]
-    return match(overlaps, predictions.scores, turns(predictions.image, predictions.scores))
+    return match(overlaps, predictions.scores, ranks(predictions.image, predictions.scores))
 
 
-def match(overlaps: Overlaps, scores: np.ndarray, turn: np.ndarray) -> Found:
-    """The matching of detections with these scores and turns [D]; no object is a crowd."""
+def match(overlaps: Overlaps, scores: np.ndarray, rank: np.ndarray) -> Matching:
+    """Matches detections with objects, none of which is a crowd.
+
+    `scores` [D]; `rank` [D]: see `ranks`.
+    """
     overlaps = overlaps[np.lexsort((overlaps.object, -overlaps.iou, overlaps.detection))]
     count = 1 + overlaps.object.max(initial=-1)
-    [got] = greedy(overlaps, turn, np.array([IOU]), shared=np.zeros(count, dtype=bool))
-    matched = got >= 0
-    taken_at = np.full(count, -np.inf)  # the score of the detection that has the object
-    taken_at[got[matched]] = scores[matched]
-    # With a threshold t, it is a duplicate if it and the object's own detection score at least t.
+    [match_of] = match_greedily(overlaps, rank, np.array([IOU]), np.zeros(count, dtype=bool))
+    is_matched = match_of >= 0
+    object_scores = np.full(count, -np.inf)  # score of the detection matched to each object
+    object_scores[match_of[is_matched]] = scores[is_matched]
+    # At threshold t, a detection is a duplicate if it and the object's match both score >= t.
     highest = np.full(len(scores), -np.inf)
-    np.maximum.at(highest, overlaps.detection, taken_at[overlaps.object])
-    duplicate = ~matched & np.isfinite(highest)
-    return Found(scores[matched], np.minimum(scores, highest)[duplicate])
+    np.maximum.at(highest, overlaps.detection, object_scores[overlaps.object])
+    is_duplicate = ~is_matched & np.isfinite(highest)
+    return Matching(scores[is_matched], np.minimum(scores, highest)[is_duplicate])
 
 
-def threshold(found: Found, share_of_recall: float) -> float | None:
-    """The highest score threshold, one for all classes, that keeps `share_of_recall` (in (0, 1]) of
-    the objects found without a threshold. None: nothing found.
+def threshold(matching: Matching, recall_fraction: float) -> float | None:
+    """Returns the highest score threshold, one for all classes, that keeps a fraction of recall.
+
+    `recall_fraction`, in (0, 1], is relative to the objects matched without a threshold. None if no
+    object was matched.
     """
-    matched = np.sort(found.matched_scores)[::-1]
-    if not len(matched):
+    scores = np.sort(matching.matched_scores)[::-1]
+    if not len(scores):
         return None
-    return float(matched[int(np.ceil(share_of_recall * len(matched) - 1e-9)) - 1])
+    return float(scores[int(np.ceil(recall_fraction * len(scores) - 1e-9)) - 1])
 
 
-def per_object(found: Found, share_of_recall: float) -> float | None:
-    """Duplicates / matched objects at that threshold. None: nothing found."""
-    least = threshold(found, share_of_recall)
-    if least is None:
+def per_object(matching: Matching, recall_fraction: float) -> float | None:
+    """Returns duplicates / matched objects at that threshold; None if no object was matched."""
+    min_score = threshold(matching, recall_fraction)
+    if min_score is None:
         return None
-    duplicates, matched = counts(found, least)
-    return duplicates / matched
+    duplicates, objects = counts(matching, min_score)
+    return duplicates / objects
 
 
-def counts(found: Found, least: float) -> tuple[int, int]:
-    """How many duplicates and how many matched objects there are from the score `least` up."""
-    return int((found.duplicate_scores >= least).sum()), int((found.matched_scores >= least).sum())
+def counts(matching: Matching, min_score: float) -> tuple[int, int]:
+    """Returns the numbers of duplicates and of matched objects with a score >= `min_score`."""
+    duplicates = int((matching.duplicate_scores >= min_score).sum())
+    return duplicates, int((matching.matched_scores >= min_score).sum())

@@ -1,4 +1,4 @@
-"""One forward pass over a data set, scored with and without NMS."""
+"""Predicts a data set in one forward pass, with and without NMS."""
 
 from collections.abc import Callable
 
@@ -27,59 +27,57 @@ def predict(
     peaks: bool = False,
     workers: int = 0,
     context: RunContext = ON_CPU,
-    see: Callable[[Batch, object], None] = lambda batch, output: None,
+    on_batch: Callable[[Batch, object], None] = lambda batch, output: None,
 ) -> tuple[Predictions, list[str]] | None:
-    """The top 100 of every image in original pixels, and the files that could not be read.
+    """Returns the top 100 of every image in original pixels, and the files that cannot be read.
 
-    `infer_heads`: the answer is that of head number `infer_heads`. `peaks`: see `top_k`. An image
-    that cannot be read has no detections. `see` is called with each batch and the head's output.
-    With several processes each predicts its share of the images, and the answer is the first one's;
-    the others get None.
+    `infer_heads`: use the output of head number `infer_heads`. `peaks`: see `top_k`. `on_batch` is
+    called with each batch and that head's output. An image that cannot be read has no detections.
+    With several processes, each predicts a part of the images; the first returns all of them, the
+    others None.
     """
     network, device, world = for_inference(model), context.device, context.world
     number = {int(i): n for n, i in enumerate(dataset.source.annotations.image_ids)}
-    found: dict[int, tuple] = {}
-    bad: list[str] = []
-    share = {"rank": world.rank, "processes": world.size}
-    for loaded in evaluation_batches(dataset, batch, workers, **share):
-        images = normalize(loaded.images.to(device))
-        output = network(images, unpadded_sizes(loaded.targets, device), num_heads=infer_heads)[-1]
-        see(loaded, output)
-        sizes_hw = [target.size_hw for target in loaded.targets]
-        answers = top_k(output, sizes_hw, MAX_DETECTIONS, peaks)
-        for detections, target, original_hw, stands_in in zip(
-            answers, loaded.targets, loaded.original_hw, loaded.stands_in, strict=True
-        ):
+    by_image: dict[int, tuple] = {}
+    bad_images: list[str] = []
+    process = {"rank": world.rank, "processes": world.size}
+    for loaded_batch in evaluation_batches(dataset, batch, workers, **process):
+        images, targets = normalize(loaded_batch.images.to(device)), loaded_batch.targets
+        output = network(images, unpadded_sizes(targets, device), num_heads=infer_heads)[-1]
+        on_batch(loaded_batch, output)
+        sizes_hw = [target.size_hw for target in targets]
+        detections_of = top_k(output, sizes_hw, MAX_DETECTIONS, peaks)
+        columns = detections_of, targets, loaded_batch.original_hw, loaded_batch.stands_in
+        for detections, target, original_hw, stands_in in zip(*columns, strict=True):
             if stands_in:
                 continue
-            to_original = np.tile(np.array(original_hw[::-1]) / target.size_hw[::-1], 2)
-            boxes = detections.boxes_xyxy.cpu().double().numpy() * to_original
-            keep = [nms_keep(detections, iou).numpy() for iou in NMS_IOUS]
-            found[number[target.image_id]] = (
+            scale = np.tile(np.array(original_hw[::-1]) / target.size_hw[::-1], 2)
+            boxes = detections.boxes_xyxy.cpu().double().numpy() * scale
+            masks = [nms_keep(detections, iou).numpy() for iou in NMS_IOUS]
+            by_image[number[target.image_id]] = (
                 boxes,
                 detections.scores.cpu().double().numpy(),
                 detections.labels.cpu().numpy(),
-                np.stack(keep),
+                np.stack(masks),
             )
-        bad += loaded.bad_images
-    shares = world.gather((found, bad))
+        bad_images += loaded_batch.bad_images
+    parts = world.gather((by_image, bad_images))
     if not world.first:
         return None
-    found = {image: answer for of_process, _ in shares for image, answer in of_process.items()}
-    bad = [name for _, of_process in shares for name in of_process]
-    return _collect(found), bad
+    all_images = {image: row for part_images, _ in parts for image, row in part_images.items()}
+    return _concatenate(all_images), [name for _, names in parts for name in names]
 
 
-def _collect(found: dict[int, tuple]) -> Predictions:
-    """`found`: for each image its boxes, scores, labels, and what each NMS leaves."""
-    images = sorted(found)
-    counts = [len(found[image][1]) for image in images]
-    boxes, scores, labels, kept = zip(*(found[image] for image in images), strict=True)
-    kept = np.concatenate(kept, axis=1)
+def _concatenate(by_image: dict[int, tuple]) -> Predictions:
+    """`by_image`: the boxes, scores, labels and NMS masks of each image."""
+    images = sorted(by_image)
+    counts = [len(by_image[image][1]) for image in images]
+    boxes, scores, labels, masks = zip(*(by_image[image] for image in images), strict=True)
+    masks = np.concatenate(masks, axis=1)
     return Predictions(
         image=np.repeat(images, counts),
         boxes_xyxy=np.concatenate(boxes),
         scores=np.concatenate(scores),
         labels=np.concatenate(labels),
-        nms_keep=dict(zip(NMS_IOUS, kept, strict=True)),
+        nms_keep=dict(zip(NMS_IOUS, masks, strict=True)),
     )

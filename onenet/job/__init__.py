@@ -1,1 +1,1 @@
-"""One run in its own process: built from its config, trained, evaluated, written down."""
+"""One run in its own process: builds the model, trains it, evaluates it, writes the results."""

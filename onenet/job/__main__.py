@@ -1,7 +1,6 @@
-"""One run in its own process: `python -m onenet.job FOLDER REQUEST`.
+"""One run in its own process: `python -m onenet.job FOLDER REQUEST`, started by a sweep.
 
-A sweep starts it. The folder holds the frozen config, the request, a file in it, what the sweep
-asks of the run.
+FOLDER is the run's folder with its frozen config; REQUEST is a file in it that says what to do.
 """
 
 import argparse
@@ -18,8 +17,8 @@ from onenet.system.signals import end_with_driver
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m onenet.job", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("request", type=Path, help="JSON of a Request")
-    parser.add_argument("--driver", action="store_true", help="end when standard input does")
+    parser.add_argument("request", type=Path, help="JSON file of a Request")
+    parser.add_argument("--driver", action="store_true", help="stop when standard input ends")
     args = parser.parse_args(arguments)
     if args.driver:
         end_with_driver()
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # os._exit: whatever still lingers (a tracker's thread, a worker) must not delay the sweep.
+    # os._exit: a remaining thread or data worker must not delay the sweep.
     status = main()
     sys.stdout.flush()
     sys.stderr.flush()

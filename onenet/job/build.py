@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: the one place that hands its values on."""
+"""Builds the parts of a run from its configuration: the only place that passes its values on."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,44 +32,47 @@ from onenet.training import checkpoint
 from onenet.training.loop import Loss
 from onenet.training.optim import Schedule, make_optimizer
 
-WIDE = 256  # channels
+WIDE_CHANNELS = 256
 
 
-def device(asked: str) -> str:
-    """`cpu` or `cuda` for what `device` asks for, which may be `auto`."""
-    if asked == "auto":
+def device(setting: str) -> str:
+    """Resolves `device` to `cpu` or `cuda`; `auto` is cuda if there is a GPU."""
+    if setting == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return asked
+    return setting
 
 
-def precision(asked: str, device: str) -> str:
-    """`float32` or `bf16` for what `precision` asks for; `auto`: bf16 where the hardware has it."""
-    if asked != "auto":
-        return asked
+def precision(setting: str, device: str) -> str:
+    """Resolves `precision` to `float32` or `bf16`; `auto` is bf16 if the hardware supports it."""
+    if setting != "auto":
+        return setting
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return "bf16" if has.get("amx_bf16") or has.get("avx512_bf16") else "float32"
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16" if features.get("amx_bf16") or features.get("avx512_bf16") else "float32"
 
 
 def context(config: Config, world: World = ALONE) -> RunContext:
-    """Where and how the run computes."""
-    where = device(config.device)
-    return RunContext(where, precision(config.precision, where), world, config.accumulate)
+    """Returns the device, precision and processes of the run."""
+    name = device(config.device)
+    return RunContext(name, precision(config.precision, name), world, config.accumulate)
 
 
 def memory_format(model: nn.Module, device: str) -> torch.memory_format:
-    """In which a training step is fastest: channels_last, but for wide networks on a processor
-    without AVX-512, where the gradient of the weights takes up to three times as long in it."""
+    """Returns the memory format with the fastest training step.
+
+    That is channels_last, except for wide networks on a CPU without AVX-512, where the gradient of
+    the weights takes up to three times as long in it.
+    """
     convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
-    wide = max((c.out_channels for c in convolutions), default=0) >= WIDE
-    if device == "cpu" and wide and "AVX512" not in torch.backends.cpu.get_cpu_capability():
+    is_wide = max((c.out_channels for c in convolutions), default=0) >= WIDE_CHANNELS
+    if device == "cpu" and is_wide and "AVX512" not in torch.backends.cpu.get_cpu_capability():
         return torch.contiguous_format
     return torch.channels_last
 
 
 def detector(config: Config, num_classes: int, device: str = "cpu") -> nn.Module:
-    """Initialised from `seed` alone."""
+    """Builds the detector; its initial weights depend only on `seed`."""
     torch.manual_seed(config.seed)
     kind, weights = detector_of(config.detector, config.model), config.backbone.weights
     if weights.startswith("run:"):
@@ -89,7 +92,7 @@ def detector(config: Config, num_classes: int, device: str = "cpu") -> nn.Module
 
 
 def loss(config: Config, model: nn.Module) -> Loss:
-    """What matches and trains the detector; one that is not matched brings its own."""
+    """Returns the loss with its matching; a detector without a matching cost has its own."""
     reads = detector_of(config.detector, config.model).reads
     return detection_loss(config) if "cost" in reads else model.loss
 
@@ -131,7 +134,7 @@ def matching_cost(config: Config) -> costs.MatchingCost:
 
 
 def own_term(name: str, term: dict[str, Any]) -> tuple[str, float, Callable]:
-    """A user's: `weight` is 1 unless it says otherwise."""
+    """Returns name, weight (default 1) and function of a user's cost term."""
     arguments = {key: value for key, value in term.items() if key != "weight"}
     return name, float(term.get("weight", 1.0)), load(arguments)
 
@@ -139,7 +142,7 @@ def own_term(name: str, term: dict[str, Any]) -> tuple[str, float, Callable]:
 def snapshots(
     folder: RunFolder, config: Config, model: nn.Module, source: ImageSource, device: str = "cpu"
 ) -> Snapshots:
-    """What takes snapshots of the model in training, as the run's default evaluation sees it."""
+    """Sets up snapshots of the model in training, with the settings of the default evaluation."""
     spec = default_evaluation(config)
     return Snapshots(
         folder,

@@ -1,6 +1,6 @@
-"""Figures 5 and 6 on one picture: positive samples, and boxes. For runs and for the analysis.
+"""Draws positive samples and boxes on a picture (Figures 5 and 6), for runs and for the analysis.
 
-Coordinates are pixels of the picture; a label picks the color.
+Coordinates are pixels of the picture. The color depends on the label.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,22 @@ def with_positives(
     ground_truth: Sequence[Sequence[float]],
     positives: Sequence[Sequence[float]],
 ) -> Image.Image:
-    """Figure 5: a copy with the objects' boxes, rows of (x1, y1, x2, y2, label), and a dot at each
-    positive sample, rows of (x, y, label)."""
+    """Returns a copy with the objects' boxes and a dot at each positive sample (Figure 5).
+
+    `ground_truth`: rows of (x1, y1, x2, y2, label). `positives`: rows of (x, y, label).
+    """
     copy = with_boxes(picture, ground_truth, width=1)
     canvas = ImageDraw.Draw(copy)
     for x, y, label in positives:
-        around = (x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS)
-        canvas.ellipse(around, fill=_color(label), outline="white")
+        bounds = (x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS)
+        canvas.ellipse(bounds, fill=_color(label), outline="white")
     return copy
 
 
 def with_boxes(
     picture: Image.Image, boxes: Sequence[Sequence[float]], width: int = 2
 ) -> Image.Image:
-    """Figure 6: a copy with boxes, rows of (x1, y1, x2, y2, label) or with a score after that."""
+    """Returns a copy with boxes, rows of (x1, y1, x2, y2, label[, score]) (Figure 6)."""
     copy = picture.convert("RGB")
     canvas = ImageDraw.Draw(copy)
     for x1, y1, x2, y2, label, *_ in boxes:

@@ -1,6 +1,6 @@
-"""Whether a user's own parts can be imported: `python -m onenet.job.own TARGET ...`.
+"""Checks that a user's own parts can be imported: `python -m onenet.job.own TARGET ...`.
 
-A sweep asks before it starts anything. In a process of its own, since the parts import torch.
+A sweep runs it before it starts any run, in a separate process because the parts import torch.
 """
 
 import sys

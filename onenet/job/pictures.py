@@ -1,5 +1,6 @@
-"""Pictures of a finished run: its positive samples (Figure 5) and its boxes with and without NMS
-(Figure 6), on the same images for every run on the same data.
+"""Pictures of a trained run: positive samples (Figure 5) and boxes without and with NMS (Figure 6).
+
+All runs on the same data use the same images.
 """
 
 import numpy as np
@@ -33,11 +34,11 @@ def write(
     threshold: float,
     context: RunContext = ON_CPU,
 ) -> None:
-    """Fills pictures/ of the run's folder with image_<id>.png (the image), panel_<id>.png (positive
-    samples | boxes before NMS | boxes after NMS) and pictures.json (all of it as numbers).
+    """Writes pictures/ of the run's folder: image_<id>.png (the image), panel_<id>.png (positive
+    samples | boxes before NMS | boxes after NMS) and pictures.json (the numbers in them).
 
-    `threshold`: only boxes of at least this score are drawn. The right one differs a lot between
-    costs (Figure 6), so each run gets its own: where 0.9 of the objects it can find are found.
+    `threshold`: the lowest score of a box that is drawn. A good value varies a lot between costs
+    (Figure 6), so each run has its own, at which it still finds 0.9 of the objects it can find.
     """
     model.eval()
     folder = run.path / "pictures"
@@ -57,19 +58,19 @@ def write(
         output = model(normalize(batch.images.to(device)), sizes_hw, num_heads=1)[0]
         match = loss.match(output, [target])[0]
         detections = top_k(output, [target.size_hw], peaks=peaks)[0]
-        after = nms_keep(detections).to(device)
+        nms_mask = nms_keep(detections).to(device)
         scale = max(1.0, SHORTEST_SIDE / min(target.size_hw))
-        places = _places(output, match.pred_idx) * scale
-        points = torch.cat([places, target.gt_labels[match.gt_idx, None]], dim=1)
+        locations = _locations(output, match.pred_idx) * scale
+        positives = torch.cat([locations, target.gt_labels[match.gt_idx, None]], dim=1)
         truth = torch.cat([target.gt_xyxy * scale, target.gt_labels[:, None]], dim=1)
-        drawn = detections.scores >= threshold
+        mask = detections.scores >= threshold
         entry = {
             "file": f"image_{target.image_id}.png",
             "panel": f"panel_{target.image_id}.png",
-            "ground_truth": _rounded(truth),
-            "positives": _rounded(points),
-            "before_nms": _boxes(detections, drawn, scale),
-            "after_nms": _boxes(detections, drawn & after, scale),
+            "ground_truth": _rounded_rows(truth),
+            "positives": _rounded_rows(positives),
+            "before_nms": _box_rows(detections, mask, scale),
+            "after_nms": _box_rows(detections, mask & nms_mask, scale),
         }
         height, width = target.size_hw
         pixels = batch.images[0, :, :height, :width].permute(1, 2, 0).numpy()
@@ -87,27 +88,27 @@ def write(
     )
 
 
-def _places(output: HeadOutput, slots: torch.Tensor) -> torch.Tensor:
-    """The grid points of the first image's slots; of queries the centres of their boxes: [N, 2]."""
+def _locations(output: HeadOutput, slots: torch.Tensor) -> torch.Tensor:
+    """Returns the grid points of the first image's slots, or the box centres of queries: [N, 2]."""
     points, boxes = output.points_xy[slots], output.boxes_at(0, slots)
     return torch.where(points.isnan(), (boxes[:, :2] + boxes[:, 2:]) / 2, points)
 
 
-def _boxes(detections: Detections, chosen: torch.Tensor, scale: float) -> list:
+def _box_rows(detections: Detections, mask: torch.Tensor, scale: float) -> list:
     boxes = detections.boxes_xyxy * scale
     columns = [boxes, detections.labels[:, None], detections.scores[:, None]]
-    return _rounded(torch.cat(columns, dim=1)[chosen])
+    return _rounded_rows(torch.cat(columns, dim=1)[mask])
 
 
-def _rounded(table: torch.Tensor) -> list:
+def _rounded_rows(table: torch.Tensor) -> list:
     return np.round(table.double().cpu().numpy(), 3).tolist()
 
 
 def _panel(picture: Image.Image, entry: dict) -> Image.Image:
-    """Three copies side by side: positive samples, boxes before NMS, boxes after NMS."""
+    """Returns three copies side by side: positive samples, boxes before NMS, boxes after NMS."""
     titles = ("positive samples", "boxes without NMS", "boxes with NMS")
-    width, height, gap, head = *picture.size, 8, 18
-    panel = Image.new("RGB", (3 * width + 2 * gap, height + head), "white")
+    width, height, gap, top = *picture.size, 8, 18
+    panel = Image.new("RGB", (3 * width + 2 * gap, height + top), "white")
     copies = (
         drawing.with_positives(picture, entry["ground_truth"], entry["positives"]),
         drawing.with_boxes(picture, entry["before_nms"]),
@@ -115,6 +116,6 @@ def _panel(picture: Image.Image, entry: dict) -> Image.Image:
     )
     for column, (title, copy) in enumerate(zip(titles, copies, strict=True)):
         left = column * (width + gap)
-        panel.paste(copy, (left, head))
+        panel.paste(copy, (left, top))
         ImageDraw.Draw(panel).text((left + 2, 3), title, fill="black")
     return panel

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.jsonl, the checkpoint, a line on the screen."""
+"""Writes metrics.jsonl, the checkpoint and progress lines while a run trains."""
 
 import json
 import time
@@ -15,12 +15,14 @@ from onenet.training import checkpoint
 from onenet.training.loop import TrainingState
 from onenet.training.stopwatch import Stopwatch
 
-SAY_EVERY = 10  # seconds between lines on the screen
+PRINT_EVERY = 10  # seconds between progress lines
 
 
-class TrainingRecord:
-    """Writes down a training: a line, a checkpoint, a word on the screen. Only the first process
-    of a run writes. `begin` comes before all else."""
+class TrainingLog:
+    """Writes the log, the checkpoints and the progress lines of one training.
+
+    Only the first process of a run writes. Call `begin` first.
+    """
 
     def __init__(
         self,
@@ -34,46 +36,48 @@ class TrainingRecord:
     ):
         self.folder, self.config, self.id, self.model = folder, config, run_id, model
         self.state, self.progress, self.watch = state, state.progress, watch
-        self.context, self.writes = context, context.world.first
-        self.first_step, self.started = state.progress.step, time.monotonic()
-        self.saved, self.said = self.started, 0.0
+        self.context, self.is_writer = context, context.world.first
+        self.first_step, self.start_time = state.progress.step, time.monotonic()
+        self.save_time, self.print_time = self.start_time, 0.0  # of the last one
 
     def begin(self) -> None:
-        """Goes on where the checkpoint is: what was written after it is cut off."""
-        if self.writes:
+        """Continues from the checkpoint: drops the lines that were written after it."""
+        if self.is_writer:
             cut_back(self.folder, self.progress.step)
             self.folder.set_status(saved_step=self.progress.step)
             print(rate_and_batch(self.config, self.context), flush=True)
 
-    def log(self, numbers: dict) -> None:
-        """Appends the numbers of a step, and where the time of the steps since the last line went:
-        `seconds` a step, by its parts."""
+    def append(self, numbers: dict) -> None:
+        """Appends the numbers of a step to metrics.jsonl.
+
+        Adds `seconds`: the mean time per step since the last line, by part of the step.
+        """
         numbers["seconds"] = self.watch.mean()
-        if not self.writes:
+        if not self.is_writer:
             return
         numbers["wall"] = round(self.progress.seconds, 3)
         with open(self.folder.metrics_file, "a") as lines:
             lines.write(json.dumps(numbers) + "\n")
-        self._say(numbers)
+        self._print_progress(numbers)
 
     def save_due(self) -> bool:
-        return self.writes and time.monotonic() - self.saved >= self.config.save_every
+        return self.is_writer and time.monotonic() - self.save_time >= self.config.save_every
 
     def save(self) -> None:
         """Replaces the checkpoint."""
-        if self.writes:
+        if self.is_writer:
             checkpoint.save(self.folder, self.id, self.model, self.state.optimizer, self.progress)
             self.folder.set_status(saved_step=self.progress.step)
-            self.saved = time.monotonic()
+            self.save_time = time.monotonic()
 
-    def _say(self, numbers: dict) -> None:
-        """A line on the screen, now and then."""
+    def _print_progress(self, numbers: dict) -> None:
+        """Prints a line every PRINT_EVERY seconds and at the last step."""
         now, step, steps = time.monotonic(), numbers["step"], self.config.steps
-        if now - self.said < SAY_EVERY and step < steps:
+        if now - self.print_time < PRINT_EVERY and step < steps:
             return
-        self.said = now
-        pace = (now - self.started) / (step - self.first_step)
-        minutes, seconds = divmod(round(pace * (steps - step)), 60)
+        self.print_time = now
+        seconds_per_step = (now - self.start_time) / (step - self.first_step)
+        minutes, seconds = divmod(round(seconds_per_step * (steps - step)), 60)
         print(
             f"step {step}/{steps}  loss {numbers['loss']:.3f}  lr {numbers['lr']:.2g}  "
             f"{minutes}:{seconds:02d} left",
@@ -82,21 +86,21 @@ class TrainingRecord:
 
 
 def rate_and_batch(config: Config, context: RunContext) -> str:
-    """How the batch is worked through, and where the learning rate comes from; a line."""
+    """Returns a line that says how the batch is split and how the learning rate was derived."""
     o, world, precision = config.optim, context.world, context.precision
-    pieces = world.size * context.accumulate
+    micro_batches = world.size * context.accumulate
     factors = f"{o.base_lr:g} × {lr_scale(config):g} (lr_scale) × {batch_factor(config):.4g}"
     factors += f" (optim.batch_rule={o.batch_rule}, {config.batch} of {o.base_batch} images)"
-    by_rule = config.lr == o.base_lr * lr_scale(config) * batch_factor(config)
+    follows_rule = config.lr == o.base_lr * lr_scale(config) * batch_factor(config)
     return (
         f"batch {config.batch}: {plural(world.size, 'process')} × "
-        f"{context.accumulate} × {config.batch / pieces:g} images, {precision}; "
-        f"lr {config.lr:g} = {factors if by_rule else 'as it was set'}"
+        f"{context.accumulate} × {config.batch / micro_batches:g} images, {precision}; "
+        f"lr {config.lr:g} = {factors if follows_rule else 'set explicitly'}"
     )
 
 
-def add_line(folder: RunFolder, what: dict, metrics: dict) -> None:
-    """Appends to metrics.jsonl, unless an attempt that was killed right after has done it."""
+def add_line(folder: RunFolder, key: dict, metrics: dict) -> None:
+    """Appends a line to metrics.jsonl, unless an earlier attempt has written it (same `key`)."""
     numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
     with open(folder.metrics_file, "a+") as file:
         file.seek(0)
@@ -104,19 +108,19 @@ def add_line(folder: RunFolder, what: dict, metrics: dict) -> None:
         if lines and not lines[-1].endswith("\n"):  # torn by a kill
             file.truncate(sum(len(line.encode()) for line in lines[:-1]))
             lines.pop()
-        if not any(what.items() <= json.loads(line).items() for line in lines):
-            file.write(json.dumps({**what, **numbers}) + "\n")
+        if not any(key.items() <= json.loads(line).items() for line in lines):
+            file.write(json.dumps({**key, **numbers}) + "\n")
 
 
 def cut_back(folder: RunFolder, step: int) -> None:
-    """Drops the lines of metrics.jsonl beyond the checkpoint: each step stands there once."""
+    """Drops the lines of metrics.jsonl after the checkpoint's step, so that no step is repeated."""
     if not folder.metrics_file.is_file():
         return
-    kept = []
+    lines = []
     for line in folder.metrics_file.read_text().splitlines():
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:  # torn by a crash: the last one
+                lines.append(line + "\n")
+        except ValueError:  # the last line, torn by a crash
             break
-    write_atomically(folder.metrics_file, "".join(kept))
+    write_atomically(folder.metrics_file, "".join(lines))

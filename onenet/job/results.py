@@ -1,4 +1,4 @@
-"""What a run's evaluation leaves behind: numbers, detections, and where they come from."""
+"""The results of an evaluation: metrics, detections, and how they were obtained."""
 
 import gzip
 import io
@@ -28,13 +28,14 @@ from onenet.runs.identity import RECIPE, run_id
 from onenet.runs.request import Request
 from onenet.system.context import RunContext
 from onenet.system.files import REPOSITORY, write_atomically, write_json
+from onenet.system.plural import plural
 from onenet.training.loop import Progress
 
 
 def predict_split(
     config: Config, model: nn.Module, source: ImageSource, spec: EvalSpec, context: RunContext
 ) -> tuple[Predictions, list[str]] | None:
-    """What `predict` gives for an evaluation; None in all processes but the first."""
+    """Returns the result of `predict` for an evaluation; None in all processes but the first."""
     return predict(
         model,
         build.evaluation_set(config, source, spec),
@@ -47,20 +48,26 @@ def predict_split(
 
 
 def score(
-    config: Config, source: ImageSource, spec: EvalSpec, predictions: Predictions, bad: list[str]
+    config: Config,
+    source: ImageSource,
+    spec: EvalSpec,
+    predictions: Predictions,
+    bad_images: list[str],
 ) -> dict:
-    """`metrics`, `metrics_notes`, `curves`, `data_report` and `bad_images` of a result. `bad`: the
-    files that could not be read."""
+    """Returns `metrics`, `metrics_notes`, `curves`, `data_report` and `bad_images` of a result.
+
+    `bad_images`: the files that could not be read.
+    """
     scorer = Scorer(source.annotations, spec.area_scale, config.eval.backend)
     metrics, notes = scorer.score(predictions)
-    if bad:
-        notes["AP"] = f"{len(bad)} images could not be read and have no detections"
+    if bad_images:
+        notes["AP"] = f"{plural(len(bad_images), 'image')} without detections: could not be read"
     return {
         "metrics": metrics,
         "metrics_notes": notes,
         "curves": scorer.curves(predictions),
         "data_report": list(source.annotations.report),
-        "bad_images": bad,
+        "bad_images": bad_images,
     }
 
 
@@ -71,10 +78,10 @@ def describe(
     spec: EvalSpec,
     request: Request,
     context: RunContext,
-    scored: dict,
+    scores: dict,
 ) -> dict:
-    """The content of result.json: what `score` gave, and where it comes from."""
-    metrics = scored["metrics"] | {
+    """Returns the content of result.json: `scores` (from `score`) and how they were obtained."""
+    metrics = scores["metrics"] | {
         "conflict_rate": 100 * progress.conflicts / max(1, progress.objects),
         "params": sum(p.numel() for p in model.parameters()),
         "train_seconds": round(progress.seconds, 1),
@@ -86,9 +93,9 @@ def describe(
         "overrides": request.overrides,
         "choices": choices(config, spec),
         "config": asdict(config),
-        **scored,
+        **scores,
         "metrics": metrics,
-        "bad_images": sorted({*progress.bad_images, *scored["bad_images"]}),
+        "bad_images": sorted({*progress.bad_images, *scores["bad_images"]}),
         "timing": {
             "train_seconds": round(progress.seconds, 1),
             "seconds_per_step": progress.seconds / max(1, progress.step),
@@ -110,28 +117,27 @@ def write(
     predictions: Predictions,
     result: dict,
     step: int,
-    started: float,
+    start_time: float,
 ) -> None:
-    """Fills evaluations/<id>/: detections.json.gz (before NMS), per_image.npz, result.json last.
+    """Writes evaluations/<id>/: detections.json.gz (before NMS), per_image.npz, result.json last.
 
-    `step`: of the network that was evaluated. `started`: when the evaluation was, by
-    `time.perf_counter`.
+    `step`: training step of the network. `start_time`: of the evaluation, by `time.perf_counter`.
     """
     spec = EvalSpec(**result["evaluation"])
     target = folder.evaluation(spec)
     rows = predictions.to_coco(source.annotations)
-    text = json.dumps(rows).encode()  # at level 9 packing takes three times as long, to save 3 %
+    text = json.dumps(rows).encode()  # level 9 would take three times as long to save 3 %
     write_atomically(target / "detections.json.gz", gzip.compress(text, compresslevel=6))
     arrays = io.BytesIO()
     np.savez_compressed(arrays, **per_image.pack(source.annotations, predictions))
     write_atomically(target / "per_image.npz", arrays.getvalue())
     add_line(folder, {"step": step, "evaluation": spec.id}, result["metrics"])
-    result["timing"]["evaluation_seconds"] = round(time.perf_counter() - started, 1)
+    result["timing"]["evaluation_seconds"] = round(time.perf_counter() - start_time, 1)
     write_json(target / "result.json", result)
 
 
 def summary(result: dict) -> str:
-    """A result in a line."""
+    """Returns a result in one line."""
     metrics, notes = result["metrics"], result["metrics_notes"]
     if metrics["AP"] is None:
         return f"AP is undefined: {notes['AP']}"
@@ -139,7 +145,7 @@ def summary(result: dict) -> str:
 
 
 def choices(config: Config, spec: EvalSpec) -> dict:
-    """The words that a table or a filter asks for."""
+    """Returns the settings by which tables and filters select results."""
     return {
         "cost": config.cost.name,
         "location": config.location,
@@ -158,7 +164,7 @@ def choices(config: Config, spec: EvalSpec) -> dict:
 
 
 def peak_memory(device: str) -> int:
-    """Bytes: on the GPU, or of the whole process, at most so far."""
+    """Returns the peak memory so far in bytes: on the GPU, or of the whole process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     unit = 1 if platform.system() == "Darwin" else 1024
@@ -166,7 +172,7 @@ def peak_memory(device: str) -> int:
 
 
 def environment(device: str, threads: int) -> dict:
-    """Where the numbers come from."""
+    """Returns the versions, the hardware and the commit that produced the numbers."""
     packages = (
         *("torch", "torchvision", "timm", "numpy", "pillow"),
         *("pycocotools", "faster-coco-eval"),
@@ -174,8 +180,8 @@ def environment(device: str, threads: int) -> dict:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(REPOSITORY), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        return process.stdout.strip()
 
     return {
         "python": platform.python_version(),

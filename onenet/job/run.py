@@ -1,7 +1,7 @@
-"""One run: train what is not trained, evaluate what is asked for, write it down.
+"""Executes one run: trains it unless that is done, and does the requested evaluations.
 
-Everything that a user sees of a run is written here or by what is called from here. With several
-processes (torchrun) all of them train and predict, and the first one writes.
+All output of a run is written from here. With several processes (torchrun), all of them train and
+predict, and the first one writes.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
 from onenet.errors import UserError
 from onenet.job import build, pictures, results
-from onenet.job.endings import described, kind_of, refuse
-from onenet.job.recorder import TrainingRecord
+from onenet.job.endings import describe, kind_of, note_failed_start
+from onenet.job.recorder import TrainingLog
 from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import Locked, RunFolder, owner
 from onenet.runs.identity import run_id
@@ -39,39 +39,40 @@ from onenet.training import checkpoint
 from onenet.training.loop import Hooks, Progress, TrainingState, train
 from onenet.training.stopwatch import Stopwatch
 
+TRAIN_AGAIN = "Restore it, or move the folder away and enter the same command to train again."
+
 
 class Job:
-    """The state that the steps of one run share. `run` reads top to bottom."""
+    """One run in this process. `run` reads top to bottom."""
 
     def __init__(self, folder: RunFolder, request: Request, world: World, stop: StopRequest):
         self.folder, self.request, self.world, self.stop = folder, request, world, stop
         self.id = request.id
         self.config: Config = from_dict(upgrade(request.config))
         self.context = build.context(self.config, world)
-        problem = self._other_run() if world.first else None
+        problem = self._find_mismatch() if world.first else None
         if problem := world.share(problem):
             raise UserError(problem)
 
-    def _other_run(self) -> str | None:
-        """What makes this another run than the one that is asked for."""
+    def _find_mismatch(self) -> str | None:
+        """Returns why this is not the requested run, or None if it is."""
         try:
             if run_id(self.config) != self.id:
                 return (
-                    f"A file that run {self.id} reads has changed since the run was asked for: "
-                    "type the command again."
+                    f"A file that run {self.id} reads has changed since the run was requested: "
+                    "enter the command again."
                 )
             if (frozen := self._frozen_id()) != self.id:
                 return (
-                    f"{self.folder.config_file} is of run {frozen}, not of {self.id}: "
-                    "it was edited.\n"
-                    "Restore it, or move the folder away; the same command then trains anew."
+                    f"{self.folder.config_file} describes run {frozen}, not {self.id}: "
+                    f"it has been edited.\n{TRAIN_AGAIN}"
                 )
         except UserError as error:
             return str(error)
         return None
 
     def _frozen_id(self) -> str:
-        """Of what config.yaml says, but for the places of files: these may have moved since."""
+        """Returns the id of config.yaml, with the current paths of files that may have moved."""
         try:
             frozen = from_dict(self.folder.config())
             frozen.data.root = self.config.data.root
@@ -82,100 +83,93 @@ class Job:
         except (OmegaConfBaseException, KeyError, TypeError) as error:
             raise UserError(
                 f"{self.folder.config_file} is not the configuration of a run: "
-                f"{str(error).splitlines()[0]}\n"
-                "Restore it, or move the folder away; the same command then trains anew."
+                f"{str(error).splitlines()[0]}\n{TRAIN_AGAIN}"
             ) from error
 
     def run(self) -> None:
         """Trains unless that is done, then evaluates; leaves the folder in state `done`.
 
-        Raises Locked if another run is at it, and whatever ended the run, after it has been
-        written to status.json.
+        Raises Locked if another process holds the folder. Any other error is written to status.json
+        and then raised.
         """
         torch.set_num_threads(self.request.threads)
         keep_freed_memory()
         with self._lock():
             if self.world.first:
                 self.folder.clean()
-                self.folder.set_status(
-                    rows=all_rows(self.folder, self.request.rows),
-                    tracker=vars(self.config.tracker),
-                    evaluation_error=None,
-                )
+                rows = all_rows(self.folder, self.request.rows)
+                tracker = vars(self.config.tracker)
+                self.folder.set_status(rows=rows, tracker=tracker, evaluation_error=None)
                 self._restore_result()
-            done = self.folder.status().get("state") == "done"
+            is_done = self.folder.status().get("state") == "done"
             try:
-                if not done and self.world.first:
+                if not is_done and self.world.first:
                     resumes = self.folder.status().get("resumes", -1) + 1
                     self.folder.set_status(
                         state="running", kind=None, id=self.id, resumes=resumes,
                         steps=self.config.steps, threads=self.request.threads,
                         processes=self.world.size, exception=None, traceback=None, **owner(),
                     )  # fmt: skip
-                done = self.world.share(done)
-                self._train_and_evaluate(trained=done)
+                is_done = self.world.share(is_done)
+                self._train_and_evaluate(is_trained=is_done)
             except BaseException as error:
                 self.stop.note_only()
-                self._write_down(error, trained=done)
+                self._write_error(error, is_trained=is_done)
                 raise
-            if not done and self.world.first:
+            if not is_done and self.world.first:
                 self.folder.set_status(state="done", kind="done", ended=time.time())
 
     def _restore_result(self) -> None:
-        """If result.json is torn or gone: from the evaluation that it is a copy of."""
+        """Restores a torn or missing result.json from the default evaluation, its original."""
         default = self.folder.result(default_evaluation(self.config))
         if self.folder.status().get("state") == "done" and default and not self.folder.result():
             write_json(self.folder.result_file, default)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """The first process holds the folder for all."""
+        """Locks the folder in the first process, on behalf of all."""
         with contextlib.ExitStack() as stack:
-            free = True
+            is_busy = False
             if self.world.first:
                 try:
                     stack.enter_context(self.folder.lock())
                 except Locked:
-                    free = False
-            if not self.world.share(free):
+                    is_busy = True
+            if self.world.share(is_busy):
                 raise Locked(self.folder.path)
             yield
 
-    def _write_down(self, error: BaseException, trained: bool) -> None:
-        """What ended the run. The process in which it happened is the first to know; the others see
-        a lost connection."""
-        status = self.folder.status()
+    def _write_error(self, error: BaseException, is_trained: bool) -> None:
+        """Writes to status.json what ended the run, unless another process already has.
+
+        The process in which it happened comes first; the others only see a lost connection.
+        """
+        folder = self.folder
         if isinstance(error, Preempted):
-            if self.world.first and not trained:
-                self.folder.set_status(
-                    state="preempted", kind="preempted", stopped_by=self.stop.reason
-                )
+            if self.world.first and not is_trained:
+                reason = self.stop.reason
+                folder.set_status(state="preempted", kind="preempted", stopped_by=reason)
             return
-        if status.get("evaluation_error" if trained else "exception"):
+        if folder.status().get("evaluation_error" if is_trained else "exception"):
             return
         kind = kind_of(error)
-        killed = kind == "failed" and self.world.has_lost_one()
-        if trained:
-            word = "another process of this run was killed" if killed else described(error)
-            self.folder.set_status(evaluation_error=word)
-        elif killed:  # its checkpoint is good: the state is as if all had been killed
-            self.folder.set_status(kind="killed", ended=time.time())
+        was_killed = kind == "failed" and self.world.has_lost_one()
+        if is_trained:
+            message = "another process of this run was killed"
+            folder.set_status(evaluation_error=message if was_killed else describe(error))
+        elif was_killed:  # keep the state, as if all processes had been killed: it can be resumed
+            folder.set_status(kind="killed", ended=time.time())
         else:
-            self.folder.set_status(
-                state="failed",
-                kind=kind,
-                exception=described(error),
-                traceback=traceback.format_exc(),
-                ended=time.time(),
-            )
+            details = {"exception": describe(error), "traceback": traceback.format_exc()}
+            folder.set_status(state="failed", kind=kind, ended=time.time(), **details)
 
-    def _train_and_evaluate(self, trained: bool) -> None:
+    def _train_and_evaluate(self, is_trained: bool) -> None:
         folder, world = self.folder, self.world
         validation = open_split(self.config.data, "val", folder.cache)
         num_classes = len(validation.annotations.category_ids)
         model = build.detector(self.config, num_classes, self.context.device)
         with mirrored(folder, self.config) if world.first else contextlib.nullcontext():
-            if trained:
+            if is_trained:
                 progress = checkpoint.load_trained(folder, self.id, model, self.context.device)
             else:
                 with self.stop.deferred():
@@ -187,7 +181,7 @@ class Job:
             if not world.first:
                 return
             result = folder.result(default)
-            if not trained:
+            if not is_trained:
                 threshold = result["metrics"]["score_threshold"] or 0.5
                 pictures.write(folder, self.config, model, validation, threshold, self.context)
             write_json(folder.result_file, result)
@@ -199,96 +193,85 @@ class Job:
     def _evaluate(
         self, model: nn.Module, progress: Progress, spec: EvalSpec, validation: ImageSource
     ) -> None:
-        """Fills the folder of one evaluation."""
+        """Does one evaluation and writes its folder."""
         source = validation
         if spec.split == "train":
             source = open_split(self.config.data, "train", self.folder.cache)
         self._print(f"evaluating {spec.id}")
-        started = time.perf_counter()
-        predicted = results.predict_split(self.config, model, source, spec, self.context)
-        if predicted is None:  # of this process the first one has got it
+        config, context, start_time = self.config, self.context, time.perf_counter()
+        output = results.predict_split(config, model, source, spec, context)
+        if output is None:  # the first process has it
             return
-        scored = results.score(self.config, source, spec, *predicted)
-        result = results.describe(
-            self.config, model, progress, spec, self.request, self.context, scored
-        )
-        results.write(self.folder, source, predicted[0], result, progress.step, started)
+        predictions, bad_images = output
+        scores = results.score(config, source, spec, predictions, bad_images)
+        result = results.describe(config, model, progress, spec, self.request, context, scores)
+        results.write(self.folder, source, predictions, result, progress.step, start_time)
         self._print(results.summary(result))
 
     def _resume(self, model: nn.Module) -> TrainingState:
-        """From the checkpoint if there is one, else from the beginning."""
+        """Loads the checkpoint if there is one; otherwise starts from step 0."""
         optimizer = build.optimizer(self.config, model)
-        usable = checkpoint.find(self.folder, self.id) if self.world.first else None
-        if not (usable := self.world.share(usable)):
+        file = checkpoint.find(self.folder, self.id) if self.world.first else None
+        if not (file := self.world.share(file)):
             return TrainingState(optimizer)
-        progress = checkpoint.load(usable, model, optimizer, self.context.device)
+        progress = checkpoint.load(file, model, optimizer, self.context.device)
         self._print(f"resumed at step {progress.step}")
         return TrainingState(optimizer, progress)
 
     def _train(self, model: nn.Module, validation: ImageSource) -> Progress:
-        """Trains to the last step."""
+        """Trains up to the last step, from the checkpoint if there is one."""
         config, world, context = self.config, self.world, self.context
         state = self._resume(model)
         source = open_split(config.data, "train", self.folder.cache)
         for line in source.annotations.report:
             self._print(f"data.train: {line}")
         watch = Stopwatch(context.device)
-        record = TrainingRecord(self.folder, config, self.id, model, state, context, watch)
-        record.begin()
+        log = TrainingLog(self.folder, config, self.id, model, state, context, watch)
+        log.begin()
         if config.compile:
             model.compile(dynamic=True)  # batches differ in size
+        dataset, step = build.training_set(config, source), state.progress.step
         batches = training_batches(
-            build.training_set(config, source),
-            config.batch,
-            state.progress.step,
-            config.steps,
-            config.workers,
-            rank=world.rank,
-            processes=world.size,
-            accumulate=config.accumulate,
-        )
+            dataset, config.batch, step, config.steps, config.workers,
+            rank=world.rank, processes=world.size, accumulate=config.accumulate,
+        )  # fmt: skip
         hooks = Hooks(
-            log=record.log,
+            log=log.append,
             log_every=config.log_every,
-            save=record.save,
-            save_due=record.save_due,
+            save=log.save,
+            save_due=log.save_due,
             snapshot=self._snapshots(model, validation),
             stop=lambda: self.stop.reason is not None,
             watch=watch,
         )
-        train(
-            world.parallel(model, config.sync_bn),
-            build.loss(config, model),
-            batches,
-            build.schedule(config),
-            state,
-            context,
-            hooks,
-            clip=config.optim.clip,
-        )
+        network, schedule = world.parallel(model, config.sync_bn), build.schedule(config)
+        loss, clip = build.loss(config, model), config.optim.clip
+        train(network, loss, batches, schedule, state, context, hooks, clip)
         world.share_weights(model)
         progress = state.progress
         progress.bad_images = sorted({*chain(*world.gather(progress.bad_images))})
         return progress
 
     def _snapshots(self, model: nn.Module, validation: ImageSource) -> Callable[[int], None]:
-        """Takes `eval.looks` snapshots, evenly spread, the last one at the end."""
-        config, times = self.config, self.config.eval.looks
-        due = {round(config.steps * (number + 1) / times) for number in range(times)}
-        if not due or not self.world.first:
+        """Returns the hook that takes `eval.looks` evenly spaced snapshots, the last at the end."""
+        config, count = self.config, self.config.eval.looks
+        snapshot_steps = {round(config.steps * (number + 1) / count) for number in range(count)}
+        if not snapshot_steps or not self.world.first:
             return lambda step: None
         snapshots = build.snapshots(self.folder, config, model, validation, self.context.device)
 
         def take(step: int) -> None:
-            if step in due:
+            if step in snapshot_steps:
                 snapshots.take(model, step, last=step == config.steps)
 
         return take
 
 
 def work(folder: RunFolder, request: Request, device: str) -> int:
-    """Does the run, alone or with the other processes that `torchrun` started. The exit status: 0
-    done, 1 failed, 2 the input cannot work, 3 somebody else is at it, 75 stopped, to be continued.
+    """Executes the run, alone or with the other processes that `torchrun` started.
+
+    Returns the exit status: 0 done, 1 failed, 2 invalid input, 3 another process holds the folder,
+    75 stopped, can be resumed.
     """
     stop = StopRequest(once=True)
     try:
@@ -297,14 +280,14 @@ def work(folder: RunFolder, request: Request, device: str) -> int:
             job = Job(folder, request, join(build.device(device)), stop)
         except Exception as error:
             if first_of_all():
-                refuse(folder, error)
+                note_failed_start(folder, error)
             raise
         job.run()
     except Preempted as reason:
         print(f"stopped ({reason}): the same command goes on from here", flush=True)
         return EXIT_STATUS
     except Locked:
-        print(f"{folder.path} belongs to another process: left alone", flush=True)
+        print(f"another process is running {folder.path}: not started here", flush=True)
         return 3
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""Faster ways to the same numbers, and small helpers. Each says which plain lines it equals."""
+"""Faster equivalents of plain code, and small helpers. Each states the plain code it equals."""

@@ -1,12 +1,12 @@
-"""A copy of a trained network that predicts the same in less time.
+"""A faster copy of a trained network with the same predictions.
 
-BatchNorm is folded into the convolution before it. On a processor a convolution then also adds a
-map and applies the ReLU while it writes its result, by private operators of torch
-(`torch.ops.mkldnn`). Measured at 512×864, one image, one thread of an AMD EPYC: ResNet-50 takes
-871 ms with them, 956 ms with folding alone and 980 ms as trained; ResNet-18 413, 428 and 439 ms. No
-public way was as fast on both: `torch.jit.optimize_for_inference` took 865 and 434 ms, and
-TorchScript is on its way out. Where an operator is missing or gives something else, the network is
-used as it is, and a warning says so.
+BatchNorm is folded into the preceding convolution. On a CPU, the convolution also adds another map
+and applies the ReLU while it writes its result, with private operators of torch
+(`torch.ops.mkldnn`). Times for one image of 512×864 on one thread of an AMD EPYC: ResNet-50 takes
+871 ms with both, 956 ms with folding only and 980 ms unchanged; ResNet-18 413, 428 and 439 ms. No
+public API was as fast on both: `torch.jit.optimize_for_inference` took 865 and 434 ms, and
+TorchScript is deprecated. If an operator is missing or its results differ, the network is used
+unchanged, with a warning.
 
 B images, C channels, H and W the size of a map.
 """
@@ -21,36 +21,37 @@ import torch.nn.functional as F
 from torch import Size, Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-REHEARSED = (2, 3, 64, 64)  # images; two, so that what only fits one is no sum of two maps
-TOLERANCE = 1e-2  # of the largest number; GPUs may round to three digits in each layer (TF32)
+# Shape of the test images. Two images, so that a broadcast over the batch is not fused as a sum.
+TEST_SHAPE = (2, 3, 64, 64)
+TOLERANCE = 1e-2  # relative to the largest value; GPUs may round to three digits per layer (TF32)
 
 
 def for_inference(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, which does not train; its backbone, and neck if any, are fused.
+    """Returns a copy in evaluation mode with a fused backbone and neck, if any; it cannot train.
 
-    Equals `copy.deepcopy(model).eval()` but for rounding. The model itself stays as it is.
+    Equals `copy.deepcopy(model).eval()` up to rounding. The model itself is not changed.
     """
-    copied = copy.deepcopy(model).eval()
-    if hasattr(copied, "neck"):
-        network = nn.Sequential(copied.backbone, copied.neck)
-        copied.backbone, copied.neck = fused(network), nn.Identity()
-    elif hasattr(copied, "backbone"):
-        copied.backbone = fused(copied.backbone)
-    return copied.eval()  # what is new, too
+    model_copy = copy.deepcopy(model).eval()
+    if hasattr(model_copy, "neck"):
+        network = nn.Sequential(model_copy.backbone, model_copy.neck)
+        model_copy.backbone, model_copy.neck = fuse(network), nn.Identity()
+    elif hasattr(model_copy, "backbone"):
+        model_copy.backbone = fuse(model_copy.backbone)
+    return model_copy.eval()  # the new modules, too
 
 
 @torch.no_grad()
-def fused(network: nn.Module) -> nn.Module:
-    """Equals `network`, a function of images [B, 3, H, W] in evaluation mode, but for rounding.
+def fuse(network: nn.Module) -> nn.Module:
+    """Returns a fused version of `network`, a function of images [B, 3, H, W] in evaluation mode;
+    its outputs are the same up to rounding.
 
-    Where the network cannot be traced, or the trace answers otherwise, it is the network itself,
-    with a warning.
+    Warns and returns the network itself if it cannot be traced or if the outputs differ.
     """
     device = next(network.parameters()).device
-    images = torch.randn(REHEARSED, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randn(TEST_SHAPE, generator=torch.Generator().manual_seed(0)).to(device)
     try:
         traced = fx.GraphModule(network, _Tracer().trace(network))
-        _Rehearsal(traced).run(images)
+        _ShapeRecorder(traced).run(images)
         _drop_identities(traced)
         _fold_batchnorm(traced)
         if device.type == "cpu" and torch.backends.mkldnn.is_available():
@@ -58,26 +59,27 @@ def fused(network: nn.Module) -> nn.Module:
         traced.delete_all_unused_submodules()
         traced.recompile()
         expected = network(images)
-        alike = all(_alike(traced(images), expected) for _ in range(2))  # see FusedConv
-        problem = "" if alike else "the fused network answers otherwise"
-    except Exception as error:  # of any kind: a trace fails wherever the code asks for a value
+        # Twice, because FusedConv takes another path from the second call on.
+        same = all(_all_close(traced(images), expected) for _ in range(2))
+        problem = "" if same else "the fused network gives other outputs"
+    except Exception as error:  # any type: tracing runs the network's own code
         problem = f"{type(error).__name__}: {error}".splitlines()[0]
     if problem:
         warnings.warn(f"The network is not fused for inference: {problem}", stacklevel=2)
     return network if problem else traced
 
 
-def _alike(found: Tensor | list[Tensor], expected: Tensor | list[Tensor]) -> bool:
+def _all_close(actual: Tensor | list[Tensor], expected: Tensor | list[Tensor]) -> bool:
     if isinstance(expected, list):
-        return all(map(_alike, found, expected))
-    return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())
+        return all(map(_all_close, actual, expected))
+    return bool((actual - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
 class FusedConv(nn.Module):
-    """relu(conv(x) + other), where ReLU and the other map are optional, in one step of oneDNN.
+    """relu(conv(x) + other) in one call of oneDNN; ReLU and the other map are optional.
 
-    oneDNN wants the weights in an order that depends on the shape of its input. They are kept in
-    that order from the second time on that a shape comes. float32 on processors.
+    oneDNN needs the weights in an order that depends on the input's shape. The reordered weights
+    are cached once a shape occurs twice in a row. float32 on CPUs only.
     """
 
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, relu: bool):
@@ -88,8 +90,8 @@ class FusedConv(nn.Module):
         paddings = [conv.padding, conv.output_padding] if self.transposed else [conv.padding]
         self.geometry = (*paddings, conv.stride, conv.dilation, conv.groups)
         self.relu = "relu" if relu else None
-        self.shape: Size | None = None  # of the last input
-        self.ordered: Tensor | None = None  # the weights for that
+        self.input_shape: Size | None = None  # of the last call
+        self.weight_cache: Tensor | None = None  # reordered for that shape
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -104,26 +106,26 @@ class FusedConv(nn.Module):
         )
 
     def _weight(self, shape: Size) -> Tensor:
-        if shape != self.shape:
-            self.shape, self.ordered = shape, None
+        if shape != self.input_shape:
+            self.input_shape, self.weight_cache = shape, None
             return self.weight
-        if self.ordered is None:
+        if self.weight_cache is None:
             kind = "convolution_transpose" if self.transposed else "convolution"
-            order = getattr(torch.ops.mkldnn, f"_reorder_{kind}_weight")
-            self.ordered = order(self.weight, *self.geometry, shape)
-        return self.ordered
+            reorder = getattr(torch.ops.mkldnn, f"_reorder_{kind}_weight")
+            self.weight_cache = reorder(self.weight, *self.geometry, shape)
+        return self.weight_cache
 
 
 class _Tracer(fx.Tracer):
-    """Convolutions and norms stay whole, those too that others derived from torch's."""
+    """Does not trace into convolutions and norms, including subclasses of torch's."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d)
         return isinstance(module, kinds) or super().is_leaf_module(module, name)
 
 
-class _Rehearsal(fx.Interpreter):
-    """Notes the shape of what each step gives."""
+class _ShapeRecorder(fx.Interpreter):
+    """Records the output shape of each node."""
 
     def run_node(self, n: fx.Node):
         result = super().run_node(n)
@@ -138,35 +140,38 @@ def _drop_identities(traced: fx.GraphModule) -> None:
 
 
 def _fold_batchnorm(traced: fx.GraphModule) -> None:
-    """Where all that a convolution gives goes through a BatchNorm, one convolution does both."""
+    """Merges a convolution and a BatchNorm if the BatchNorm is the only user of its output."""
     for node, conv in _convolutions(traced):
-        after = next(iter(node.users))
-        norm = _module(traced, after)
-        plain = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and norm.running_mean is not None
-        if plain and len(node.users) == 1:
-            both = fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, nn.ConvTranspose2d))
-            traced.set_submodule(node.target, both)
-            _replace(after, node)
+        user = next(iter(node.users))
+        norm = _module(traced, user)
+        foldable = (
+            type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) and norm.running_mean is not None
+        )
+        if foldable and len(node.users) == 1:
+            merged = fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, nn.ConvTranspose2d))
+            traced.set_submodule(node.target, merged)
+            _replace(user, node)
 
 
 def _fuse_convolutions(traced: fx.GraphModule) -> None:
-    """A sum right after a convolution, and a ReLU right after either, become part of it.
+    """Merges into each convolution an addition that directly follows it, and a ReLU that directly
+    follows either.
 
-    No step moves to another time, so those that write into their input do no harm.
+    The order of the nodes does not change, so operations in place remain correct.
     """
     for node, conv in _convolutions(traced):
-        if isinstance(conv, nn.Conv2d) and _adds_a_map(node):
+        if isinstance(conv, nn.Conv2d) and _feeds_addition(node):
             node.args += tuple(term for term in node.next.args if term is not node)
             _replace(node.next, node)
-        if relu := _rectifies(traced, node):
+        if relu := _feeds_relu(traced, node):
             _replace(node.next, node)
         traced.set_submodule(node.target, FusedConv(conv, relu))
 
 
 def _convolutions(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.ConvTranspose2d]]:
-    """The plain ones, each called once, with nothing but its input."""
+    """The plain convolutions that are called once, with their input as the only argument."""
     calls = Counter(node.target for node in traced.graph.nodes)
-    found = []
+    convolutions = []
     for node in traced.graph.nodes:
         module = _module(traced, node)
         if (
@@ -178,32 +183,32 @@ def _convolutions(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.
             and len(node.args) == 1
             and not node.kwargs
         ):
-            found.append((node, module))
-    return found
+            convolutions.append((node, module))
+    return convolutions
 
 
-def _adds_a_map(node: fx.Node) -> bool:
-    """Whether the next step gives the sum of what this one gives, and nothing else needs, and of
-    another map of its shape."""
-    after = node.next
+def _feeds_addition(node: fx.Node) -> bool:
+    """Whether the next node is the only user of this one's output, and adds another map of the same
+    shape to it."""
+    user = node.next
     return (
-        node.users.keys() == {after}
-        and after.target is operator.add
-        and after.args.count(node) == 1
-        and all(isinstance(term, fx.Node) for term in after.args)
-        and len({term.meta["shape"] for term in after.args}) == 1
+        node.users.keys() == {user}
+        and user.target is operator.add
+        and user.args.count(node) == 1
+        and all(isinstance(term, fx.Node) for term in user.args)
+        and len({term.meta["shape"] for term in user.args}) == 1
     )
 
 
-def _rectifies(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the next step is the ReLU of what this one gives, and nothing else needs."""
-    after = node.next
-    is_relu = after.target is F.relu or type(_module(traced, after)) is nn.ReLU
-    return is_relu and node.users.keys() == {after}
+def _feeds_relu(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the next node is the only user of this one's output, and a ReLU."""
+    user = node.next
+    is_relu = user.target is F.relu or type(_module(traced, user)) is nn.ReLU
+    return is_relu and node.users.keys() == {user}
 
 
-def _replace(node: fx.Node, by: fx.Node) -> None:
-    node.replace_all_uses_with(by)
+def _replace(node: fx.Node, replacement: fx.Node) -> None:
+    node.replace_all_uses_with(replacement)
     node.graph.erase_node(node)
 
 

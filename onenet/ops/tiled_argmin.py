@@ -1,17 +1,17 @@
-"""The cheapest slot of every object, without all the costs.
+"""The cheapest slot of every object, without computing every cost.
 
-Equals `cost(output, image, target).min(dim=0)` of every image, where all costs are finite: to the
-last digit and with the same choice between equal costs (tests/test_tiled_argmin.py).
+Equals `cost(output, image, target).min(dim=0)` for every image if all costs are finite: to the last
+digit, and with the same choice between equal costs (tests/test_tiled_argmin.py).
 
-B images, P prediction slots, N ground truths of an image, M of the batch; a tile is a run of TILE
-consecutive slots, T of them in an image.
+B images, P prediction slots, N objects in an image, M objects in the batch. A tile is a group of
+TILE consecutive slots; an image has T tiles.
 
-Minimum Cost Assignment needs the column minima of the cost [P, N] and nothing else of it. On a GPU,
-and where there are few pairs, the batch's costs are computed as one [M, P], of the objects' classes
-only, and without waiting for the device. On a processor with many pairs (COCO: 27,000 slots) they
-are searched by branch and bound: the ranges of what a tile predicts bound its costs from below, and
-only tiles that can hold a minimum are looked into. Either way each pair's cost is computed by the
-same operations as in the whole matrix.
+Minimum Cost Assignment only needs the column minima of the cost matrix [P, N]. On a GPU, or if
+there are few pairs, the costs of the whole batch are computed as one [M, P], with the logits of the
+objects' classes only and without a synchronization. On a CPU with many pairs (COCO: 27,000 slots),
+branch and bound finds the minima: the ranges of a tile's predictions give a lower bound on its
+costs, and only tiles that may contain a minimum are evaluated. Either way, each pair's cost is
+computed by the same operations as in the full matrix.
 """
 
 from collections.abc import Sequence
@@ -20,34 +20,36 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onenet.costs import MatchingCost, Pairs, normalized
+from onenet.costs import MatchingCost, Pairs, normalized_coordinates
 from onenet.structures import HeadOutput, Target
 
 TILE = 16
-FEW_PAIRS = 120_000  # of a batch, up to which looking at all of them is faster
-AT_ONCE = 1 << 24  # pairs of which the costs are in memory at a time
-IN_CACHE = 1 << 16  # the same, for the search
-ROUNDING = 1e-4  # relative to a bound; a hundred times what float32 can be off
+FEW_PAIRS = 120_000  # per batch; up to this number, evaluating all pairs is faster
+PAIRS_IN_MEMORY = 1 << 24  # per chunk when all pairs are evaluated
+PAIRS_IN_CACHE = 1 << 16  # per chunk in branch and bound
+ROUNDING = 1e-4  # relative margin of a bound; a hundred times the rounding error of float32
 
 
 @torch.no_grad()
 def cheapest_slots(
     cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
 ) -> tuple[Tensor, Tensor]:
-    """The lowest cost of each of the batch's objects, and the first slot that has it: [M], [M]."""
+    """The lowest cost of each object in the batch, and the first slot with that cost: [M], [M]."""
     pairs = output.boxes_xyxy.shape[1] * sum(len(target.gt_labels) for target in targets)
     on_cpu = output.boxes_xyxy.device.type == "cpu"
     if on_cpu and pairs > FEW_PAIRS and _has_bounds(cost):
-        found = [_search(cost, output, image, target) for image, target in enumerate(targets)]
-        lowest, pred_idx = zip(*found, strict=True)
+        minima = [
+            _branch_and_bound(cost, output, image, target) for image, target in enumerate(targets)
+        ]
+        lowest, pred_idx = zip(*minima, strict=True)
         return torch.cat(lowest), torch.cat(pred_idx)
-    return _look_at_all(cost, output, targets)
+    return _evaluate_all(cost, output, targets)
 
 
-def _look_at_all(
+def _evaluate_all(
     cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
 ) -> tuple[Tensor, Tensor]:
-    """The batch's M objects against the slots of their own images: [M], [M]."""
+    """Compares each of the batch's M objects with all slots of its image: [M], [M]."""
     device, (images, slots) = output.boxes_xyxy.device, output.boxes_xyxy.shape[:2]
     counts = torch.tensor([len(target.gt_labels) for target in targets])
     image = torch.arange(images).repeat_interleave(counts)
@@ -55,18 +57,18 @@ def _look_at_all(
     image, whwh = (t.to(device, non_blocking=True) for t in (image, whwh))
     labels = torch.cat([t.gt_labels for t in targets])
     gt = torch.cat([t.gt_xyxy for t in targets])
-    logits_of_class = output.class_logits.detach().transpose(1, 2)  # [B, K, P]
+    class_logits = output.class_logits.detach().transpose(1, 2)  # [B, K, P]
     sides = output.boxes_xyxy.detach().permute(2, 0, 1)  # [4, B, P]
     points = output.points_xy.t().contiguous().t()
     lowest, pred_idx = [], []
-    for start in range(0, len(labels), AT_ONCE // slots + 1):
-        some = slice(start, start + AT_ONCE // slots + 1)
+    for start in range(0, len(labels), PAIRS_IN_MEMORY // slots + 1):
+        chunk = slice(start, start + PAIRS_IN_MEMORY // slots + 1)
         pairs = Pairs(
-            logits=logits_of_class[image[some], labels[some]].float(),  # [M, P]
-            boxes_xyxy=sides[:, image[some]].float().movedim(0, -1),
+            logits=class_logits[image[chunk], labels[chunk]].float(),  # [M, P]
+            boxes_xyxy=sides[:, image[chunk]].float().movedim(0, -1),
             points_xy=points,
-            gt_xyxy=gt[some, None],
-            whwh=whwh[some, None],
+            gt_xyxy=gt[chunk, None],
+            whwh=whwh[chunk, None],
         )
         minimum = cost.of(pairs).min(dim=1)
         lowest.append(minimum.values)
@@ -78,15 +80,15 @@ def _look_at_all(
 
 @dataclass(frozen=True)
 class _Tiles:
-    """The slots of one image in runs."""
+    """The slots of one image, grouped into tiles."""
 
-    logits: Tensor  # [T, TILE, U] of the U classes present
-    column: Tensor  # [N] in 0..U-1, of each object's class
+    logits: Tensor  # [T, TILE, U] of the U classes in the image
+    column: Tensor  # [N] in 0..U-1, index of each object's class
     sides: Tensor  # [4, TILE, T]: x1, y1, x2, y2
     points: Tensor  # [2, TILE, T]: x, y
 
     def pairs(self, tile: Tensor, gt: Tensor, target: Target, whwh: Tensor) -> Pairs:
-        """The slots of `tile` [S] with the object `gt` [S], each: [TILE, S]."""
+        """All slots of each tile in `tile` [S], paired with the object in `gt` [S]: [TILE, S]."""
         return Pairs(
             logits=self.logits[tile, :, self.column[gt]].t(),
             boxes_xyxy=self.sides[:, :, tile].movedim(0, -1),
@@ -96,10 +98,10 @@ class _Tiles:
         )
 
 
-def _search(
+def _branch_and_bound(
     cost: MatchingCost, output: HeadOutput, image: int, target: Target
 ) -> tuple[Tensor, Tensor]:
-    """Branch and bound over the tiles of one image: [N], [N]."""
+    """Lowest costs and first slots for one image, by branch and bound over its tiles: [N], [N]."""
     height, width = target.size_hw
     whwh = torch.tensor([width, height, width, height], dtype=torch.float32)
     tiles = _tiles(output, image, target)
@@ -107,59 +109,60 @@ def _search(
     lowest = torch.full_like(bound, torch.inf)
     first = torch.zeros_like(bound, dtype=torch.int64)
 
-    def look_into(objects: Tensor, chosen: Tensor) -> None:
-        parts = (t.split(IN_CACHE // TILE) for t in (objects, chosen))
-        for gt, tile in zip(*parts, strict=True):
+    def evaluate(objects: Tensor, tile_indices: Tensor) -> None:
+        chunks = (t.split(PAIRS_IN_CACHE // TILE) for t in (objects, tile_indices))
+        for gt, tile in zip(*chunks, strict=True):
             minimum = cost.of(tiles.pairs(tile, gt, target, whwh)).min(dim=0)
             lowest[gt, tile], first[gt, tile] = minimum
 
-    every = torch.arange(len(bound))
-    promising = bound.argmin(dim=1)
-    look_into(every, promising)
-    reached = lowest[every, promising][:, None]
-    look_into(*(~(bound > reached)).nonzero(as_tuple=True))  # "not greater": where it is NaN, too
+    objects = torch.arange(len(bound))
+    best_tile = bound.argmin(dim=1)
+    evaluate(objects, best_tile)
+    upper_bound = lowest[objects, best_tile][:, None]
+    evaluate(*(~(bound > upper_bound)).nonzero(as_tuple=True))  # not `<=`, which is False for NaN
     value, tile = lowest.min(dim=1)
-    return value, tile * TILE + first[every, tile]
+    return value, tile * TILE + first[objects, tile]
 
 
 def _tiles(output: HeadOutput, image: int, target: Target) -> _Tiles:
     labels, column = target.gt_labels.unique(return_inverse=True)
     logits = output.class_logits[image].detach().index_select(1, labels).float()
     sides, points = (
-        _in_runs(t.detach().float()).permute(2, 1, 0).contiguous()
+        _group(t.detach().float()).permute(2, 1, 0).contiguous()
         for t in (output.boxes_xyxy[image], output.points_xy)
     )
-    return _Tiles(_in_runs(logits), column, sides, points)
+    return _Tiles(_group(logits), column, sides, points)
 
 
-def _in_runs(values: Tensor) -> Tensor:
-    """[P, ...] -> [T, TILE, ...]; the last tile is filled up with the last slot."""
-    if missing := -len(values) % TILE:
-        values = torch.cat([values, values[-1:].expand(missing, -1)])
+def _group(values: Tensor) -> Tensor:
+    """Groups slots into tiles: [P, ...] -> [T, TILE, ...]. Repeats the last slot to fill the last
+    tile."""
+    if padding := -len(values) % TILE:
+        values = torch.cat([values, values[-1:].expand(padding, -1)])
     return values.unflatten(0, (-1, TILE))
 
 
 def _lower_bound(cost: MatchingCost, tiles: _Tiles, target: Target, whwh: Tensor) -> Tensor:
-    """What no slot of the tile can undercut: [N, T]."""
+    """A lower bound on the costs of each tile's slots for each object: [N, T]."""
     w, gt = cost.weights, target.gt_xyxy
     bound = torch.zeros(len(gt), tiles.sides.shape[2])
     if w.cls:
         bound += w.cls * cost.class_cost(tiles.logits.amax(dim=1)).t()[tiles.column]
     if w.l1:
-        numbers = normalized(tiles.sides.movedim(0, -1), whwh, cost.l1_format)
-        bound += w.l1 * _least_distance(numbers, normalized(gt, whwh, cost.l1_format))
+        sides = normalized_coordinates(tiles.sides.movedim(0, -1), whwh, cost.l1_format)
+        bound += w.l1 * _min_distance(sides, normalized_coordinates(gt, whwh, cost.l1_format))
     if w.iou or w.giou:
-        iou, giou = _most_iou_and_giou(tiles.sides.amin(dim=1), tiles.sides.amax(dim=1), gt)
+        iou, giou = _max_iou_and_giou(tiles.sides.amin(dim=1), tiles.sides.amax(dim=1), gt)
         bound += w.iou * (1 - iou) + w.giou * (1 - giou)
     if w.center:
         points = [xy / unit for xy, unit in zip(tiles.points, whwh, strict=False)]
-        bound += w.center * _least_distance(points, normalized(gt, whwh, "cxcywh")[:2])
+        bound += w.center * _min_distance(points, normalized_coordinates(gt, whwh, "cxcywh")[:2])
     return bound - ROUNDING * (1 + bound.abs())
 
 
-def _least_distance(slots: Sequence[Tensor], objects: Sequence[Tensor]) -> Tensor:
-    """The least L1 distance that the ranges of a tile's coordinates leave: each [TILE, T], each [N]
-    -> [N, T]."""
+def _min_distance(slots: Sequence[Tensor], objects: Sequence[Tensor]) -> Tensor:
+    """The lowest L1 distance possible in the ranges of each tile's coordinates: [TILE, T] each, [N]
+    each -> [N, T]."""
     total = torch.zeros(())
     for slot, gt in zip(slots, objects, strict=True):
         low, high = slot.amin(dim=0), slot.amax(dim=0)
@@ -167,25 +170,25 @@ def _least_distance(slots: Sequence[Tensor], objects: Sequence[Tensor]) -> Tenso
     return total
 
 
-def _most_iou_and_giou(low: Tensor, high: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
-    """What IoU and GIoU at most are, given the ranges [4, T] of the four sides; gt [N, 4]
-    -> two of [N, T]."""
-    (x1, y1, x2, y2), (x1_most, y1_most, x2_most, y2_most) = low, high
+def _max_iou_and_giou(low: Tensor, high: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper bounds on IoU and GIoU, given the ranges [4, T] of the four sides and gt [N, 4]
+    -> [N, T], [N, T]."""
+    (x1, y1, x2, y2), (x1_max, y1_max, x2_max, y2_max) = low, high
     left, top, right, bottom = gt.t()[..., None]
-    overlap_w = torch.minimum(x2_most, right) - torch.maximum(x1, left)
-    overlap_h = torch.minimum(y2_most, bottom) - torch.maximum(y1, top)
+    overlap_w = torch.minimum(x2_max, right) - torch.maximum(x1, left)
+    overlap_h = torch.minimum(y2_max, bottom) - torch.maximum(y1, top)
     overlap = overlap_w.clamp_(min=0) * overlap_h.clamp_(min=0)
-    smallest = (x2 - x1_most).clamp(min=0) * (y2 - y1_most).clamp(min=0)
-    largest = (x2_most - x1) * (y2_most - y1)
+    min_area = (x2 - x1_max).clamp(min=0) * (y2 - y1_max).clamp(min=0)
+    max_area = (x2_max - x1) * (y2_max - y1)
     area = (right - left) * (bottom - top)
-    iou = overlap / torch.maximum(smallest, area).maximum(smallest + area - overlap)
-    hull_w = torch.maximum(x2, right) - torch.minimum(x1_most, left)
-    hull_h = torch.maximum(y2, bottom) - torch.minimum(y1_most, top)
-    return iou, iou - 1 + ((largest + area) / (hull_w * hull_h)).clamp_(max=1)
+    iou = overlap / torch.maximum(min_area, area).maximum(min_area + area - overlap)
+    hull_w = torch.maximum(x2, right) - torch.minimum(x1_max, left)
+    hull_h = torch.maximum(y2, bottom) - torch.minimum(y1_max, top)
+    return iou, iou - 1 + ((max_area + area) / (hull_w * hull_h)).clamp_(max=1)
 
 
 def _has_bounds(cost: MatchingCost) -> bool:
-    """The bounds hold for terms that cannot fall below 0, and a class cost that falls. Of a user's
-    own term nothing is known."""
-    falling = cost.cls_form == "cross_entropy" or (0 <= cost.alpha <= 1 and cost.gamma >= 0)
-    return falling and not cost.own and all(w >= 0 for w in vars(cost.weights).values())
+    """Whether `_lower_bound` holds: for non-negative weights and a class cost that decreases with
+    the logit, but not with user-defined terms, which can be anything."""
+    decreasing = cost.cls_form == "cross_entropy" or (0 <= cost.alpha <= 1 and cost.gamma >= 0)
+    return decreasing and not cost.own and all(w >= 0 for w in vars(cost.weights).values())

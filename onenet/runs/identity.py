@@ -13,7 +13,7 @@ from pathlib import Path
 
 from onenet.config.schema import Config
 from onenet.config.upgrade import NEUTRAL
-from onenet.detectors import SELECTIVE, detector_of
+from onenet.detectors import DETECTOR_KEYS, detector_of
 from onenet.system import own
 from onenet.system.files import digest
 from onenet.system.own import TARGET
@@ -61,7 +61,7 @@ def identifying_values(config: Config) -> dict:
     if own_model := config.own_parts()["model"]:
         kept |= {"detector": None, "model": own.signature(own_model)}
     reads = detector_of(config.detector, config.model).reads
-    kept |= dict.fromkeys(SELECTIVE.difference(reads))
+    kept |= dict.fromkeys(DETECTOR_KEYS.difference(reads))
     return {key: v for key, v in flat(kept).items() if v is not None and NEUTRAL.get(key, ...) != v}
 
 

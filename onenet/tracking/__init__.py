@@ -1,1 +1,1 @@
-"""Weights & Biases as a mirror of a run's folder, made by a process of its own."""
+"""Mirrors a run's folder to Weights & Biases, in a separate process."""

@@ -1,10 +1,10 @@
-"""Weights & Biases, as a mirror of a run's files, in a process of its own (see `tracker`).
+"""The process that mirrors a run's files to Weights & Biases (see `tracker`).
 
-It reads metrics.jsonl while the run writes it, and the rest when the run is over. W&B is online
-where it finds a key, else offline inside the run's folder.
+It reads metrics.jsonl while the run writes it, and the other files when the run has ended. W&B is
+online if there is an API key, else offline inside the run's folder.
 
-`--ended` is for a run that is over (`analysis/sync.py`): what W&B has of it is cleared, and all of
-it is handed over at once.
+`--ended` is for a run that has already ended (`analysis/sync.py`): it clears what W&B has of the
+run and sends everything again.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from PIL import Image
 
 from onenet.runs.folder import Locked, RunFolder
 from onenet.system.files import read_json, write_json
-from onenet.tracking.tracker import BUSY, UNANSWERED, Ending, leave_verdict, verdict_file
+from onenet.tracking.tracker import BUSY, UNANSWERED, EndListener, verdict_file, write_verdict
 from onenet.tracking.wandb_run import (
-    BESIDE_A_RUN,
+    DEFAULT_PATIENCE,
     POLL_SECONDS,
-    NotOpened,
+    OpenError,
     Patience,
-    alone_inside,
     at_most,
+    exclusive_home,
     first_line,
     open_offline,
     open_run,
@@ -41,28 +41,28 @@ from onenet.tracking.wandb_run import (
 if TYPE_CHECKING:
     import wandb
 
-ANSWER_SECONDS = 30  # for a server's first word, if the run is over
+ANSWER_SECONDS = 30  # for the server's first response, once the run has ended
 
 
 class Mirror:
-    """Hands a run's files to W&B, each thing once, also over several lives of the run.
+    """Sends a run's files to W&B, each item once, even if the run takes several attempts.
 
-    `mirrored.json` keeps what was handed over: for training lines and for each evaluation the last
-    step (a resumed run cuts metrics.jsonl back and then repeats steps, so places in the file mean
-    nothing), for pictures and detections a digest.
+    `mirrored.json` lists what has been sent: the last step of the training and of each evaluation,
+    and a digest of the pictures and of the detections. Steps, not file positions, because a resumed
+    run truncates metrics.jsonl and repeats steps.
     """
 
-    def __init__(self, folder: RunFolder, run: "wandb.Run", patience: Patience = BESIDE_A_RUN):
+    def __init__(self, folder: RunFolder, run: "wandb.Run", patience: Patience = DEFAULT_PATIENCE):
         self.folder, self.run, self.patience = folder, run, patience
         self._marks_file = marks_file(folder)
         self.marks = {"steps": {}, **read_json(self._marks_file)}
-        self.file_read, self.position = 0, 0
+        self.inode, self.position = 0, 0  # of metrics.jsonl
         run.define_metric("train/step")
         run.define_metric("train/*", step_metric="train/step")
         run.define_metric("eval/*", step_metric="train/step")
 
-    def lines(self) -> None:
-        """Logs what metrics.jsonl has gained."""
+    def send_lines(self) -> None:
+        """Logs the new lines of metrics.jsonl."""
         steps, before = self.marks["steps"], dict(self.marks["steps"])
         for line in self._new_lines():
             step, evaluation = line.pop("step"), line.pop("evaluation", None)
@@ -75,15 +75,15 @@ class Mirror:
             write_json(self._marks_file, self.marks)
 
     def _new_lines(self) -> Iterator[dict]:
-        """The whole lines since the last call, or since the file's start if it was replaced."""
+        """Yields the complete lines since the last call, or all of them if the file is new."""
         try:
             file = open(self.folder.metrics_file, "rb")  # noqa: SIM115
         except FileNotFoundError:
             return
         with file:
-            found = os.fstat(file.fileno())
-            if found.st_ino != self.file_read or found.st_size < self.position:
-                self.file_read, self.position = found.st_ino, 0
+            stat = os.fstat(file.fileno())
+            if stat.st_ino != self.inode or stat.st_size < self.position:
+                self.inode, self.position = stat.st_ino, 0
             file.seek(self.position)
             for line in file:
                 if not line.endswith(b"\n"):  # the run is still writing it
@@ -92,8 +92,8 @@ class Mirror:
                     yield json.loads(line)
                 self.position += len(line)
 
-    def summary(self, status: str) -> None:
-        """The default evaluation's numbers under their own names, others' after their id."""
+    def send_summary(self, status: str) -> None:
+        """Sends the metrics of all evaluations; those other than the default are named <id>/..."""
         default = self.folder.result()
         numbers = {"status": status, **default.get("metrics", {})}
         numbers |= {f"timing/{name}": value for name, value in default.get("timing", {}).items()}
@@ -104,42 +104,43 @@ class Mirror:
                     numbers[f"{file.parent.name}/{name}"] = value
         self.run.summary.update(numbers)
 
-    def pictures(self) -> None:
-        """The run's pictures: boxes that W&B can filter and toggle, and the panels as they are."""
+    def send_pictures(self) -> None:
+        """Sends the pictures, with boxes that W&B can filter and toggle, and the panels."""
         import wandb
 
         source = self.folder.path / "pictures"
-        listing = read_json(source / "pictures.json")
-        digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
-        entries = listing.get("images")
+        index = read_json(source / "pictures.json")
+        digest = hashlib.sha256(json.dumps(index).encode()).hexdigest()[:16]
+        entries = index.get("images")
         if not entries or self.marks.get("pictures") == digest:
             return
-        names = {int(label): name for label, name in listing["categories"].items()}
+        names = {int(label): name for label, name in index["categories"].items()}
         titles = [Path(entry["file"]).stem for entry in entries]
-        images = one_size([source / entry["file"] for entry in entries])
-        panels = one_size([source / entry["panel"] for entry in entries])
+        images = pad_to_one_size([source / entry["file"] for entry in entries])
+        panels = pad_to_one_size([source / entry["panel"] for entry in entries])
 
-        def with_boxes(stage: str) -> list[wandb.Image]:
+        def with_boxes(key: str) -> list[wandb.Image]:
             return [
                 wandb.Image(
                     image,
-                    caption=f"{title}, {stage.replace('_', ' ')}",
+                    caption=f"{title}, {key.replace('_', ' ')}",
                     boxes={
-                        "predictions": boxes(entry[stage], names),
+                        "predictions": boxes(entry[key], names),
                         "ground_truth": boxes(entry["ground_truth"], names),
                     },
                 )
                 for image, title, entry in zip(images, titles, entries, strict=True)
             ]
 
-        stages = {f"boxes/{stage}": with_boxes(stage) for stage in ("before_nms", "after_nms")}
+        detections = {f"boxes/{key}": with_boxes(key) for key in ("before_nms", "after_nms")}
         positives = [wandb.Image(panel, caption=t) for panel, t in zip(panels, titles, strict=True)]
-        self.run.log({**stages, "positives": positives})
+        self.run.log({**detections, "positives": positives})
         self._mark("pictures", digest)
 
-    def detections(self) -> None:
-        """All evaluations' detections and per-image arrays as one artifact, sent from where they
-        are: no copy, no cache.
+    def send_detections(self) -> None:
+        """Sends the detections and per-image arrays of all evaluations as one artifact.
+
+        They are neither copied nor cached.
         """
         import wandb
 
@@ -155,10 +156,10 @@ class Mirror:
                 )
         if not artifact.manifest.entries or self.marks.get("detections") == artifact.digest:
             return
-        with at_most(self.patience.artifact):  # it asks the server, and would wait for minutes
-            logged = self.run.log_artifact(artifact)
+        with at_most(self.patience.artifact):  # it would wait minutes for the server
+            upload = self.run.log_artifact(artifact)
             if not self.run.offline:
-                logged.wait()
+                upload.wait()
         self._mark("detections", artifact.digest)
 
     def _mark(self, name: str, digest: str) -> None:
@@ -167,12 +168,12 @@ class Mirror:
 
 
 def marks_file(folder: RunFolder) -> Path:
-    """What of the run W&B has."""
+    """Returns the file that lists what has been sent to W&B."""
     return folder.path / "wandb" / "mirrored.json"
 
 
-def one_size(files: list[Path]) -> list[Image.Image]:
-    """Pictures, padded to the right and below: W&B keeps one width and height for a whole list."""
+def pad_to_one_size(files: list[Path]) -> list[Image.Image]:
+    """Reads pictures and pads them at the right and bottom: W&B has one size for a whole list."""
     pictures = []
     for file in files:
         with Image.open(file) as picture:
@@ -186,7 +187,7 @@ def one_size(files: list[Path]) -> list[Image.Image]:
 
 
 def boxes(rows: list[list[float]], names: dict[int, str]) -> dict:
-    """W&B's form of boxes in pixels of their image: rows of x1, y1, x2, y2, label[, score]."""
+    """Converts boxes to W&B's format; rows of x1, y1, x2, y2, label[, score] in pixels."""
     box_data = []
     for x1, y1, x2, y2, label, *score in rows:
         position = {"minX": round(x1), "minY": round(y1), "maxX": round(x2), "maxY": round(y2)}
@@ -201,14 +202,14 @@ def boxes(rows: list[list[float]], names: dict[int, str]) -> dict:
     return {"box_data": box_data, "class_labels": names}
 
 
-def finish(mirror: Mirror, word: str) -> list[str]:
-    """Sends the rest and closes the W&B run. Returns what went wrong."""
+def finish(mirror: Mirror, outcome: str) -> list[str]:
+    """Sends the rest and closes the W&B run. Returns the problems."""
     problems, seconds = [], mirror.patience.upload
     parts = {
-        "metrics": mirror.lines,
-        "summary": lambda: mirror.summary(word or "failed"),
-        "pictures": mirror.pictures,
-        "detections": mirror.detections,
+        "metrics": mirror.send_lines,
+        "summary": lambda: mirror.send_summary(outcome or "failed"),
+        "pictures": mirror.send_pictures,
+        "detections": mirror.send_detections,
     }
     for name, send in parts.items():
         try:
@@ -217,56 +218,58 @@ def finish(mirror: Mirror, word: str) -> list[str]:
             traceback.print_exc()
             problems.append(f"{name}: {first_line(error)}")
     try:
-        mirror.run.finish(exit_code=0 if word == "done" else 1)
+        mirror.run.finish(exit_code=0 if outcome == "done" else 1)
     except TimeoutError:
-        problems.append(f"not all sent within {seconds:g} s; {to_send_later(mirror.run)}")
+        problems.append(f"upload not finished within {seconds:g} s; {to_send_later(mirror.run)}")
     return problems
 
 
 def follow(folder: RunFolder) -> list[str]:
-    """Mirrors a run until its end. Returns what went wrong."""
+    """Mirrors a run until it ends. Returns the problems."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # a cluster's are for the run: this ends after it
-    ending = Ending(out_of_time=lambda problem: leave_verdict(folder, [problem]))
-    with alone_inside(folder) as home:
-        verdict_file(folder).unlink(missing_ok=True)  # an earlier mirror's
+        signal.signal(number, signal.SIG_IGN)  # signals are for the run; the mirror ends after it
+    listener = EndListener(on_timeout=lambda problem: write_verdict(folder, [problem]))
+    with exclusive_home(folder) as home:
+        verdict_file(folder).unlink(missing_ok=True)  # the previous mirror's
         try:
             run, problems = open_run(folder, home), []
-        except NotOpened as error:
+        except OpenError as error:
             run = open_offline(folder)
             problems = [f"{error}; {to_send_later(run)}"]
         mirror = Mirror(folder, run)
-        while not ending.heard.wait(POLL_SECONDS):
-            mirror.lines()
-        problems += finish(mirror, ending.word)
-        leave_verdict(folder, problems)
+        while not listener.end.wait(POLL_SECONDS):
+            mirror.send_lines()
+        problems += finish(mirror, listener.outcome)
+        write_verdict(folder, problems)
         return problems
 
 
-def rebuild(folder: RunFolder, word: str, patience: Patience) -> list[str]:
-    """Clears what W&B has of a run that ended with `word`, and hands all of it over. Returns what
-    went wrong.
+def rebuild(folder: RunFolder, outcome: str, patience: Patience) -> list[str]:
+    """Clears what W&B has of a run that has ended, and sends everything. Returns the problems.
 
-    Raises Locked if the run goes on meanwhile, and NotOpened; then nothing has changed.
+    Raises Locked if the run is in progress, and OpenError; in both cases nothing has changed.
     """
-    with alone_inside(folder) as home:
+    with exclusive_home(folder) as home:
         if folder.is_locked():
             raise Locked(folder.path)
         run = open_run(folder, home, patience, clear=True)
         marks_file(folder).unlink(missing_ok=True)
-        problems = finish(Mirror(folder, run, patience), word)
+        problems = finish(Mirror(folder, run, patience), outcome)
         if not problems:
             remove_others(run)
-        leave_verdict(folder, problems)
+        write_verdict(folder, problems)
         return problems
 
 
 def main(arguments: list[str]) -> int:
-    """0: all of it is where it should be. BUSY, UNANSWERED: nothing has changed. 1: the rest."""
+    """Returns the exit status: 0 if W&B has everything; BUSY or UNANSWERED if nothing has changed;
+    else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--ended", metavar="WORD", help="how the run ended, if it is over")
-    parser.add_argument("--wait", metavar="SECONDS", type=float, help="for W&B, with --ended")
+    parser.add_argument("--ended", metavar="OUTCOME", help="how the run ended, if it has ended")
+    parser.add_argument(
+        "--wait", metavar="SECONDS", type=float, help="longest wait for W&B, with --ended"
+    )
     args = parser.parse_args(arguments)
     folder = RunFolder(args.folder)
     try:
@@ -278,11 +281,11 @@ def main(arguments: list[str]) -> int:
     except Locked:
         print("another process is running it", flush=True)
         return BUSY
-    except NotOpened as error:
-        leave_verdict(folder, [str(error)])
-        return 1 if error.answered else UNANSWERED
+    except OpenError as error:
+        write_verdict(folder, [str(error)])
+        return 1 if error.server_answered else UNANSWERED
     except Exception as error:
-        leave_verdict(folder, [first_line(error)])
+        write_verdict(folder, [first_line(error)])
         raise
     return 1 if problems else 0
 

@@ -1,4 +1,4 @@
-"""Opening a W&B run that stays inside its folder and waits for nobody longer than it is told."""
+"""Opens W&B runs that write only inside the run's folder and have a limit on every wait."""
 
 import contextlib
 import fcntl
@@ -21,33 +21,33 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds to wait at most."""
+    """Longest waits, in seconds."""
 
-    answer: float  # for the server's first word
+    answer: float  # for the server's first response
     artifact: float
-    upload: float  # for the last uploads; what is left stays in the folder, for `wandb sync`
+    upload: float  # for the last uploads; the rest stays in the folder, for `wandb sync`
 
 
-BESIDE_A_RUN = Patience(answer=8, artifact=3, upload=5)
+DEFAULT_PATIENCE = Patience(answer=8, artifact=3, upload=5)  # a run waits for its mirror
 
 
-class NotOpened(Exception):
-    """There is a key, and no W&B run."""
+class OpenError(Exception):
+    """There is an API key, but the W&B run could not be opened."""
 
-    def __init__(self, problem: str, answered: bool):
+    def __init__(self, problem: str, server_answered: bool):
         super().__init__(problem)
-        self.answered = answered
+        self.server_answered = server_answered
 
 
 @contextlib.contextmanager
-def alone_inside(folder: RunFolder) -> Iterator[Path]:
-    """The run's W&B folder, for one process at a time, which writes nowhere else."""
+def exclusive_home(folder: RunFolder) -> Iterator[Path]:
+    """Locks the run's W&B folder and keeps all that wandb writes inside it."""
     home = folder.path / "wandb"
     home.mkdir(parents=True, exist_ok=True)
     with open(home / ".lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the mirror of the run's last life may be finishing
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the previous attempt's mirror may still be finishing
         keep_inside(home)
-        os.environ.pop("WANDB_RESUME", None)  # a user's: what is meant is said in `_init`
+        os.environ.pop("WANDB_RESUME", None)  # the user's would override `_init`
         import wandb
 
         try:
@@ -63,8 +63,8 @@ def _remove_scratch(home: Path) -> None:
 
 
 def keep_inside(home: Path) -> None:
-    """Has wandb write below `home` and nowhere else. The user's login stays where wandb looks."""
-    _remove_scratch(home)  # of a mirror that was killed
+    """Makes wandb write only below `home`. It still finds the user's login."""
+    _remove_scratch(home)  # left by a killed mirror
     (home / "tmp").mkdir(parents=True)
     os.environ |= {
         "WANDB_DIR": str(home.parent),
@@ -72,15 +72,15 @@ def keep_inside(home: Path) -> None:
         "WANDB_CACHE_DIR": str(home / "cache"),
         "WANDB_ARTIFACT_DIR": str(home / "data"),
         "TMPDIR": str(home / "tmp"),
-        "WANDB_SILENT": "true",  # also keeps it from waiting 10 s more for a server
-        "WANDB_ERROR_REPORTING": "false",  # would be one more server to wait for
+        "WANDB_SILENT": "true",  # also avoids a wait of 10 s for a server
+        "WANDB_ERROR_REPORTING": "false",  # would wait for one more server
     }
 
 
 def _settings(patience: Patience) -> "wandb.Settings":
     import wandb
 
-    wanted = {
+    settings = {
         "symlink": False,
         "silent": True,
         "console": "off",
@@ -91,54 +91,54 @@ def _settings(patience: Patience) -> "wandb.Settings":
         "x_disable_machine_info": True,
         "x_disable_stats": True,
         "x_save_requirements": False,
-        "x_transaction_log_flush_interval": POLL_SECONDS,  # what a kill can cost
+        "x_transaction_log_flush_interval": POLL_SECONDS,  # what a kill can lose
         "init_timeout": patience.answer,
         "finish_timeout": patience.upload,
         "finish_timeout_raises": True,
     }
-    known = wandb.Settings.model_fields  # differ from version to version; all of ours can be missed
-    return wandb.Settings(**{name: value for name, value in wanted.items() if name in known})
+    fields = wandb.Settings.model_fields  # vary by version; each of these is optional for us
+    return wandb.Settings(**{name: value for name, value in settings.items() if name in fields})
 
 
 def open_run(
-    folder: RunFolder, home: Path, patience: Patience = BESIDE_A_RUN, clear: bool = False
+    folder: RunFolder, home: Path, patience: Patience = DEFAULT_PATIENCE, clear: bool = False
 ) -> "wandb.Run":
-    """The W&B run: online if there is a key, unless the user wants offline.
+    """Opens the W&B run: online if there is an API key, unless the user has chosen offline.
 
-    `clear`: it takes the place of what W&B has under this id. Raises NotOpened if there is a key
-    and still no W&B run; then nothing has changed.
+    `clear`: replace what W&B has under this id. Raises OpenError if there is a key but the run
+    cannot be opened; nothing has changed then.
     """
     import wandb
 
-    # Asking wandb, not the environment: `wandb offline` leaves its wish in a settings file.
+    # The environment is not enough: `wandb offline` stores its choice in a settings file.
     if wandb.setup().settings.mode in ("offline", "dryrun"):
         return open_offline(folder, clear)
-    before, started = set(home.iterdir()), time.monotonic()
+    before, start = set(home.iterdir()), time.monotonic()
     try:
         return _init(folder, "online", patience, clear)
-    except wandb.errors.UsageError as error:  # there is no key
+    except wandb.errors.UsageError as error:  # there is no API key
         print(f"offline: {error}", flush=True)
         problem = ""
-    except Exception as error:  # of any kind: who knows what answers at that address
-        problem, seconds = first_line(error), time.monotonic() - started
-    wandb.teardown()  # else the same id counts as in use
-    for failed in set(home.glob("run-*")) - before:
-        shutil.rmtree(failed)
+    except Exception as error:  # anything may answer at that address
+        problem, seconds = first_line(error), time.monotonic() - start
+    wandb.teardown()  # otherwise the id counts as in use
+    for new_folder in set(home.glob("run-*")) - before:
+        shutil.rmtree(new_folder)
     if problem:
-        raise NotOpened(problem, answered=seconds < patience.answer)
+        raise OpenError(problem, server_answered=seconds < patience.answer)
     return open_offline(folder, clear)
 
 
 def open_offline(folder: RunFolder, clear: bool = False) -> "wandb.Run":
-    return _init(folder, "offline", BESIDE_A_RUN, clear)
+    return _init(folder, "offline", DEFAULT_PATIENCE, clear)
 
 
 def _init(folder: RunFolder, mode: str, patience: Patience, clear: bool) -> "wandb.Run":
-    """Its group is the first table that the run is known to be in, its job type the row there."""
+    """Starts the W&B run. Its group is the run's first experiment, its job type the row there."""
     import wandb
 
     config, status = folder.config(), folder.status()
-    tracker = status.get("tracker", config["tracker"])  # of the last command that asked for it
+    tracker = status.get("tracker", config["tracker"])  # of the latest command
     rows = status.get("rows", {})  # experiment: label
     group, job_type = next(iter(rows.items()), (None, None))
     return wandb.init(
@@ -146,7 +146,7 @@ def _init(folder: RunFolder, mode: str, patience: Patience, clear: bool) -> "wan
         project=tracker["project"],
         entity=tracker["entity"],
         id=status["id"],
-        # Recorded offline, too: "allow" has `wandb sync` append this life to others.
+        # Also stored offline: "allow" makes `wandb sync` append this attempt to earlier ones.
         resume=None if clear else "allow",
         name=folder.path.name,
         tags=[
@@ -158,7 +158,7 @@ def _init(folder: RunFolder, mode: str, patience: Patience, clear: bool) -> "wan
         ],
         group=group,
         job_type=job_type,
-        config=config | ({"rows": rows} if rows else {}),  # each table has a label of its own
+        config=config | ({"rows": rows} if rows else {}),  # a label per experiment
         settings=_settings(patience),
     )
 
@@ -172,16 +172,16 @@ def to_send_later(run: "wandb.Run") -> str:
 
 
 def remove_others(run: "wandb.Run") -> None:
-    """Removes what W&B keeps in the folder of the run's other lives: this one has it all."""
+    """Removes W&B's folders of the run's other attempts, all of which this one includes."""
     own = Path(run.dir).parent
-    for life in own.parent.glob("*run-*-*"):
-        if life.name != own.name:
-            shutil.rmtree(life)
+    for attempt in own.parent.glob("*run-*-*"):
+        if attempt.name != own.name:
+            shutil.rmtree(attempt)
 
 
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in what takes longer. For the main thread."""
+    """Raises TimeoutError if the body takes longer. Only works in the main thread."""
 
     def stop(*_) -> None:
         raise TimeoutError(f"took more than {seconds:g} s")

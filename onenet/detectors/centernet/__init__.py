@@ -1,1 +1,1 @@
-"""CenterNet (Objects as Points, Zhou et al., 2019, arXiv 1904.07850): an object is its centre."""
+"""CenterNet (Objects as Points, Zhou et al., 2019, arXiv 1904.07850): objects as centre points."""

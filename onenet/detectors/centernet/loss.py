@@ -19,23 +19,23 @@ from onenet.structures import STRIDE, Matches, Target
 def penalty_reduced_focal_loss(
     logits: Tensor, heatmap: Heatmap, alpha: float, beta: float
 ) -> Tensor:
-    """Equation 1, not yet divided by the number of objects: logits [B, P, K] -> scalar.
+    """Equation 1 before the division by the number of objects: logits [B, P, K] -> scalar.
 
-    With Ŷ the score: -(1 - Ŷ)^α log(Ŷ) at peaks, -(1 - Y)^β Ŷ^α log(1 - Ŷ) elsewhere. That is the
-    focal loss with γ = α, with corrections where the heatmap Y is not 0.
+    With the score Ŷ: -(1 - Ŷ)^α log(Ŷ) at peaks, -(1 - Y)^β Ŷ^α log(1 - Ŷ) elsewhere. This is the
+    focal loss with γ = α, corrected where the heatmap Y is not 0.
     """
     negative = (1 - heatmap.value) ** beta - 1
     positive = heatmap.peak.to(negative.dtype)
-    # The function weighs positives with its own alpha and negatives with the rest to 1.
-    return 2 * focal_loss(logits, heatmap.at, positive, negative, alpha=0.5, gamma=alpha)
+    # focal_loss weighs positives by alpha and negatives by 1 - alpha; equation 1 has no weights.
+    return 2 * focal_loss(logits, heatmap.index, positive, negative, alpha=0.5, gamma=alpha)
 
 
 @dataclass(frozen=True)
 class CenterNetLoss:
-    """L_k + λ_size L_size + λ_off L_off (equation 4). An object learns at the cell of its centre.
+    """L_k + λ_size L_size + λ_off L_off (equation 4). An object is learnt at its centre's cell.
 
-    `alpha`, `beta`: exponents of equation 1. `min_overlap`: the IoU, in (0, 1), that sets the
-    radius of the Gaussians.
+    `alpha`, `beta`: exponents of equation 1. `min_overlap`: the IoU, in (0, 1), that determines
+    the radius of the Gaussians.
     """
 
     names: ClassVar[tuple[str, ...]] = ("loss_cls", "loss_size", "loss_offset")
@@ -46,13 +46,13 @@ class CenterNetLoss:
     min_overlap: float = 0.7
 
     def match(self, output: CenterOutput, targets: Sequence[Target]) -> list[Matches]:
-        """The positive samples of each image: the cells of the objects' centres."""
-        found = []
+        """Returns the positive samples of each image: the cells of the objects' centres."""
+        matches = []
         for target in targets:
             objects = center_targets([target], output.grid_hw)
-            every = torch.arange(len(objects.slot), device=objects.slot.device)
-            found.append(Matches(objects.slot, every, objects.conflicts()))
-        return found
+            gt_idx = torch.arange(len(objects.slot), device=objects.slot.device)
+            matches.append(Matches(objects.slot, gt_idx, objects.conflicts()))
+        return matches
 
     def __call__(
         self,
@@ -61,12 +61,13 @@ class CenterNetLoss:
         num_objects: int | None = None,
         lap: Callable[[str], None] = lambda part: None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total to minimise of the one output, and its parts for the log.
+        """Returns the total loss of the single output, and its parts for the log.
 
-        The parts are weighted: `loss_cls` (the heatmap's), `loss_size`, `loss_offset`, each divided
-        by the number of objects of the batch (at least 1), which is `num_objects` where these are
-        only some of its images; and the counts `objects` and `conflicts`, objects less the distinct
-        cells of their centres. `lap` is called with "match" when the targets are built.
+        The parts are `loss_cls` (the heatmap's), `loss_size` and `loss_offset`, weighted and
+        divided by the number of objects (at least 1), and the counts `objects` and `conflicts`
+        (number of objects minus number of distinct cells of their centres). `num_objects`: objects
+        in the whole batch, if `targets` are only a micro-batch of it. `lap` is called with "match"
+        after the targets are built.
         """
         (output,) = outputs
         if num_objects is None:

@@ -1,4 +1,4 @@
-"""CenterNet (sections 3 and 4): a neck's map of stride 4, and three small heads on it.
+"""CenterNet (sections 3 and 4): three small heads on a neck's map of stride 4.
 
 B images, P = H·W cells of the map, K classes, C channels.
 """
@@ -16,11 +16,12 @@ from onenet.structures import STRIDE
 
 
 class CenterNet(nn.Module):
-    """From images to a heatmap of centres, and a size and an offset at every cell.
+    """Maps images to a heatmap of centres, and a size and an offset at every cell.
 
-    `neck`: of detectors.necks. `width`: channels inside each head. `prior`: the score, in (0, 1),
-    that every cell gives every class at the start (as in RetinaNet). All else starts as PyTorch
-    does it. `loss` is what trains it, with Gaussians by `min_overlap`: it is not matched.
+    `neck`: from detectors.necks. `width`: channels inside each head. `prior`: the approximate
+    initial score, in (0, 1), of every class at every cell (as in RetinaNet). All other weights have
+    PyTorch's default initialization. The model is trained by its own `loss`, without matching;
+    `min_overlap` determines the Gaussians of that loss.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class CenterNet(nn.Module):
     def forward(
         self, images: Tensor, sizes_hw: Tensor | None = None, num_heads: int | None = None
     ) -> list[CenterOutput]:
-        """Normalized images [B, 3, H, W], H and W multiples of 32 -> one output.
+        """Returns a single output for normalized images [B, 3, H, W], H and W multiples of 32.
 
-        `sizes_hw` [B, 2] int64, pixels of the unpadded images, None: no padding. In evaluation the
-        logits of cells outside are -inf; in training they are predicted and learn that nothing is
-        there. `num_heads` is of OneNet's cascade, and ignored.
+        `sizes_hw` [B, 2] int64: sizes of the unpadded images in pixels (None: no padding). In
+        evaluation, the logits of cells in the padding are -inf; in training, these cells are
+        predicted and learn that they are background. `num_heads` only applies to OneNet's cascade
+        and is ignored.
         """
         feature = self.neck(self.backbone(images))
         grid_hw = tuple(feature.shape[-2:])
@@ -57,7 +59,7 @@ class CenterNet(nn.Module):
         if sizes_hw is not None and not self.training:
             outside = cells_outside(sizes_hw, grid_hw)[:, :, None]
             class_logits = class_logits.masked_fill(outside, -torch.inf)
-        size_wh = self.size(feature) * STRIDE  # learnt in cells
+        size_wh = self.size(feature) * STRIDE  # the head predicts cells
         points_xy = grid_points(*grid_hw, STRIDE, device=feature.device)
         return [CenterOutput(class_logits, size_wh, self.offset(feature), points_xy, grid_hw)]
 
@@ -65,7 +67,8 @@ class CenterNet(nn.Module):
 class CenterNetHead(nn.Module):
     """3×3 convolution, ReLU, 1×1 convolution (section 4): [B, C, H, W] -> [B, P, outputs].
 
-    The answer is float32, under autocast too: bfloat16 would round sizes to 2 pixels above 256.
+    The output is float32, also under autocast: above 256 pixels, bfloat16 would round sizes to 2
+    pixels.
     """
 
     def __init__(self, channels: int, width: int, outputs: int):
@@ -80,7 +83,7 @@ class CenterNetHead(nn.Module):
 
 
 def cells_outside(sizes_hw: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """Which cells lie wholly in the padding: [B, 2] pixels -> [B, P] bool."""
-    down, across = (torch.arange(n, device=sizes_hw.device) * STRIDE for n in grid_hw)
-    below, right = down >= sizes_hw[:, :1], across >= sizes_hw[:, 1:]
+    """Which cells lie entirely in the padding: [B, 2] pixels -> [B, P] bool."""
+    top, left = (torch.arange(n, device=sizes_hw.device) * STRIDE for n in grid_hw)
+    below, right = top >= sizes_hw[:, :1], left >= sizes_hw[:, 1:]
     return (below[:, :, None] | right[:, None]).flatten(1)

@@ -1,4 +1,4 @@
-"""What CenterNet predicts (section 4), and how it becomes boxes. The docstrings are the shapes.
+"""CenterNet's predictions (section 4), and how they are decoded to boxes.
 
 B images, P = H·W cells of the map, K classes.
 """
@@ -14,16 +14,16 @@ from onenet.structures import STRIDE
 
 @dataclass(frozen=True)
 class CenterOutput:
-    """A slot is a cell of the map. A box is only computed when it is asked for."""
+    """The predictions at every cell (slot) of the map. Boxes are decoded on demand."""
 
-    class_logits: Tensor  # [B, P, K] of the heatmap Ŷ
-    size_wh: Tensor  # [B, P, 2] pixels, those below 0 count as 0
+    class_logits: Tensor  # [B, P, K], logits of the heatmap Ŷ
+    size_wh: Tensor  # [B, P, 2] pixels; negative values count as 0
     offset_xy: Tensor  # [B, P, 2] cells, from the cell's upper left corner to the centre; unbounded
-    points_xy: Tensor  # [P, 2] pixels, the middle of each cell
-    grid_hw: tuple[int, int]  # slots are row after row of the map
+    points_xy: Tensor  # [P, 2] pixels, the centre of each cell
+    grid_hw: tuple[int, int]  # slots are the cells of the map in row-major order
 
     def boxes_at(self, image: int, slots: Tensor) -> Tensor:
-        """The boxes of some slots of an image: [N] int64 -> [N, 4] pixels."""
+        """The boxes at the given slots of an image: [N] int64 -> [N, 4] pixels."""
         return decode(
             self.points_xy[slots], self.offset_xy[image, slots], self.size_wh[image, slots]
         )
@@ -35,8 +35,8 @@ class CenterOutput:
 
 
 def decode(points_xy: Tensor, offset_xy: Tensor, size_wh: Tensor) -> Tensor:
-    """Section 4, "From points to bounding boxes": [P, 2] pixels, [..., P, 2] cells, [..., P, 2]
-    pixels -> [..., P, 4] pixels."""
+    """Decodes boxes (section 4, "From points to bounding boxes"): [P, 2] pixels, [..., P, 2] cells,
+    [..., P, 2] pixels -> [..., P, 4] pixels."""
     center = points_xy + (offset_xy - 0.5) * STRIDE
     half = size_wh.relu() / 2
     return torch.cat([center - half, center + half], dim=-1)

@@ -1,10 +1,10 @@
-"""Multi-scale deformable attention (section 4.1, equation 3), and where what it samples lies: the
-positions of all feature levels in the image, which of them are padding, and their encoding.
+"""Multi-scale deformable attention (section 4.1, equation 3), and the geometry of its feature maps:
+the positions of all levels in the image, which of them are padding, and their encoding.
 
-B images, Q queries, M attention heads, L levels, S positions of all levels together (level by level
-from the finest, each row by row), N sampling points of a head on a level ("K" in the paper), D
-channels of a head, C = M · D. Normalized coordinates are (x, y) as shares of the unpadded image's
-width and height.
+B images, Q queries, M attention heads, L levels, S positions of all levels together (from the
+finest level on, each in row-major order), N sampling points per head and level ("K" in the paper),
+D channels per head, C = M · D. Normalized coordinates are (x, y) as fractions of the unpadded
+image's width and height.
 """
 
 import math
@@ -21,8 +21,8 @@ TEMPERATURE = 10000
 
 
 def valid_cells(height: int, width: int, stride: int, sizes_hw: Tensor) -> Tensor:
-    """The cells of a map that see some of the image: sizes [B, 2] pixels -> [B, height, width]
-    bool. The others are padding."""
+    """Which cells of a map overlap the image: sizes [B, 2] pixels -> [B, height, width] bool. The
+    others are padding."""
     ys = torch.arange(height, device=sizes_hw.device) * stride
     xs = torch.arange(width, device=sizes_hw.device) * stride
     inside_y, inside_x = ys < sizes_hw[:, :1], xs < sizes_hw[:, 1:]
@@ -30,10 +30,10 @@ def valid_cells(height: int, width: int, stride: int, sizes_hw: Tensor) -> Tenso
 
 
 class LevelGeometry:
-    """The geometry of L feature maps of a batch.
+    """The geometry of the L feature maps of a batch.
 
-    `shapes_hw`: cells of each map. `strides`: pixels of a cell. `sizes_hw`: [B, 2] int64, pixels of
-    each image without padding.
+    `shapes_hw`: (height, width) of each map in cells. `strides`: pixels per cell. `sizes_hw`:
+    [B, 2] int64, size of each unpadded image in pixels.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class LevelGeometry:
 
     @cached_property
     def cells_wh(self) -> Tensor:
-        """Columns and rows of each map: [L, 2]."""
+        """Numbers of columns and rows of each map: [L, 2]."""
         cells = torch.tensor([(w, h) for h, w in self.shapes_hw], dtype=torch.float32)
         return cells.to(self.sizes_hw.device, non_blocking=True)
 
@@ -59,21 +59,21 @@ class LevelGeometry:
 
     @cached_property
     def reference_points(self) -> Tensor:
-        """The same, normalized: [B, S, 2]. In padding above 1."""
+        """The same, normalized: [B, S, 2]. Above 1 in the padding."""
         return self.points_xy / self.image_wh[:, None]
 
     @cached_property
     def padding(self) -> Tensor:
-        """Which positions see nothing of the image: [B, S] bool."""
+        """Which positions do not overlap the image: [B, S] bool."""
         maps = zip(self.shapes_hw, self.strides, strict=True)
         valid = [valid_cells(*hw, stride, self.sizes_hw).flatten(1) for hw, stride in maps]
         return ~torch.cat(valid, dim=1)
 
     @cached_property
     def valid_ratios(self) -> Tensor:
-        """The share of each map's width and height that the image takes: [B, L, 2], in 0..1.
+        """The fraction of each map's width and height that the image covers: [B, L, 2], in 0..1.
 
-        A normalized coordinate times this ratio is a share of the padded map. The released code
+        A normalized coordinate times this ratio is a fraction of the padded map. The released code
         counts whole cells; here the image's border may lie inside a cell.
         """
         cells = [self.image_wh / stride for stride in self.strides]  # L × [B, 2]
@@ -81,10 +81,10 @@ class LevelGeometry:
 
 
 def sine_encoding(coordinates: Tensor, features: int) -> Tensor:
-    """Normalized coordinates [..., N] -> [..., N · features], coordinate by coordinate.
+    """Encodes normalized coordinates: [..., N] -> [..., N · features], coordinate by coordinate.
 
-    `features`: of one coordinate, even. Features 2i and 2i + 1 of a coordinate x are the sine and
-    the cosine of 2π x / 10000^(2i / features).
+    `features`: features per coordinate, even. Features 2i and 2i + 1 of a coordinate x are the sine
+    and the cosine of 2π x / 10000^(2i / features).
     """
     pairs = torch.arange(features // 2, device=coordinates.device, dtype=torch.float32)
     frequencies = 2 * math.pi * TEMPERATURE ** (-2 * pairs / features)
@@ -95,16 +95,16 @@ def sine_encoding(coordinates: Tensor, features: int) -> Tensor:
 def deformable_sampling(
     values: Tensor, shapes_hw: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> Tensor:
-    """The sums over levels and points of equation 3: bilinear samples, weighted.
+    """The sums of equation 3 over levels and points: weighted bilinear samples.
 
-    values [B, S, C], locations [B, Q, M, L, N, 2] as (x, y) shares of the maps' width and height,
-    weights [B, Q, M, L, N] -> [B, Q, C]. Outside of a map all values are 0.
+    values [B, S, C], locations [B, Q, M, L, N, 2] as (x, y) fractions of the maps' width and
+    height, weights [B, Q, M, L, N] -> [B, Q, C]. Outside of a map all values are 0.
     """
     images, queries, heads, levels, points, _ = locations.shape
     channels = values.transpose(1, 2).contiguous()  # [B, C, S]
     maps = channels.view(images * heads, -1, channels.shape[-1])  # [B·M, D, S]
     maps = maps.split([height * width for height, width in shapes_hw], dim=2)
-    # Queries last: what is contiguous in samples and weights is then long.
+    # Queries last, to make the contiguous dimension of samples and weights long.
     grids = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # [L, B·M, N, Q, 2]
     weights = weights.permute(3, 0, 2, 4, 1).reshape(levels, images * heads, 1, points, queries)
     total = 0
@@ -116,12 +116,12 @@ def deformable_sampling(
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Each query looks at `points` places of every level, around its reference.
+    """Each query attends to `points` locations on every level, around its reference.
 
-    A query chooses the offsets of the places from its reference and their weights by two linear
-    layers. Offsets are in cells of the level where the reference is a point, and in shares of half
-    the box over `points` where it is a box (appendix A.4). Padding has the value 0. Offsets,
-    weights and samples are float32 under autocast too.
+    Two linear layers predict from the query the locations' offsets from its reference and their
+    weights. If the reference is a point, offsets are in cells of the level; if it is a box, in
+    units of half its size divided by `points` (appendix A.4). Values in the padding are 0. Offsets,
+    weights and samples are float32, also under autocast.
     """
 
     def __init__(self, dim: int, heads: int, levels: int, points: int):
@@ -134,8 +134,8 @@ class MultiScaleDeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Equal weights. The heads look in directions that are spread over the circle, point n of
-        each n cells away from the reference (appendix A.4)."""
+        """Initializes attention weights as equal, and spreads the heads' directions over the
+        circle, with point n of each head n cells from the reference (appendix A.4)."""
         angles = torch.arange(self.heads) * (2 * math.pi / self.heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=1)
         directions = directions / directions.abs().amax(dim=1, keepdim=True)  # [M, 2]
@@ -154,7 +154,7 @@ class MultiScaleDeformableAttention(nn.Module):
     def forward(
         self, queries: Tensor, references: Tensor, tokens: Tensor, geometry: LevelGeometry
     ) -> Tensor:
-        """queries [B, Q, C], tokens [B, S, C] -> [B, Q, C].
+        """Attends from queries [B, Q, C] to tokens [B, S, C] -> [B, Q, C].
 
         `references`: normalized points [B, Q, 2] as (x, y), or boxes [B, Q, 4] as (cx, cy, w, h).
         """
@@ -170,7 +170,7 @@ class MultiScaleDeformableAttention(nn.Module):
     def sampling_locations(
         self, queries: Tensor, references: Tensor, geometry: LevelGeometry
     ) -> Tensor:
-        """Where each query looks, as shares of the padded maps: [B, Q, M, L, N, 2]."""
+        """Where each query samples, in fractions of the padded maps: [B, Q, M, L, N, 2]."""
         offsets = self.sampling_offsets(queries)
         offsets = offsets.unflatten(2, (self.heads, self.levels, self.points, 2))
         ratios = geometry.valid_ratios[:, None]  # [B, 1, L, 2]

@@ -1,8 +1,8 @@
-"""Deformable DETR as a whole (Figure 1): backbone, multi-scale maps (section 4.1, appendix A.2),
-encoder, queries, which in the two-stage variant the encoder proposes (appendix A.4), and decoder.
+"""The whole Deformable DETR (Figure 1): backbone, multi-scale maps (section 4.1, appendix A.2),
+encoder, queries (in the two-stage variant, proposed by the encoder, appendix A.4), and decoder.
 
 B images, L levels, P predictions (queries), Q queries, S positions of all levels, K classes,
-C channels. Boxes inside are normalized (cx, cy, w, h), shares of the unpadded image.
+C channels. Internally, boxes are normalized (cx, cy, w, h), fractions of the unpadded image.
 """
 
 import copy
@@ -28,20 +28,21 @@ from onenet.detectors.deformable_detr.transformer import (
 from onenet.structures import HeadOutput
 
 BACKBONE_STRIDES = (4, 8, 16, 32)
-BASE_SCALE = 0.05  # side of the finest level's proposals, as a share of the image
-BORDER = 0.01  # proposals of which a coordinate is nearer to 0 or 1 are not used
-REJECTED = -50.0  # class logit of what is not used
+BASE_SCALE = 0.05  # side of the finest level's proposals, as a fraction of the image
+BORDER = 0.01  # proposals with a coordinate closer to 0 or 1 than this are not used
+UNUSABLE_LOGIT = -50.0  # class logit of proposals and queries that are not used
 
 
 class DeformableDETR(nn.Module):
-    """From images to the boxes of `queries` object queries.
+    """Maps images to the boxes of `queries` object queries.
 
-    `dim`: channels C, a multiple of 4 and of `attention_heads`. `points`: sampling points of a head
-    on a level. `levels`: feature maps, from `finest_stride` pixels (4, 8, 16 or 32) on; at least
-    those that the backbone has. `feedforward`: hidden channels. `dropout`: in [0, 1), 0 outside of
-    training. `refine`: iterative bounding box refinement. `two_stage`: the encoder proposes the
-    queries, needs `refine`. `prior`: in 0..1, the score that every class starts with.
-    Raises ValueError for settings that cannot work.
+    `dim`: channels C, a multiple of 4 and of `attention_heads`. `points`: sampling points per head
+    and level. `levels`: number of feature maps, the finest with a stride of `finest_stride` pixels
+    (4, 8, 16 or 32); must include all of the backbone's coarser maps. `feedforward`: hidden
+    channels of the feedforward nets. `dropout`: in [0, 1), 0 outside training. `refine`: iterative
+    bounding box refinement. `two_stage`: the encoder proposes the queries; needs `refine`.
+    `prior`: approximate initial score of every class, in 0..1.
+    Raises ValueError for invalid settings.
     """
 
     def __init__(
@@ -87,10 +88,10 @@ class DeformableDETR(nn.Module):
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
-        """Xavier-uniform weights in the transformer, but in embeddings and where deformable
-        attention has its own."""
-        for part in (self.encoder, self.decoder, self.queries):
-            for name, parameter in part.named_parameters():
+        """Initializes the transformer's weights as Xavier-uniform, except embeddings and deformable
+        attention, which has its own initialization."""
+        for submodule in (self.encoder, self.decoder, self.queries):
+            for name, parameter in submodule.named_parameters():
                 if parameter.dim() > 1 and "embedding" not in name:
                     nn.init.xavier_uniform_(parameter)
         for module in self.modules():
@@ -100,12 +101,12 @@ class DeformableDETR(nn.Module):
     def forward(
         self, images: Tensor, sizes_hw: Tensor | None = None, num_heads: int | None = None
     ) -> list[HeadOutput]:
-        """Normalized images [B, 3, H, W], H and W multiples of 32 -> one output in eval mode; in
-        training one for the proposals (if two-stage; P = S) and one for each decoder layer.
+        """Returns outputs for normalized images [B, 3, H, W], H and W multiples of 32: in training
+        one for the proposals (if two-stage; P = S) and one per decoder layer, else only the last.
 
-        `sizes_hw`: [B, 2] int64, height and width without padding, pixels; None: no padding.
-        `num_heads` is for OneNet's cascade and ignored. P is `queries`; in the two-stage variant
-        less where there are fewer positions. Of decoder layers `points_xy` is NaN.
+        `sizes_hw`: [B, 2] int64, height and width without padding, pixels (None: no padding).
+        `num_heads` only applies to OneNet's cascade and is ignored. P is `queries`, or S in the
+        two-stage variant if S is smaller. The decoder layers' `points_xy` is NaN.
         """
         if sizes_hw is None:
             size = torch.tensor(images.shape[-2:]).to(images.device, non_blocking=True)
@@ -124,15 +125,15 @@ class DeformableDETR(nn.Module):
         for head, (features, boxes) in zip(heads, stages, strict=True):
             logits = head.class_logits(features)
             if queries.usable is not None:
-                logits = logits.masked_fill(~queries.usable[..., None], REJECTED)
+                logits = logits.masked_fill(~queries.usable[..., None], UNUSABLE_LOGIT)
             no_points = logits.new_full((logits.shape[1], 2), math.nan)
             outputs.append(HeadOutput(logits, _pixels(boxes, geometry), no_points))
         return outputs if self.training else outputs[-1:]
 
 
 def _heads(head: PredictionHead, count: int, refine: bool) -> nn.ModuleList:
-    """One head for all stages, or with refinement one for each, equal at first except that only the
-    first shrinks the box that it is given."""
+    """One head for all stages or, with refinement, one per stage. Those have equal initial weights,
+    except that only the first has a size bias."""
     if not refine:
         return nn.ModuleList([head])
     heads = nn.ModuleList([head, *(copy.deepcopy(head) for _ in range(count - 1))])
@@ -142,7 +143,7 @@ def _heads(head: PredictionHead, count: int, refine: bool) -> nn.ModuleList:
 
 
 def _pixels(boxes: Tensor, geometry: LevelGeometry) -> Tensor:
-    """Normalized (cx, cy, w, h) [B, P, 4] -> (x1, y1, x2, y2) pixels."""
+    """Converts normalized (cx, cy, w, h) [B, P, 4] to (x1, y1, x2, y2) pixels."""
     half = boxes[..., 2:] / 2
     corners = torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], dim=-1)
     return corners * geometry.image_wh.repeat(1, 2)[:, None]
@@ -163,56 +164,57 @@ def _check(
         )
     if finest_stride not in BACKBONE_STRIDES:
         raise ValueError(f"finest_stride must be one of {BACKBONE_STRIDES}, got {finest_stride}")
-    least = len(BACKBONE_STRIDES) - BACKBONE_STRIDES.index(finest_stride)
-    if levels < least:
+    minimum = len(BACKBONE_STRIDES) - BACKBONE_STRIDES.index(finest_stride)
+    if levels < minimum:
         raise ValueError(
-            f"levels must be at least {least} to reach the backbone's last map from "
+            f"levels must be at least {minimum} to reach the backbone's last map from "
             f"finest_stride={finest_stride}, got {levels}"
         )
     if two_stage and not refine:
-        raise ValueError("two_stage needs refine=True")
+        raise ValueError("two_stage=True needs refine=True")
 
 
 class MaskedGroupNorm(nn.GroupNorm):
-    """Group normalization over the cells of the image alone; padding becomes 0.
+    """Group normalization over the cells of the image only; padding becomes 0.
 
-    With the statistics of the padded map, as in the released code, an image's answer would depend
-    on the larger images of its batch.
+    The released code includes the padding, which makes an image's predictions depend on the larger
+    images in its batch.
     """
 
     def forward(self, maps: Tensor, valid: Tensor) -> Tensor:
-        """[B, C, H, W] and which cells are no padding [B, H, W] bool -> [B, C, H, W] float32."""
+        """Normalizes maps [B, C, H, W] over the valid cells [B, H, W] bool -> [B, C, H, W]
+        float32."""
         with torch.autocast(maps.device.type, enabled=False):
             groups = maps.float().unflatten(1, (self.num_groups, -1))  # [B, G, C/G, H, W]
             inside = valid[:, None, None].float()
-            every = (2, 3, 4)
-            count = inside.sum(every, keepdim=True) * groups.shape[2]
-            mean = (groups * inside).sum(every, keepdim=True) / count
+            dims = (2, 3, 4)
+            count = inside.sum(dims, keepdim=True) * groups.shape[2]
+            mean = (groups * inside).sum(dims, keepdim=True) / count
             centered = (groups - mean) * inside
-            variance = centered.square().sum(every, keepdim=True) / count
+            variance = centered.square().sum(dims, keepdim=True) / count
             normed = (centered * (variance + self.eps).rsqrt()).flatten(1, 2)
             scaled = normed * self.weight[:, None, None] + self.bias[:, None, None]
             return scaled * inside[:, 0]
 
 
 class MultiScaleMaps(nn.Module):
-    """From the backbone's maps to L levels of C channels.
+    """Projects the backbone's maps to L levels of C channels.
 
-    Levels start at the backbone's map of `finest_stride` pixels and double the stride. Those that
-    the backbone has are projected by 1×1 convolutions; the first coarser one is a 3×3 convolution
-    of stride 2 on the backbone's last map, each further one on the level before it. All end in a
-    group normalization.
+    The first level has the stride `finest_stride`, and each further level has twice the stride.
+    Levels that the backbone has are projected by 1×1 convolutions. The first coarser level is a 3×3
+    convolution of stride 2 on the backbone's last map, each further one on the level before it. All
+    levels end in a group normalization.
     """
 
     def __init__(self, in_channels: Sequence[int], dim: int, levels: int, finest_stride: int):
         super().__init__()
-        self.skipped = int(math.log2(finest_stride)) - 2  # backbone maps that are too fine
+        self.first_map = int(math.log2(finest_stride)) - 2  # index among the backbone's maps
         self.strides = [finest_stride * 2**level for level in range(levels)]
-        used = in_channels[self.skipped :]
-        self.laterals = nn.ModuleList(nn.Conv2d(c, dim, 1) for c in used)
-        widths = [used[-1]] + [dim] * levels
+        in_channels = in_channels[self.first_map :]
+        self.laterals = nn.ModuleList(nn.Conv2d(c, dim, 1) for c in in_channels)
+        widths = [in_channels[-1]] + [dim] * levels
         self.coarser = nn.ModuleList(
-            nn.Conv2d(c, dim, 3, stride=2, padding=1) for c in widths[: levels - len(used)]
+            nn.Conv2d(c, dim, 3, stride=2, padding=1) for c in widths[: levels - len(in_channels)]
         )
         self.norms = nn.ModuleList(MaskedGroupNorm(math.gcd(32, dim), dim) for _ in range(levels))
         for conv in [*self.laterals, *self.coarser]:
@@ -220,8 +222,9 @@ class MultiScaleMaps(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, maps: Sequence[Tensor], sizes_hw: Tensor) -> tuple[Tensor, LevelGeometry]:
-        """Maps of strides 4, 8, 16, 32, sizes [B, 2] pixels -> tokens [B, S, C] float32."""
-        maps = list(maps[self.skipped :])
+        """Maps of strides 4, 8, 16, 32, sizes [B, 2] pixels -> tokens [B, S, C] float32 and their
+        geometry."""
+        maps = list(maps[self.first_map :])
         levels = [
             norm(conv(feature), self._valid(feature, stride, sizes_hw))
             for conv, norm, feature, stride in zip(
@@ -229,13 +232,13 @@ class MultiScaleMaps(nn.Module):
             )
         ]
         last = len(maps) - 1
-        below = maps[-1] * self._valid(maps[-1], self.strides[last], sizes_hw)[:, None]
+        previous = maps[-1] * self._valid(maps[-1], self.strides[last], sizes_hw)[:, None]
         for conv, norm, stride in zip(
             self.coarser, self.norms[last + 1 :], self.strides[last + 1 :], strict=True
         ):
-            feature = conv(below)
-            below = norm(feature, self._valid(feature, stride, sizes_hw))
-            levels.append(below)
+            feature = conv(previous)
+            previous = norm(feature, self._valid(feature, stride, sizes_hw))
+            levels.append(previous)
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         shapes_hw = [tuple(level.shape[-2:]) for level in levels]
         return tokens, LevelGeometry(shapes_hw, self.strides, sizes_hw)
@@ -246,8 +249,8 @@ class MultiScaleMaps(nn.Module):
 
 
 def base_proposals(geometry: LevelGeometry) -> tuple[Tensor, Tensor]:
-    """A box around each position, 0.05 · 2^level of the image wide and high: [B, S, 4].
-    And which are used: [B, S] bool, false near the border, and so in padding."""
+    """Returns a box around each position, with sides of 0.05 · 2^level of the image, [B, S, 4], and
+    which boxes are usable, [B, S] bool: false near the border and, therefore, in the padding."""
     centers = geometry.reference_points
     sides = [
         centers.new_full((length, 2), BASE_SCALE * 2**level)
@@ -259,11 +262,12 @@ def base_proposals(geometry: LevelGeometry) -> tuple[Tensor, Tensor]:
 
 
 class Proposals(nn.Module):
-    """Predicts classes and a box at every position; the best become queries.
+    """Predicts class logits and a box at every position; the best positions become queries.
 
-    The released code trains one class here, foreground. This one tells the classes apart, so that
-    the loss is that of any other output, and ranks positions by their highest logit. Positions that
-    are not used have constant logits, far below any other, a constant box and no gradient.
+    The released code trains a single class here, foreground. This implementation predicts all
+    classes, so that the output has the same loss as any other, and ranks positions by their highest
+    logit. Unusable positions have constant logits, far below all others, a constant box and no
+    gradient.
     """
 
     def __init__(self, dim: int, queries: int):
@@ -277,16 +281,16 @@ class Proposals(nn.Module):
     def forward(
         self, memory: Tensor, geometry: LevelGeometry, head: PredictionHead
     ) -> tuple[Tensor, Tensor, Queries]:
-        """memory [B, S, C] -> class logits [B, S, K], boxes [B, S, 4], and min(Q, S) queries whose
-        references are boxes, through which no gradient flows."""
-        starts, usable = base_proposals(geometry)
-        rejected = ~usable[..., None]
+        """Maps memory [B, S, C] to class logits [B, S, K], boxes [B, S, 4], and min(Q, S) queries.
+        Their references are boxes and carry no gradient."""
+        base_boxes, usable = base_proposals(geometry)
+        unusable = ~usable[..., None]
         features = self.memory_norm(self.memory_projection(memory))
-        logits = head.class_logits(features).masked_fill(rejected, REJECTED)
-        boxes = head.boxes(features, starts).masked_fill(rejected, 0.5)
-        best = logits.detach().amax(dim=2).topk(min(self.queries, logits.shape[1]), dim=1).indices
-        references = boxes.detach().take_along_dim(best[..., None], dim=1)
-        queries = self._queries(references, usable.take_along_dim(best, dim=1))
+        logits = head.class_logits(features).masked_fill(unusable, UNUSABLE_LOGIT)
+        boxes = head.boxes(features, base_boxes).masked_fill(unusable, 0.5)
+        top = logits.detach().amax(dim=2).topk(min(self.queries, logits.shape[1]), dim=1).indices
+        references = boxes.detach().take_along_dim(top[..., None], dim=1)
+        queries = self._queries(references, usable.take_along_dim(top, dim=1))
         return logits, boxes, queries
 
     def _queries(self, references: Tensor, usable: Tensor) -> Queries:

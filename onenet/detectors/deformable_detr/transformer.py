@@ -2,8 +2,8 @@
 appendix A.3).
 
 B images, L levels, Q queries, S positions of all levels, C channels, K classes. References are
-normalized points [B, Q, 2] as (x, y) or boxes [B, Q, 4] as (cx, cy, w, h), shares of the unpadded
-image.
+normalized points [B, Q, 2] as (x, y) or boxes [B, Q, 4] as (cx, cy, w, h), fractions of the
+unpadded image.
 """
 
 import math
@@ -19,12 +19,13 @@ from onenet.detectors.deformable_detr.attention import (
     sine_encoding,
 )
 
-EPS = 1e-5  # references are at least this far from 0 and 1 in the inverse sigmoid
-IGNORED = -1e4  # added to an attention logit
+EPS = 1e-5  # the inverse sigmoid clips references to this distance from 0 and 1
+MASK_LOGIT = -1e4  # added to the attention logits of unusable queries
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a ReLU between, residual, layer norm after: [B, N, C] -> [B, N, C]."""
+    """Two linear layers with a ReLU between, a residual connection and a final layer norm:
+    [B, N, C] -> [B, N, C]."""
 
     def __init__(self, dim: int, hidden: int, dropout: float):
         super().__init__()
@@ -42,7 +43,8 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Deformable self-attention, each position its own reference point, and a feed-forward net."""
+    """Deformable self-attention, with each position as its own reference point, and a feedforward
+    net."""
 
     def __init__(self, dim: int, heads: int, levels: int, points: int, hidden: int, dropout: float):
         super().__init__()
@@ -52,14 +54,14 @@ class EncoderLayer(nn.Module):
         self.feedforward = FeedForward(dim, hidden, dropout)
 
     def forward(self, tokens: Tensor, positions: Tensor, geometry: LevelGeometry) -> Tensor:
-        """Tokens and their position embeddings [B, S, C] -> [B, S, C]."""
+        """Tokens and their position embeddings, [B, S, C] each -> [B, S, C]."""
         attended = self.attention(tokens + positions, geometry.reference_points, tokens, geometry)
         return self.feedforward(self.norm(tokens + self.dropout(attended)))
 
 
 class Encoder(nn.Module):
-    """`layers` encoder layers. Positions are told apart by a sine encoding of their place in the
-    unpadded image and by a learned embedding of their level."""
+    """`layers` encoder layers. Positions are encoded by a sine encoding of their location in the
+    unpadded image and a learned embedding of their level."""
 
     def __init__(
         self,
@@ -85,28 +87,30 @@ class Encoder(nn.Module):
         return tokens
 
     def positions(self, geometry: LevelGeometry) -> Tensor:
-        """[B, S, C]: half of the channels for y, half for x."""
+        """The position embeddings [B, S, C]: half of the channels for y, half for x."""
         dim = self.level_embedding.shape[1]
-        of_level = [
+        level_embeddings = [
             embedding.expand(length, dim)
             for embedding, length in zip(self.level_embedding, geometry.lengths, strict=True)
         ]
-        return sine_encoding(geometry.reference_points.flip(-1), dim // 2) + torch.cat(of_level)
+        return sine_encoding(geometry.reference_points.flip(-1), dim // 2) + torch.cat(
+            level_embeddings
+        )
 
 
 @dataclass(frozen=True)
 class Queries:
-    """What the decoder starts from."""
+    """The decoder's input queries."""
 
     content: Tensor  # [B, Q, C]
-    position: Tensor  # [B, Q, C], added to the content wherever attention is decided
+    position: Tensor  # [B, Q, C], added to the content to compute attention weights
     references: Tensor  # [B, Q, 2] or [B, Q, 4]
-    usable: Tensor | None = None  # [B, Q] bool; the others are not looked at. None: all
+    usable: Tensor | None = None  # [B, Q] bool; no query attends to unusable ones. None: all usable
 
 
 class LearnedQueries(nn.Module):
-    """Queries that are the same for every image; each tells its reference point by its position
-    embedding."""
+    """Queries that are the same for every image. A query's reference point is predicted from its
+    position embedding."""
 
     def __init__(self, queries: int, dim: int):
         super().__init__()
@@ -118,15 +122,16 @@ class LearnedQueries(nn.Module):
         with torch.autocast(self.embedding.weight.device.type, enabled=False):
             position, content = self.embedding.weight.chunk(2, dim=1)
             references = self.reference(position).sigmoid()
-        parts = (content, position, references)
-        return Queries(*(part.expand(images, -1, -1) for part in parts))
+        tensors = (content, position, references)
+        return Queries(*(tensor.expand(images, -1, -1) for tensor in tensors))
 
 
 class PredictionHead(nn.Module):
-    """Classes by a linear layer, boxes by a three-layer perceptron relative to a reference.
+    """Predicts classes with a linear layer, and boxes relative to a reference with a three-layer
+    perceptron.
 
-    float32 under autocast too. `prior`: the score, in 0..1, that every class starts with.
-    `size_bias`: what the perceptron starts with for width and height; 0 for the centre.
+    Computes in float32, also under autocast. `prior`: approximate initial score of every class, in
+    0..1. `size_bias`: initial output of the perceptron for width and height; 0 for the centre.
     """
 
     def __init__(self, dim: int, num_classes: int, prior: float, size_bias: float):
@@ -150,7 +155,7 @@ class PredictionHead(nn.Module):
             return self.classes(features.float())
 
     def boxes(self, features: Tensor, references: Tensor) -> Tensor:
-        """[B, Q, C] -> normalized (cx, cy, w, h) in 0..1 [B, Q, 4] (appendix A.3, A.4)."""
+        """[B, Q, C] -> normalized (cx, cy, w, h) [B, Q, 4] in 0..1 (appendix A.3, A.4)."""
         with torch.autocast(features.device.type, enabled=False):
             offsets = self.box(features.float())
             start = torch.logit(references, eps=EPS)
@@ -160,7 +165,7 @@ class PredictionHead(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention of the queries, deformable attention to the image, a feed-forward net."""
+    """Self-attention between the queries, deformable attention to the image, feedforward net."""
 
     def __init__(self, dim: int, heads: int, levels: int, points: int, hidden: int, dropout: float):
         super().__init__()
@@ -179,13 +184,13 @@ class DecoderLayer(nn.Module):
         geometry: LevelGeometry,
     ) -> Tensor:
         """content [B, Q, C], memory [B, S, C] -> [B, Q, C]."""
-        asking = content + queries.position
-        ignored = None
-        if queries.usable is not None:  # finite, for images without any usable query
-            ignored = torch.zeros_like(queries.usable, dtype=asking.dtype)
-            ignored = ignored.masked_fill(~queries.usable, IGNORED)
+        keys = content + queries.position
+        mask = None
+        if queries.usable is not None:  # a finite mask, for images without any usable query
+            mask = torch.zeros_like(queries.usable, dtype=keys.dtype)
+            mask = mask.masked_fill(~queries.usable, MASK_LOGIT)
         attended, _ = self.self_attention(
-            asking, asking, content, key_padding_mask=ignored, need_weights=False
+            keys, keys, content, key_padding_mask=mask, need_weights=False
         )
         content = self.norms[0](content + self.dropouts[0](attended))
         attended = self.cross_attention(content + queries.position, references, memory, geometry)
@@ -194,8 +199,8 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`layers` decoder layers. With `refine` each looks around the boxes of the layer before it,
-    through which no gradient flows (appendix A.4); without, around the queries' references."""
+    """`layers` decoder layers. With `refine`, each attends around the boxes of the layer before it,
+    through which no gradient flows (appendix A.4); without it, around the queries' references."""
 
     def __init__(
         self,
@@ -221,7 +226,7 @@ class Decoder(nn.Module):
         geometry: LevelGeometry,
         heads: Sequence[PredictionHead],
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each layer, with its head: features [B, Q, C], normalized boxes [B, Q, 4]."""
+        """Yields each layer's features [B, Q, C] and its head's normalized boxes [B, Q, 4]."""
         content, references = queries.content, queries.references
         for layer, head in zip(self.layers, heads, strict=True):
             content = layer(content, queries, references, memory, geometry)
