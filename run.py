@@ -18,19 +18,19 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from onenet.sweeps.app import run
-from onenet.sweeps.handover import run_frozen
+from onenet.sweeps.foreign import run_frozen
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(_: DictConfig) -> None:
-    """One run, which the sweeper has frozen, for a launcher that is not ours."""
+    """Does one run for a launcher of Hydra's; the sweeper has frozen the run."""
     job = HydraConfig.get()
     run_frozen(Path(job.runtime.output_dir), Path(job.sweeper.request))
 
 
 if __name__ == "__main__":
     status = run(main)
-    if "LOCAL_RANK" in os.environ:  # no process of a run may wait for the others at its end
+    if "LOCAL_RANK" in os.environ:  # exit without waiting for the run's other processes
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

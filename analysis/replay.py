@@ -31,7 +31,7 @@ from analysis.core.evidence import arrays_of, default_root, named_runs
 from analysis.core.formats import Block, Sheet, markdown
 from analysis.tables import write
 from onenet.boxes import iou_and_giou
-from onenet.config.compose import loader, override, use_folder, word
+from onenet.config.compose import loader, override, override_text, use_folder
 from onenet.config.schema import Config
 from onenet.detectors import DETECTORS
 from onenet.errors import UserError
@@ -163,7 +163,7 @@ def replay(folder: Path, variants: Variants) -> list[Replayed]:
     try:
         images = saved_images(run)
         for overrides in [(), *variants]:
-            variant = " ".join(map(word, overrides)) or AS_TRAINED
+            variant = " ".join(map(override_text, overrides)) or AS_TRAINED
             rows.append(assign(images, config_with(values, overrides), name, variant))
     except (UserError, FloatingPointError) as error:
         raise UserError(f"{name}: {error}") from error

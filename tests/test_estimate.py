@@ -6,7 +6,7 @@ Run: pytest tests/test_estimate.py
 import pytest
 
 from onenet.config.compose import compose, to_dict
-from onenet.sweeps.estimate import Estimates, say
+from onenet.sweeps.estimate import Estimates, duration_text
 from onenet.system.files import write_json
 
 
@@ -39,4 +39,6 @@ def test_what_nothing_finished_compares_with_has_no_estimate(tmp_path, override)
 
 
 def test_times_are_said_in_the_unit_that_suits_them():
-    assert [say(s) for s in (12.3, 600, 9000)] == ["about 12 s", "about 10 min", "about 2.5 h"]
+    assert [duration_text(seconds) for seconds in (12.3, 600, 9000)] == [
+        *("about 12 s", "about 10 min", "about 2.5 h"),
+    ]

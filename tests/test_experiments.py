@@ -1,4 +1,4 @@
-"""From words to runs: grids, experiments, narrowing and multiplying.
+"""From overrides to runs: grids, experiments, narrowing and multiplying.
 
 Run: pytest tests/test_experiments.py
 """
@@ -100,7 +100,7 @@ def test_every_row_of_every_experiment_resolves(name, scale):
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("overrides", "message"),
     [
         (["+experiment=tabel1"], "table1"),
         (["+experiment=table1", "location=nowhere"], "location=nowhere"),
@@ -114,10 +114,10 @@ def test_every_row_of_every_experiment_resolves(name, scale):
         (["cost=glob(x*)"], "lists no value"),
     ],
 )
-def test_wrong_words_are_told_what_to_type(words, named):
+def test_wrong_overrides_are_errors_with_a_way_out(overrides, message):
     with pytest.raises(UserError) as caught:
-        expand(words)
-    assert named in str(caught.value)
+        expand(overrides)
+    assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
 
 

@@ -1,4 +1,4 @@
-"""run.py as a Hydra application: each line of onenet/sweeps/README.md is typed; errors; completion.
+"""run.py as a Hydra application: each command of onenet/sweeps/README.md, errors, completion.
 
 Run: pytest tests/test_hydra_app.py (-m slow: the lines that start runs)
 """
@@ -15,7 +15,7 @@ import pytest
 
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
-from onenet.sweeps.app import MOVED, refuse
+from onenet.sweeps.app import reject_old
 from onenet.system.files import REPOSITORY
 from tests.test_cli import run_py
 
@@ -48,7 +48,7 @@ def elsewhere(tmp_path) -> Path:
     return tmp_path / "cwd"
 
 
-def words_of(line: str, cwd: Path) -> list[str]:
+def arguments_of(line: str, cwd: Path) -> list[str]:
     return shlex.split(line.replace("DIR", str(cwd.parent / "own")))
 
 
@@ -59,16 +59,16 @@ def test_the_table_is_read():
 
 @pytest.mark.parametrize("line", [x for x in TYPED if any(s in x for s in STARTS_NOTHING)])
 def test_a_line_that_starts_nothing(line, elsewhere):
-    words = words_of(line, elsewhere)
-    if "plan=true" in words:
-        words.append(f"runs_root={elsewhere.parent / 'runs'}")
-    done = run_py(*words, cwd=elsewhere)
+    arguments = arguments_of(line, elsewhere)
+    if "plan=true" in arguments:
+        arguments.append(f"runs_root={elsewhere.parent / 'runs'}")
+    done = run_py(*arguments, cwd=elsewhere)
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert "Traceback" not in done.stderr
     assert list(elsewhere.iterdir()) == []
     assert not (elsewhere.parent / "runs").exists()
-    if "plan=true" in words and "search_cost" not in line:
+    if "plan=true" in arguments and "search_cost" not in line:
         assert re.search(r"^[0-9a-f]{10}  missing ", done.stdout, re.MULTILINE)
 
 
@@ -76,8 +76,8 @@ def test_a_line_that_starts_nothing(line, elsewhere):
 @pytest.mark.parametrize("line", [x for x in TYPED if not any(s in x for s in STARTS_NOTHING)])
 def test_a_line_that_starts_runs(line, elsewhere):
     runs = elsewhere.parent / "runs"
-    words = [*words_of(line, elsewhere), "debug=tiny", "tracker=none", f"runs_root={runs}"]
-    done = run_py(*words, cwd=elsewhere)
+    arguments = [*arguments_of(line, elsewhere), "debug=tiny", "tracker=none", f"runs_root={runs}"]
+    done = run_py(*arguments, cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert len(list(runs.glob("*/result.json"))) == (2 if "seed=0,1" in line else 1)
@@ -89,8 +89,8 @@ def test_a_line_that_starts_runs(line, elsewhere):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
 def test_a_run_under_another_launcher_writes_its_checkpoint_when_it_is_stopped(launcher, tmp_path):
-    words = ["debug=tiny", "tracker=none", "steps=100000", "save_every=1000", "log_every=1"]
-    command = [sys.executable, str(REPOSITORY / "run.py"), f"hydra/launcher={launcher}", *words]
+    arguments = ["debug=tiny", "tracker=none", "steps=100000", "save_every=1000", "log_every=1"]
+    command = [sys.executable, str(REPOSITORY / "run.py"), f"hydra/launcher={launcher}", *arguments]
     sweep = subprocess.Popen([*command, f"runs_root={tmp_path}"], stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
     while time.monotonic() < until:
@@ -100,25 +100,25 @@ def test_a_run_under_another_launcher_writes_its_checkpoint_when_it_is_stopped(l
         time.sleep(0.2)
     (folder,) = folders
     sweep.send_signal(signal.SIGTERM)
-    _, said = sweep.communicate(timeout=100)
+    _, output = sweep.communicate(timeout=100)
     status = folder.status()
-    assert sweep.returncode == 75, said
+    assert sweep.returncode == 75, output
     assert (status["state"], status["kind"]) == ("preempted", "preempted")
     assert status["saved_step"] >= 5
     assert not folder.is_locked()
 
 
 def test_the_help_names_groups_options_and_experiments(elsewhere):
-    said = run_py("--help", cwd=elsewhere).stdout
-    for words in ("cost: algorithm1,", "table1: Ablation on label", "search_cost: Weights of the"):
-        assert words in said
+    output = run_py("--help", cwd=elsewhere).stdout
+    for text in ("cost: algorithm1,", "table1: Ablation on label", "search_cost: Weights of the"):
+        assert text in output
 
 
 def test_tab_completion_knows_options_and_experiments(elsewhere):
     for key, word in (("cost=", "loc_cls"), ("+experiment=", "table1")):
         line = f"python run.py {key}"
-        asked = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
-        done = run_py("-sc", "query=bash", cwd=elsewhere, **asked)
+        environment = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+        done = run_py("-sc", "query=bash", cwd=elsewhere, **environment)
         assert f"{key}{word}" in done.stdout.split()
 
 
@@ -137,21 +137,21 @@ WRONG = [  # the first of them in the default tests
     (["cost=[loc_cls]"], "cost=[loc_cls]: choose one of algorithm1"),
     (["heads=1,3", "nokey=1"], "Key 'nokey' not in 'Config'"),
     (["--experimental-rerun", "/nowhere"], "/nowhere"),
-    (["hydra.mode=RUN"], "run.py sweeps, also over one run"),
+    (["hydra.mode=RUN"], "run.py always sweeps, even over one run"),
     (["--config-dir", "/nowhere"], "/nowhere"),
     (["+new=1"], "+new=1: keys can be changed, not added"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [*WRONG[:6], *(pytest.param(*case, marks=pytest.mark.slow) for case in WRONG[6:])],
 )
-def test_wrong_words_end_in_a_few_lines(words, said, elsewhere):
+def test_wrong_arguments_end_in_a_few_lines(arguments, message, elsewhere):
     runs = elsewhere.parent / "runs"
-    done = run_py(*words, f"runs_root={runs}", "debug=tiny", "tracker=none", cwd=elsewhere)
+    done = run_py(*arguments, f"runs_root={runs}", "debug=tiny", "tracker=none", cwd=elsewhere)
     assert done.returncode == 2, done.stdout
-    assert said in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.splitlines()) <= 12
     assert "Traceback" not in done.stderr
     assert "Search path" not in done.stderr
@@ -159,7 +159,7 @@ def test_wrong_words_end_in_a_few_lines(words, said, elsewhere):
 
 
 @pytest.mark.parametrize(
-    ("words", "runs"),
+    ("arguments", "runs"),
     [
         (["+experiment=table6", "seed=0", "model.dropout=0.2"], 4),
         (["-m", "detector=sparse_rcnn,centernet", "model.prior=0.02"], 2),
@@ -168,8 +168,8 @@ def test_wrong_words_end_in_a_few_lines(words, said, elsewhere):
         (["hydra/sweeper=basic", "seed=0,1"], 2),
     ],
 )
-def test_words_that_only_some_runs_have_and_flags_in_between(words, runs, elsewhere):
-    done = run_py(*words, f"runs_root='{elsewhere.parent}/a =root'", "plan=true", cwd=elsewhere)
+def test_overrides_that_only_some_runs_have_and_flags_in_between(arguments, runs, elsewhere):
+    done = run_py(*arguments, f"runs_root='{elsewhere.parent}/a =root'", "plan=true", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if " missing " in line]
     assert len(lines) == runs
@@ -188,23 +188,22 @@ def test_a_torn_file_of_the_users_is_named(elsewhere):
 def test_one_module_parses_and_composes():
     names = ("OverridesParser", "initialize_config_dir", "hydra_compose", "load_configuration")
     files = [*(REPOSITORY / "onenet").rglob("*.py"), *(REPOSITORY / "analysis").rglob("*.py")]
-    found = {
+    modules = {
         str(file.relative_to(REPOSITORY))
         for file in [*files, REPOSITORY / "run.py"]
         if any(name in file.read_text() for name in names)
     }
-    assert found == {"onenet/config/compose.py"}
+    assert modules == {"onenet/config/compose.py"}
 
 
-def test_old_words_are_told_what_to_type():
-    assert {old: new for old, new in OLD if old in MOVED} == MOVED
+def test_old_keys_are_errors_that_name_the_new_ones():
     for old, new in OLD:
         with pytest.raises(UserError, match=rf"write {re.escape(new.replace('KEY', 'cpus'))}=3"):
-            refuse(f"{old.replace('KEY', 'cpus')}=3")
-    for word in ("sweep=1", "sweep.foo=1"):
+            reject_old(f"{old.replace('KEY', 'cpus')}=3")
+    for override in ("sweep=1", "sweep.foo=1"):
         with pytest.raises(UserError, match=r"hydra\.launcher"):
-            refuse(word)
-    for word in (
+            reject_old(override)
+    for argument in (
         "hydra.mode=multirun",
         "seed=0",
         "+experiment=table1",
@@ -212,4 +211,4 @@ def test_old_words_are_told_what_to_type():
         "-m",
         "lr=null",
     ):
-        refuse(word)
+        reject_old(argument)

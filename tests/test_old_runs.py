@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 from onenet.config.compose import compose, from_dict, to_dict
-from onenet.config.upgrade import LATER, NEUTRAL, upgrade
+from onenet.config.upgrade import FALLBACKS, NEUTRAL, upgrade
 from onenet.errors import UserError
 from onenet.job.run import Job, work
 from onenet.runs.folder import RunFolder
@@ -204,18 +204,18 @@ def test_what_does_not_count_is_what_this_command_asks_for(folder):
 
 
 def test_every_key_that_came_later_has_its_neutral_value():
-    """A key that is new since ae34722 must be entered in LATER."""
+    """A key that is new since ae34722 must be entered in FALLBACKS."""
     old = flatten(yaml.safe_load((OLD / "config.yaml").read_text()))
     now = flatten(to_dict(compose([])))
-    assert {key for key in now.keys() - old.keys() if key not in LATER} == set()
-    assert set(LATER) <= now.keys() | {"model", "optim.lr_factors", "cost.terms"}
+    assert {key for key in now.keys() - old.keys() if key not in FALLBACKS} == set()
+    assert set(FALLBACKS) <= now.keys() | {"model", "optim.lr_factors", "cost.terms"}
 
 
 def test_without_the_later_keys_an_old_config_has_its_id():
     neutral = [f"{key}={str(value).lower()}" for key, value in NEUTRAL.items()]
     config = to_dict(compose(neutral))
     old = copy.deepcopy(config)
-    for key in LATER:
+    for key in FALLBACKS:
         *groups, name = key.split(".")
         node = old
         for group in groups:

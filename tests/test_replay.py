@@ -379,7 +379,7 @@ def test_a_variant_stands_on_the_runs_own_matching(own, variant, same_as):
         (["cost=loc_onl"], "predicted-0000000000: Could not find 'cost/loc_onl'"),
         (["cost.weights.cls=-1"], "cost.weights.cls=-1"),
         (["assigner.conflict=none"], "assigner.conflict=none: choose one of keep"),
-        (["cost=loc_only", "cost.weights.l1=0", "cost.weights.giou=0"], "no term left"),
+        (["cost=loc_only", "cost.weights.l1=0", "cost.weights.giou=0"], "no term for location"),
         (["cost.weights.cls=1e39"], "predicted-0000000000: "),
         (["cost.weights.cls=interval(0,1)"], "needs a list of values"),
         (["cost"], "missing EQUAL"),

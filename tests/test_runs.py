@@ -18,7 +18,7 @@ from onenet.errors import UserError
 from onenet.job.endings import kind_of
 from onenet.job.recorder import cut_back
 from onenet.runs.folder import KINDS, Locked, RunFolder, owner
-from onenet.sweeps import machine, summary
+from onenet.sweeps import local, summary
 from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY, write_atomically, write_json
 from tests.launchers import launcher_of
@@ -170,13 +170,13 @@ def test_metrics_are_cut_back_to_the_checkpoint(folder):
 
 def test_cores_are_shared_out(monkeypatch):
     def shared(runs: int, *overrides: str) -> tuple[int, int, int]:
-        free = launcher_of(overrides).places(compose(overrides), runs)
-        assert len(set(free)) == 1
-        assert free[0].gpus is None
-        return len(free), free[0].processes, free[0].threads
+        resources = launcher_of(overrides).resources(compose(overrides), runs)
+        assert len(set(resources)) == 1
+        assert resources[0].gpus is None
+        return len(resources), resources[0].processes, resources[0].threads
 
-    monkeypatch.setattr(machine, "count_cores", lambda: 8)
-    monkeypatch.setattr(machine, "gpus", list)
+    monkeypatch.setattr(local, "count_cores", lambda: 8)
+    monkeypatch.setattr(local, "gpus", list)
     assert shared(4) == (4, 1, 2)
     assert shared(1) == (1, 1, 8)
     assert shared(20) == (8, 1, 1)
@@ -191,7 +191,7 @@ def test_cores_are_shared_out(monkeypatch):
 
 def test_every_run_has_gpus_of_its_own_while_there_are_any(monkeypatch):
     def shared(runs: int, *overrides: str) -> list[tuple[str, ...] | None]:
-        return [place.gpus for place in launcher_of(overrides).places(compose(overrides), runs)]
+        return [run.gpus for run in launcher_of(overrides).resources(compose(overrides), runs)]
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,GPU-3")
     assert shared(9) == [("0",), ("1",), ("2",), ("GPU-3",)]
@@ -207,15 +207,15 @@ def test_every_run_has_gpus_of_its_own_while_there_are_any(monkeypatch):
         shared(1, "processes=5")
     assert shared(1, "device=cpu") == [None]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert machine.gpus() == []
+    assert local.gpus() == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(machine, "NVIDIA", Path("/nowhere"))
-    monkeypatch.setattr(machine.shutil, "which", lambda _: None)
-    assert machine.gpus() == []
-    monkeypatch.setattr(machine.shutil, "which", lambda name: name)
+    monkeypatch.setattr(local, "NVIDIA", Path("/nowhere"))
+    monkeypatch.setattr(local.shutil, "which", lambda _: None)
+    assert local.gpus() == []
+    monkeypatch.setattr(local.shutil, "which", lambda name: name)
     listing = subprocess.CompletedProcess([], 0, "GPU 0: One (UUID: a)\nGPU 1: One (UUID: b)\n")
-    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: listing)
-    assert machine.gpus() == ["0", "1"]
+    monkeypatch.setattr(local.subprocess, "run", lambda *_, **__: listing)
+    assert local.gpus() == ["0", "1"]
 
 
 def test_labels_say_what_tells_runs_apart():

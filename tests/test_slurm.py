@@ -53,17 +53,17 @@ def stand_ins(tools, tmp_path):
     return tmp_path
 
 
-def planned(tmp_path: Path, *words: str) -> planning.Run:
-    specs = expand([*words, *TINY, f"runs_root={tmp_path / 'runs'}"])
+def plan_run(tmp_path: Path, *overrides: str) -> planning.Run:
+    specs = expand([*overrides, *TINY, f"runs_root={tmp_path / 'runs'}"])
     runs = planning.group(specs)
     planning.freeze(runs)
     return runs[0]
 
 
-def started(run: planning.Run, *words: str) -> slurm.SlurmJob:
-    launcher = launcher_of([*TINY, *words])
-    (place,) = launcher.places(run.config, 1)
-    return launcher.start(run, place).process
+def start_run(run: planning.Run, *overrides: str) -> slurm.SlurmJob:
+    launcher = launcher_of([*TINY, *overrides])
+    (resources,) = launcher.resources(run.config, 1)
+    return launcher.start(run, resources).handle
 
 
 def submitted_command(tmp_path: Path) -> list[str]:
@@ -75,9 +75,9 @@ def submitted_command(tmp_path: Path) -> list[str]:
 
 def test_what_is_submitted_asks_for_what_the_keys_say(stand_ins):
     more = "hydra.launcher.more={account: vision, qos: high, signal_delay_s: 150}"
-    asked = ["partition=gpu", "minutes=90", "cpus=6", "gpus=2", "memory_gb=1.5"]
-    run = planned(stand_ins)
-    assert started(run, more, *[f"hydra.launcher.{word}" for word in asked]).job == "17"
+    options = ["partition=gpu", "minutes=90", "cpus=6", "gpus=2", "memory_gb=1.5"]
+    run = plan_run(stand_ins)
+    assert start_run(run, more, *[f"hydra.launcher.{word}" for word in options]).job == "17"
     script = (stand_ins / "submitted.sh").read_text()
     for option in (
         *("partition=gpu", "time=90", "cpus-per-task=6", "gpus-per-node=2", "mem=1536M"),
@@ -90,7 +90,7 @@ def test_what_is_submitted_asks_for_what_the_keys_say(stand_ins):
 
 
 @pytest.mark.parametrize(
-    ("words", "processes", "threads"),
+    ("overrides", "processes", "threads"),
     [
         (["hydra.launcher.cpus=6"], 1, 6),
         (["processes=2", "hydra.launcher.cpus=6"], 2, 3),
@@ -99,9 +99,9 @@ def test_what_is_submitted_asks_for_what_the_keys_say(stand_ins):
         (["processes=null"], 1, 4),
     ],
 )
-def test_processes_and_threads_share_what_a_job_gets(words, processes, threads, stand_ins):
-    run = planned(stand_ins, *words)
-    started(run, *words)
+def test_processes_and_threads_share_what_a_job_gets(overrides, processes, threads, stand_ins):
+    run = plan_run(stand_ins, *overrides)
+    start_run(run, *overrides)
     command = submitted_command(stand_ins)
     assert ("torch.distributed.run" in command) == (processes > 1)
     if processes > 1:
@@ -110,26 +110,26 @@ def test_processes_and_threads_share_what_a_job_gets(words, processes, threads, 
     assert Request.read(Path(command[-1])).threads == threads
 
 
-def test_all_runs_are_submitted_at_once_unless_jobs_says_otherwise():
-    config = compose(TINY)
-    assert len(slurm.places(config, SlurmOptions(cpus=1, gpus=0), 40)) == 40
-    assert len(slurm.places(config, SlurmOptions(cpus=1, gpus=0, jobs=3), 40)) == 3
-    assert len(slurm.places(config, SlurmOptions(cpus=1, gpus=0, jobs=3), 2)) == 2
+def test_all_runs_are_submitted_at_once_unless_jobs_says_otherwise(stand_ins):
+    config = compose([*TINY, f"runs_root={stand_ins / 'runs'}"])
+    for jobs, runs, at_a_time in ((None, 40, 40), (3, 40, 3), (3, 2, 2)):
+        launcher = slurm.Slurm(SlurmOptions(cpus=1, gpus=0, jobs=jobs))
+        assert len(launcher.resources(config, runs)) == at_a_time
 
 
 def test_a_run_that_is_in_the_queue_is_not_submitted_again(stand_ins):
-    run = planned(stand_ins)
+    run = plan_run(stand_ins)
     (stand_ins / "queue").write_text(f"23|{slurm.job_name(run.folder)}\n")
-    assert started(run).job == "23"
+    assert start_run(run).job == "23"
     assert not (stand_ins / "submitted.sh").exists()
     elsewhere = RunFolder(stand_ins / "other" / run.name)
     assert slurm.job_name(elsewhere) != slurm.job_name(run.folder)
 
 
 def test_a_job_ends_when_it_has_left_the_queue_and_its_run_says_how(stand_ins, monkeypatch):
-    run = planned(stand_ins)
-    monkeypatch.setattr(slurm, "LOOK_EVERY", 0)
-    job = started(run)
+    run = plan_run(stand_ins)
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0)
+    job = start_run(run)
     (stand_ins / "queue").write_text("17|some name\n")
     assert job.poll() is None
     (stand_ins / "queue").unlink()
@@ -137,17 +137,17 @@ def test_a_job_ends_when_it_has_left_the_queue_and_its_run_says_how(stand_ins, m
     assert job.poll() is None  # perhaps not seen from here yet
     run.folder.set_status(state="done")
     assert job.poll() == job.returncode == 0
-    killed = started(run)
+    killed = start_run(run)
     run.folder.set_status(state="running")
-    monkeypatch.setattr(slurm, "SETTLE_SECONDS", 0)
+    monkeypatch.setattr(slurm, "SYNC_SECONDS", 0)
     assert killed.poll() == 1
 
 
 def test_a_queue_that_does_not_answer_ends_no_job(stand_ins, tools, monkeypatch):
-    monkeypatch.setattr(slurm, "LOOK_EVERY", 0)
-    run = planned(stand_ins)
+    monkeypatch.setattr(slurm, "QUEUE_SECONDS", 0)
+    run = plan_run(stand_ins)
     (stand_ins / "queue").write_text("17|some name\n")
-    job = started(run)
+    job = start_run(run)
     run.folder.set_status(state="done")
     assert job.poll() is None
     tools("squeue", "echo Unable to contact slurm controller >&2; exit 1")
@@ -157,7 +157,7 @@ def test_a_queue_that_does_not_answer_ends_no_job(stand_ins, tools, monkeypatch)
 def test_nothing_is_submitted_while_the_queue_is_not_known(stand_ins, tools):
     tools("squeue", "echo Unable to contact slurm controller >&2; exit 1")
     with pytest.raises(UserError, match="squeue does not answer"):
-        started(planned(stand_ins))
+        start_run(plan_run(stand_ins))
     assert not (stand_ins / "submitted.sh").exists()
 
 
@@ -165,19 +165,19 @@ def test_where_a_run_takes_place_is_not_in_its_id():
     assert run_id(compose([*TINY, "hydra.launcher.more={qos: a}"])) == run_id(compose(TINY[:2]))
 
 
-def test_what_slurm_refuses_is_told_in_slurms_words(stand_ins, tools):
+def test_what_slurm_refuses_ends_with_slurms_message(stand_ins, tools):
     tools("sbatch", "echo sbatch: error: invalid partition specified: gpu >&2; exit 1")
     with pytest.raises(UserError, match="invalid partition specified: gpu"):
-        started(planned(stand_ins), "hydra.launcher.partition=gpu")
+        start_run(plan_run(stand_ins), "hydra.launcher.partition=gpu")
 
 
 def test_without_slurm_or_submitit_the_error_names_what_is_missing(tools, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(UserError, match="needs sbatch"):
-        slurm.Cluster(SlurmOptions(), tmp_path)
+        launcher_of(TINY).resources(compose(TINY), 1)
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[slurm\]'"):
-        slurm.Cluster(SlurmOptions(), tmp_path)
+        launcher_of(TINY).resources(compose(TINY), 1)
 
 
 def test_further_options_must_be_a_mapping():
@@ -198,11 +198,11 @@ def cluster(tmp_path_factory):
 
 
 class Driver:
-    """`python run.py` with these words, in the background."""
+    """`python run.py` with these overrides, in the background."""
 
-    def __init__(self, words: list[str], cluster: dict[str, str]):
+    def __init__(self, overrides: list[str], cluster: dict[str, str]):
         self.process = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "run.py"), "-m", *words],
+            [sys.executable, str(REPOSITORY / "run.py"), "-m", *overrides],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -210,8 +210,8 @@ class Driver:
         )
 
     def end(self) -> tuple[int, str]:
-        said, _ = self.process.communicate(timeout=300)
-        return self.process.returncode, said
+        output, _ = self.process.communicate(timeout=300)
+        return self.process.returncode, output
 
 
 @pytest.fixture
@@ -219,8 +219,8 @@ def drive(cluster):
     """A function that starts a Driver; none outlives its test."""
     drivers = []
 
-    def start(words: list[str]) -> Driver:
-        drivers.append(Driver(words, cluster))
+    def start(overrides: list[str]) -> Driver:
+        drivers.append(Driver(overrides, cluster))
         return drivers[-1]
 
     yield start
@@ -256,21 +256,21 @@ def steps(folder: RunFolder) -> list[int]:
 
 @pytest.mark.slow
 def test_a_sweep_survives_a_preempted_job_and_the_end_of_its_driver(cluster, drive, tmp_path):
-    words = ["seed=0,1,2,3", *TINY, "steps=80", "save_every=0", f"runs_root={tmp_path}"]
-    words += ["hydra.launcher.cpus=1", "hydra.launcher.minutes=30"]
-    folders = [spec.folder for spec in expand(words)]
-    first = drive(words)
+    overrides = ["seed=0,1,2,3", *TINY, "steps=80", "save_every=0", f"runs_root={tmp_path}"]
+    overrides += ["hydra.launcher.cpus=1", "hydra.launcher.minutes=30"]
+    folders = [spec.folder for spec in expand(overrides)]
+    first = drive(overrides)
     name = slurm.job_name(folders[0])
     wait_for(lambda: folders[0].last_metrics().get("step", 0) >= 10)
     ask(["scancel", "--signal=USR2", jobs(cluster)[name][0]], cluster)
     restart_at_once(name, cluster)
     first.process.send_signal(signal.SIGINT)
-    status, said = first.end()
-    assert status == 75, said
-    assert "scancel" in said
+    status, output = first.end()
+    assert status == 75, output
+    assert "scancel" in output
     assert name in jobs(cluster)
-    status, said = drive(words).end()
-    assert status == 0, said
+    status, output = drive(overrides).end()
+    assert status == 0, output
     assert all(folder.state() == "done" for folder in folders)
     assert folders[0].status()["resumes"] >= 1
     assert all(steps(folder) == list(range(1, 81)) for folder in folders)
@@ -280,15 +280,15 @@ def test_a_sweep_survives_a_preempted_job_and_the_end_of_its_driver(cluster, dri
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_makes_way_for_a_job_that_goes_first(cluster, drive, tmp_path):
-    words = [*TINY, "processes=2", "steps=60", "save_every=0", f"runs_root={tmp_path}"]
-    words += ["hydra.launcher.cpus=2", "hydra.launcher.minutes=30"]
-    (spec,) = expand(words)
-    driver = drive(words)
+    overrides = [*TINY, "processes=2", "steps=60", "save_every=0", f"runs_root={tmp_path}"]
+    overrides += ["hydra.launcher.cpus=2", "hydra.launcher.minutes=30"]
+    (spec,) = expand(overrides)
+    driver = drive(overrides)
     wait_for(lambda: spec.folder.last_metrics().get("step", 0) >= 10)
     all_cores = ["--partition=high", f"--cpus-per-task={os.cpu_count()}", "--output=/dev/null"]
     ask(["sbatch", *all_cores, "--wrap=true"], cluster)
     restart_at_once(slurm.job_name(spec.folder), cluster)
-    status, said = driver.end()
-    assert status == 0, said
+    status, output = driver.end()
+    assert status == 0, output
     assert spec.folder.status()["resumes"] == 1
     assert steps(spec.folder) == list(range(1, 61))

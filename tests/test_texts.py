@@ -11,7 +11,7 @@ import pytest
 
 from onenet.config.compose import use_folder
 from onenet.sweeps.experiments import axes_of, specs_of
-from onenet.sweeps.search import requested
+from onenet.sweeps.search import requested_search
 from onenet.system.files import REPOSITORY
 
 PAGES = sorted(
@@ -33,14 +33,14 @@ def slugs(page: Path) -> set[str]:
 
 
 def commands(script: str) -> list[tuple[str, str]]:
-    """Page and words of each command in the texts that starts with this script."""
-    found = []
+    """Page and arguments of each command in the texts that starts with this script."""
+    lines = []
     for page in PAGES:
         for inline, block in COMMAND.findall(page.read_text()):
             line = (inline or block).replace("\\\n", " ").removeprefix("PYTHONPATH=. ")
             if line.startswith(f"python {script}") and "…" not in line and "..." not in line:
-                found.append((str(page.relative_to(REPOSITORY)), line.removeprefix("python ")))
-    return list(dict.fromkeys(found))
+                lines.append((str(page.relative_to(REPOSITORY)), line.removeprefix("python ")))
+    return list(dict.fromkeys(lines))
 
 
 def test_the_texts_are_found():
@@ -66,20 +66,20 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize(("page", "line"), commands("run.py"))
-def test_words_for_run_py_compose(page, line, tmp_path, monkeypatch):
-    """Nothing is started: what the words ask for is composed and checked."""
+def test_overrides_for_run_py_compose(page, line, tmp_path, monkeypatch):
+    """Starts nothing: only composes and checks."""
     if any(word in line for word in ("--config-dir", "hydra.searchpath", "-sc ")):
         pytest.skip("test_hydra_app.py and test_own_parts.py type it")
-    words = [w for w in shlex.split(line)[1:] if "=" in w or w.startswith("+")]
-    words = [re.sub(rf"\b({'|'.join(PLACES)})$", str(tmp_path), word) for word in words]
+    overrides = [w for w in shlex.split(line)[1:] if "=" in w or w.startswith("+")]
+    overrides = [re.sub(rf"\b({'|'.join(PLACES)})$", str(tmp_path), word) for word in overrides]
     for split in ("train", "val"):  # the id hashes these
         for name in ("train2017", "val2017", "train", "val"):
             file = tmp_path / "annotations" / f"instances_{name}.json"
             file.parent.mkdir(exist_ok=True)
             file.write_text(split)
     use_folder(None)
-    axes = axes_of(words)
-    assert requested(axes) or specs_of(axes)
+    axes = axes_of(overrides)
+    assert requested_search(axes) or specs_of(axes)
 
 
 @pytest.mark.parametrize(("page", "line"), commands("analysis/") + commands("tests/"))

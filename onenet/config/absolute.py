@@ -1,5 +1,5 @@
-"""Values of a configuration that follow from others: rate and steps from multipliers, paths from
-the working directory.
+"""Values of a configuration that follow from others: the learning rate and steps from multipliers,
+absolute paths from relative ones.
 """
 
 from pathlib import Path
@@ -8,8 +8,8 @@ from onenet.config.schema import Config
 from onenet.system.files import REPOSITORY
 
 
-def absolute(config: Config) -> Config:
-    """Fills them in. Returns the same config."""
+def make_absolute(config: Config) -> Config:
+    """Fills in these values, in place. Returns the config."""
     if config.lr is None:
         config.lr = config.optim.base_lr * lr_scale(config) * batch_factor(config)
     if config.steps is None:
@@ -21,26 +21,28 @@ def absolute(config: Config) -> Config:
         for split in (config.data.train, config.data.val):
             split.images = str(root / (split.images or ""))
             split.annotations = str(root / (split.annotations or ""))
-    if Path(config.backbone.weights).expanduser().is_file():
-        config.backbone.weights = str(Path(config.backbone.weights).expanduser().absolute())
+    weights = Path(config.backbone.weights).expanduser()
+    if weights.is_file():
+        config.backbone.weights = str(weights.absolute())
     return config
 
 
-def runs_root(asked: str | None, debug: str | None) -> Path:
-    """Of `runs_root` and `debug`: absolute, by default beside run.py."""
-    if asked is None:
+def runs_root(folder: str | None, debug: str | None) -> Path:
+    """Returns the absolute runs root for `runs_root` and `debug`, by default beside run.py."""
+    if folder is None:
         return REPOSITORY / ("runs_debug" if debug else "runs")
-    return Path(asked).expanduser().absolute()
+    return Path(folder).expanduser().absolute()
 
 
 def lr_scale(config: Config) -> float:
-    """What `lr_scale` stands for: 1 for one head, 2 for several if `auto` (Table 2)."""
+    """Returns `lr_scale` as a number: `auto` is 1 for one head, 2 for several (Table 2)."""
     automatic = 1.0 if config.heads == 1 else 2.0
     return automatic if config.lr_scale == "auto" else float(config.lr_scale)
 
 
 def batch_factor(config: Config) -> float:
-    """By what the rate follows the batch. The square root is the rule for Adam (Malladi et al.,
-    "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022)."""
+    """Returns the factor of the learning rate for the batch size. The square root is the rule for
+    Adam (Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms",
+    2022)."""
     ratio = config.batch / config.optim.base_batch
     return {"sqrt": ratio**0.5, "linear": ratio, "none": 1.0}[config.optim.batch_rule]

@@ -1,7 +1,7 @@
-"""The configurations of runs: how Hydra composes them from conf/.
+"""Composes the configurations of runs from conf/, with Hydra.
 
-The one place where words of a command line are parsed and configurations composed. Values have
-their home in conf/, types and bounds in schema.py.
+Overrides are parsed and configurations composed nowhere else. The values are in conf/, their types
+and bounds in schema.py.
 """
 
 import copy
@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from onenet.config.absolute import absolute, runs_root
+from onenet.config.absolute import make_absolute, runs_root
 from onenet.config.options import SearchConfig
 from onenet.config.schema import MODELS, Config
 from onenet.config.validate import problems
@@ -36,162 +36,173 @@ from onenet.errors import UserError, raise_for
 from onenet.system.files import REPOSITORY
 
 CONF = REPOSITORY / "conf"
-NOT_OF_A_RUN = ("experiment", "search")  # in what Hydra composes
-OPTIONAL = ("reference", "debug")  # groups of which nothing need be chosen: null
-FREE = ("optim.lr_factors",)  # dictionaries whose keys are the user's: +optim.lr_factors.word=0.1
-# What reading and composing raise, for what the user has written.
-COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError)
+SWEEP_KEYS = ("experiment", "search")  # in what Hydra composes, but not in a run's Config
+OPTIONAL_GROUPS = ("reference", "debug")  # may be null: no option chosen
+OPEN_DICTIONARIES = ("optim.lr_factors",)  # users add keys: +optim.lr_factors.backbone=0.1
+# Raised when a user's YAML or overrides cannot be read or composed.
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError)
 ERROR_LINES = 12
 
 
-class CannotCompose(UserError):
-    """What Hydra says of words that it cannot compose."""
+class ComposeError(UserError):
+    """Overrides that Hydra cannot compose, with Hydra's message."""
 
     def __init__(self, error: Exception):
-        super().__init__(in_short(error))
+        super().__init__(short_message(error))
 
 
 class _Files(CachingConfigRepository):
-    """Reads each file once, without what it says of Hydra itself. `copies`: hands out copies of the
-    values, since composing changes what it is given, as a list of defaults is by what follows."""
-
-    copies = False
+    """Reads each file once and drops its settings of Hydra itself. Lists of defaults are copies,
+    since Hydra changes them."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        found = super().load_config(config_path)
-        if found is None:
+        result = super().load_config(config_path)
+        if result is None:
             return None
-        values, is_schema = found.config, found.is_schema_source
-        if isinstance(values, DictConfig) and "hydra" in values and not is_schema:
+        values = result.config
+        if isinstance(values, DictConfig) and "hydra" in values and not result.is_schema_source:
             values.pop("hydra")
-        config = copy.deepcopy(values) if self.copies else values
-        defaults = copy.deepcopy(found.defaults_list)
-        return dataclasses.replace(found, config=config, defaults_list=defaults)
+        return dataclasses.replace(result, defaults_list=copy.deepcopy(result.defaults_list))
+
+
+class _Copies(_Files):
+    """The same files with copies of their values, since Hydra merges into them."""
+
+    def __init__(self, files: _Files):
+        self.delegate, self.cache = files.delegate, files.cache
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        result = super().load_config(config_path)
+        return result and dataclasses.replace(result, config=copy.deepcopy(result.config))
 
 
 class Loader:
-    """Composes the configuration of each run with Hydra's own functions. Runs that choose the same
-    options of groups share one composition, to which each applies its values."""
+    """Composes the configuration of each run with Hydra's own functions. Runs with the same options
+    of groups share one composition; each then applies its own values."""
 
-    def __init__(self, hydra: ConfigLoader, name: str = "config", hydra_words: Sequence[str] = ()):
-        """`hydra_words`: those of the command line that are Hydra's own (hydra.searchpath=...)."""
+    def __init__(self, hydra: ConfigLoader, name: str = "config", overrides: Sequence[str] = ()):
+        """`overrides`: of Hydra's own keys (hydra.searchpath=...)."""
         assert isinstance(hydra, ConfigLoaderImpl)  # Hydra has no other
         self._hydra, self._name = hydra, name
         self._parser = OverridesParser.create(config_loader=hydra)
-        _, sources = hydra._parse_overrides_and_create_caching_repo(name, [*hydra_words])
-        self._repository = _Files(sources)
-        self._chosen: dict[tuple, DictConfig] = {}
+        _, sources = hydra._parse_overrides_and_create_caching_repo(name, [*overrides])
+        self._files = _Files(sources)
+        self._compositions: dict[tuple, DictConfig] = {}
 
-    def parse(self, words: Sequence[str]) -> list[Override]:
-        """By Hydra's grammar. Raises CannotCompose."""
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Parses overrides by Hydra's grammar. Raises ComposeError."""
         try:
-            return self._parser.parse_overrides([*words])
+            return self._parser.parse_overrides([*overrides])
         except HydraException as error:
-            raise CannotCompose(error) from error
+            raise ComposeError(error) from error
+
+    def parse_run(self, overrides: Sequence[str]) -> list[Override]:
+        """Parses overrides and drops those of Hydra's own keys. Raises ComposeError."""
+        return [one for one in self.parse(overrides) if not one.is_hydra_override()]
 
     def options(self, group: str) -> list[str]:
-        """Of a group: the files in conf/<group>/ and in a folder of the user's."""
-        return self._repository.get_group_options(group)
+        """Returns the options of a group, in conf/<group>/ and in the user's folder."""
+        return self._files.get_group_options(group)
 
     def is_group(self, key: str) -> bool:
-        return self._repository.group_exists(key)
+        return self._files.group_exists(key)
 
     def read(self, path: str) -> dict:
-        """One file as it stands: `experiment/table1`. Raises UserError."""
+        """Returns the values of one file, such as `experiment/table1`. Raises UserError."""
         try:
-            found = self._repository.load_config(path)
-        except COMPOSING as error:
-            raise UserError(f"{path}.yaml cannot be read: {in_short(error)}") from error
-        if found is None:
+            result = self._files.load_config(path)
+        except COMPOSE_ERRORS as error:
+            raise UserError(f"{path}.yaml cannot be read: {short_message(error)}") from error
+        if result is None:
             raise UserError(_not_found(path, self.options(path.rpartition("/")[0])))
-        values = OmegaConf.to_container(found.config)
+        values = OmegaConf.to_container(result.config)
         return values if isinstance(values, dict) else {}
 
-    def where(self, path: str) -> str:
-        """The file that `read` reads."""
-        found = self._repository.load_config(path)
-        return f"{found.path.removeprefix('file://')}/{path}.yaml" if found else path
+    def file(self, path: str) -> str:
+        """Returns the file that `read` reads, for messages."""
+        result = self._files.load_config(path)
+        return f"{result.path.removeprefix('file://')}/{path}.yaml" if result else path
 
     def compose(self, overrides: Sequence[Override]) -> Config:
-        """The checked configuration of one run. Raises CannotCompose, and UserError with all that
-        is wrong with it."""
-        for one in overrides:
-            if one.type != OverrideType.CHANGE and not one.key_or_group.startswith(FREE):
+        """Returns the checked configuration of one run. Raises ComposeError, or UserError with all
+        problems of the configuration."""
+        for override in overrides:
+            key = override.key_or_group
+            if override.type != OverrideType.CHANGE and not key.startswith(OPEN_DICTIONARIES):
                 raise UserError(
-                    f"{one.input_line}: keys can be changed, not added or removed. "
-                    f"Write {one.key_or_group}=VALUE."
+                    f"{override.input_line}: keys can be changed, not added or removed. "
+                    f"Write {key}=VALUE."
                 )
         try:
-            config = self.merge(overrides)
-            with open_dict(config):
-                for key in NOT_OF_A_RUN:
-                    config.pop(key)
-            typed = _typed(config)
-        except COMPOSING as error:
-            raise CannotCompose(error) from error
-        raise_for(problems(typed))
-        return absolute(typed)
+            merged = self.merge(overrides)
+            with open_dict(merged):
+                for key in SWEEP_KEYS:
+                    merged.pop(key)
+            config = _typed(merged)
+        except COMPOSE_ERRORS as error:
+            raise ComposeError(error) from error
+        raise_for(problems(config))
+        return make_absolute(config)
 
     def merge(self, overrides: Sequence[Override]) -> DictConfig:
-        """What Hydra composes. Raises Hydra's and OmegaConf's exceptions."""
-        groups, values = [], []
-        for one in overrides:
-            if not self.is_group(one.key_or_group):
-                values.append(one)
-            elif not no_option(one):
-                if not isinstance(one.value(), str):
-                    listed = ", ".join(self.options(one.key_or_group))
-                    raise UserError(f"{word(one)}: choose one of {listed}.")
-                groups.append(one)
-        key = tuple(override.input_line for override in groups)
-        if key not in self._chosen:
-            self._chosen[key] = self._choose(groups)
-        config = copy.deepcopy(self._chosen[key])
+        """Returns what Hydra composes. Raises Hydra's and OmegaConf's exceptions."""
+        choices, values = [], []
+        for override in overrides:
+            group = override.key_or_group
+            if not self.is_group(group):
+                values.append(override)
+            elif not chooses_nothing(override):
+                if not isinstance(override.value(), str):
+                    options = ", ".join(self.options(group))
+                    raise UserError(f"{override_text(override)}: choose one of {options}.")
+                choices.append(override)
+        key = tuple(override.input_line for override in choices)
+        if key not in self._compositions:
+            self._compositions[key] = self._compose_groups(choices)
+        config = copy.deepcopy(self._compositions[key])
         self._hydra._apply_overrides_to_config(values, config)
         return config
 
-    def _choose(self, groups: list[Override]) -> DictConfig:
+    def _compose_groups(self, choices: list[Override]) -> DictConfig:
         defaults: list[ResultDefault] = create_defaults_list(
-            repo=self._repository,
+            repo=self._files,
             config_name=self._name,
-            overrides_list=groups,
+            overrides_list=choices,
             prepend_hydra=True,
             skip_missing=False,
         ).defaults
-        own = [one for one in defaults if not str(one.config_path).startswith("hydra/")]
-        self._repository.copies = True
-        config = self._hydra._compose_config_from_defaults_list(own, self._repository)
-        self._repository.copies = False
+        own = [item for item in defaults if not str(item.config_path).startswith("hydra/")]
+        config = self._hydra._compose_config_from_defaults_list(own, _Copies(self._files))
         OmegaConf.set_struct(config, True)
         return config
 
 
-_in_use: list[Loader] = []
+_current: list[Loader] = []
 
 
 def loader() -> Loader:
-    """The one in use. It reads conf/, unless `use` or `use_folder` was called."""
-    if not _in_use:
+    """Returns the current loader. It reads conf/, unless `use` or `use_folder` was called."""
+    if not _current:
         use_folder(None)
-    return _in_use[0]
+    return _current[0]
 
 
 def use(loader: Loader) -> None:
-    _in_use[:] = [loader]
+    _current[:] = [loader]
 
 
 def use_folder(config_dir: str | None) -> None:
-    """Has `loader` read conf/ and, as `run.py --config-dir` does, a folder of the user's. Raises
+    """Makes `loader` read conf/ and, as `run.py --config-dir` does, the user's folder. Raises
     UserError."""
-    use(_of_folder(None if config_dir is None else str(Path(config_dir).absolute())))
+    use(_folder_loader(None if config_dir is None else str(Path(config_dir).absolute())))
 
 
 @cache
-def _of_folder(config_dir: str | None) -> Loader:
+def _folder_loader(config_dir: str | None) -> Loader:
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir} is not a folder.")
     version.setbase("1.3")
-    Plugins.instance()  # registers the kinds of places in which configurations can be
+    Plugins.instance()  # registers the kinds of sources: pkg://, file://, structured://
     path = ConfigSearchPathImpl()
     path.append("hydra", "pkg://hydra.conf")
     path.append("main", f"file://{CONF}")
@@ -201,32 +212,31 @@ def _of_folder(config_dir: str | None) -> Loader:
     return Loader(ConfigLoaderImpl(config_search_path=path))
 
 
-def compose(words: Sequence[str]) -> Config:
-    """The checked configuration of the run that these words ask for; Hydra's own keys say nothing
-    of it. Raises UserError."""
-    parsed = loader().parse(words)
-    return loader().compose([one for one in parsed if not one.is_hydra_override()])
+def compose(overrides: Sequence[str]) -> Config:
+    """Returns the checked configuration of the run with these overrides; Hydra's own keys are
+    ignored. Raises UserError."""
+    return loader().compose(loader().parse_run(overrides))
 
 
 def override(key: str, value: Any) -> Override:
-    """`key=value`, of a value that need not be parsed."""
-    made = Override(OverrideType.CHANGE, key, ValueType.ELEMENT, value)
-    made.input_line = word(made)
-    return made
+    """Returns `key=value` for a value that needs no parsing."""
+    result = Override(OverrideType.CHANGE, key, ValueType.ELEMENT, value)
+    result.input_line = override_text(result)
+    return result
 
 
-def word(override: Override) -> str:
-    """The override as a user would type it."""
+def override_text(override: Override) -> str:
+    """Returns the override as a user would type it."""
     return f"{override.get_key_element()}={override.get_value_element_as_str()}"
 
 
-def no_option(override: Override) -> bool:
-    """Is it `group=null`, of a group of which nothing need be chosen? conf/config.yaml says so."""
-    return override.value() is None and override.key_or_group in OPTIONAL
+def chooses_nothing(override: Override) -> bool:
+    """Whether this is `group=null` for a group that may be null, which is its default."""
+    return override.value() is None and override.key_or_group in OPTIONAL_GROUPS
 
 
-def values_of(override: Override) -> Iterator[Override]:
-    """One for each value that it lists, by a comma, range(), glob(), ... Raises UserError."""
+def split_sweep(override: Override) -> Iterator[Override]:
+    """Yields one override for each value of a list, range(), glob(), ... Raises UserError."""
     if not override.is_sweep_override():
         yield override
         return
@@ -234,12 +244,12 @@ def values_of(override: Override) -> Iterator[Override]:
         raise UserError(f"{override.input_line}: a sweep needs a list of values.")
     for value in override.sweep_iterator():
         one = dataclasses.replace(override, value_type=ValueType.ELEMENT, _value=value)
-        one.input_line = word(one)
+        one.input_line = override_text(one)
         yield one
 
 
 def from_dict(values: dict) -> Config:
-    """The Config that `to_dict` made these of."""
+    """Inverts `to_dict`."""
     config = OmegaConf.merge(OmegaConf.structured(Config), {**values, "model": {}})
     if model := MODELS.get(values["detector"]):
         config.model = OmegaConf.merge(OmegaConf.structured(model), values["model"])
@@ -256,8 +266,8 @@ def to_dict(config: Config) -> dict:
     return dataclasses.asdict(config)
 
 
-def in_short(error: BaseException) -> str:
-    """The text of Hydra's and OmegaConf's exceptions, in at most ERROR_LINES lines."""
+def short_message(error: BaseException) -> str:
+    """Returns the message of Hydra's or OmegaConf's exception, in at most ERROR_LINES lines."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         return _not_found(str(error.missing_cfg_file), error.options or ())
     lines: list[str] = []
@@ -269,22 +279,22 @@ def in_short(error: BaseException) -> str:
 
 
 def _not_found(path: str, options: Sequence[str]) -> str:
-    listed = f"\nAvailable options in '{path.rpartition('/')[0]}': {', '.join(options)}"
-    return f"Could not find '{path}'" + (listed if options else "")
+    available = f"\nAvailable options in '{path.rpartition('/')[0]}': {', '.join(options)}"
+    return f"Could not find '{path}'" + (available if options else "")
 
 
 def _by_preset(values: DictConfig, *, _root_: DictConfig):
-    """In conf/: `${by_preset:{paper:1,proxy:2}}` is the one that belongs to the preset."""
+    """Resolves `${by_preset:{paper:1,proxy:2}}` in conf/ to the value for the preset."""
     if _root_.preset not in values:
         raise UserError(f"detector={_root_.detector} has no values for preset={_root_.preset}.")
     return values[_root_.preset]
 
 
 def _register() -> None:
-    """What conf/ refers to."""
+    """Registers the schemas and resolvers that conf/ refers to."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    store.store(name="sweep_schema", node={"experiment": None, "search": None})
+    store.store(name="sweep_schema", node=dict.fromkeys(SWEEP_KEYS))
     store.store(name="search_schema", node=SearchConfig, package="search")
     for detector, model in MODELS.items():
         store.store(name=f"{detector}_schema", node=model, package="model")

@@ -1,5 +1,5 @@
-"""Options of a sweep that are none of its runs': of a launcher, of a search. With types, bounds and
-choices, like schema.py.
+"""The options of launchers and searches, which belong to no run: types, bounds and choices, like
+schema.py.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from onenet.config.schema import key
 
 @dataclass
 class LauncherOptions:
-    """`hydra.launcher` of `hydra/launcher=local`: how many runs take place at a time."""
+    """`hydra.launcher` for `hydra/launcher=local`."""
 
     jobs: int | None = key(least=1, default=None)
     threads: int | None = key(least=1, default=None)
@@ -21,10 +21,10 @@ class LauncherOptions:
 
 @dataclass
 class SlurmOptions(LauncherOptions):
-    """Of `hydra/launcher=slurm`: and what each job asks for."""
+    """`hydra.launcher` for `hydra/launcher=slurm`, with the resources of each job."""
 
     partition: str | None = None
-    minutes: int = key(least=5)  # Slurm announces their end up to 150 seconds before
+    minutes: int = key(least=5)  # Slurm signals their end up to 150 seconds before
     cpus: int = key(least=1)
     gpus: int = key(least=0)
     memory_gb: float | None = key(least=0.001, default=None)
@@ -42,7 +42,7 @@ METRICS = (
 
 @dataclass
 class SearchConfig:
-    """`search` of a file in experiments/: the keys whose best values are looked for."""
+    """`search` in a file of experiments/: which keys to optimize, and how."""
 
     metric: str = key(choices=METRICS, default="AP")
     direction: str = key(choices=("maximize", "minimize"), default="maximize")

@@ -1,5 +1,4 @@
-"""The keys of a configuration, their types, bounds and choices. Their values have their home in
-conf/."""
+"""The keys of a configuration with their types, bounds and choices. Their values are in conf/."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ def key(
     most: float | None = None,
     default: Any = MISSING,
 ) -> Any:
-    """A field with what its value may be, `least` and `most` included."""
+    """Returns a field with the choices or bounds of its value. Both bounds are inclusive."""
     return field(default=default, metadata={"choices": choices, "least": least, "most": most})
 
 
@@ -31,7 +30,7 @@ class CostWeightsConfig:
 @dataclass
 class CostConfig:
     name: str = MISSING
-    terms: dict[str, Any] = field(default_factory=dict)  # the user's own: onenet/README.md
+    terms: dict[str, Any] = field(default_factory=dict)  # the user's own, see onenet/README.md
     cls_form: str = key(choices=("focal", "cross_entropy"))
     weights: CostWeightsConfig = MISSING
     alpha: float = key(least=0, most=1)
@@ -211,13 +210,13 @@ class SparseRCNNConfig:
     prior: float = key(least=1e-6, most=0.999)
 
 
-# What `name` may be, unless `own` names a part of the user's.
+# The choices of `name`, unless `own` names the user's part.
 NAMES = {
     "assigner": ("min_cost", "hungarian"),
     "neck": ("fpn", "deconv", "deconv_dcn"),
     "data": ("shapes", "coco"),
 }
-# `model` of each detector that has settings of its own.
+# The schema of `model`, for each detector that has settings.
 MODELS = {
     "centernet": CenterNetConfig,
     "deformable_detr": DeformableDETRConfig,
@@ -227,7 +226,7 @@ MODELS = {
 
 @dataclass
 class Config:
-    """A run. After `compose` all values are absolute: `lr` and `steps` are filled in, paths too."""
+    """A run. After `compose`, `lr` and `steps` are set and all paths absolute."""
 
     preset: str = MISSING
     reference: str | None = None
@@ -273,7 +272,7 @@ class Config:
         return Path(self.runs_root or "")
 
     def own_parts(self) -> dict[str, dict[str, Any] | None]:
-        """The user's own, by key; null where there is none."""
+        """Returns the user's own parts by key, None where there is none."""
         return {
             **{f"cost.terms.{name}": term for name, term in self.cost.terms.items()},
             "assigner.own": self.assigner.own,
@@ -283,7 +282,7 @@ class Config:
         }
 
     def cost_weights(self) -> CostWeightsConfig:
-        """The weights of the terms that `location` leaves: the box's or the grid point's."""
+        """Returns the weights; those of terms that `location` does not use are 0."""
         w = self.cost.weights
         if self.location == "predefined":
             return CostWeightsConfig(cls=w.cls, l1=0.0, iou=0.0, giou=0.0, center=w.center)

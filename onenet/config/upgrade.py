@@ -1,4 +1,4 @@
-"""Configurations of earlier commits, read with today's keys."""
+"""Reads configurations that earlier commits wrote with today's keys."""
 
 import copy
 from dataclasses import fields, is_dataclass
@@ -7,8 +7,8 @@ from typing import get_type_hints
 from onenet.config.schema import Config
 from onenet.errors import UserError
 
-# Keys that came after the first runs, with the value at which it is as if they were not there.
-# These count in a run's id, unless they have this value: so they leave old ids alone.
+# Keys that are newer than the first runs, with the value that behaves as before. They count in a
+# run's id only with another value, which leaves old ids unchanged.
 NEUTRAL: dict[str, object] = {
     "precision": "float32",
     "sync_bn": False,
@@ -19,8 +19,9 @@ NEUTRAL: dict[str, object] = {
     "backbone.frozen": False,
     "data.crowd": "drop",
 }
-# These do not count in the id, or only where runs without them cannot be meant.
-LATER: dict[str, object] = {
+# All keys that a config.yaml may lack. The others do not count in the id, or only in configurations
+# that did not exist before them.
+FALLBACKS: dict[str, object] = {
     **NEUTRAL,
     "reference": None,
     "model": {},
@@ -42,27 +43,27 @@ LATER: dict[str, object] = {
 
 
 def upgrade(config: dict) -> dict:
-    """The config.yaml of a run that any earlier commit made, as today's would be.
+    """Returns the config.yaml of any earlier commit as today's code would write it.
 
-    Keys that are gone are dropped; those of LATER get their value there. Raises UserError, naming
-    the key, where one is missing that every commit has written.
+    Drops keys that no longer exist and adds those of FALLBACKS. Raises UserError, naming the key,
+    if any other key is missing.
     """
-    return _upgraded(config, Config, "")
+    return _upgrade_node(config, Config, "")
 
 
-def _upgraded(values: dict, node: type, prefix: str) -> dict:
+def _upgrade_node(values: dict, node: type, prefix: str) -> dict:
     if not isinstance(values, dict):
         raise UserError(f"The configuration has no keys under '{prefix.rstrip('.')}'.")
-    kinds = get_type_hints(node)
+    types = get_type_hints(node)
     result: dict[str, object] = {}
     for name in (field.name for field in fields(node)):
         key = prefix + name
-        if is_dataclass(kinds[name]):
-            result[name] = _upgraded(values.get(name, {}), kinds[name], f"{key}.")
+        if is_dataclass(types[name]):
+            result[name] = _upgrade_node(values.get(name, {}), types[name], f"{key}.")
         elif name in values:
             result[name] = values[name]
-        elif key in LATER:
-            result[name] = copy.deepcopy(LATER[key])
+        elif key in FALLBACKS:
+            result[name] = copy.deepcopy(FALLBACKS[key])
         else:
             raise UserError(f"The configuration has no key '{key}'.")
     return result

@@ -1,7 +1,8 @@
-"""What cannot work: values outside their bounds, combinations that contradict each other."""
+"""Problems of a configuration: values out of bounds, and combinations that cannot work."""
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -11,41 +12,8 @@ from onenet.detectors import DETECTORS, detector_of
 from onenet.system.own import TARGET
 
 
-def _names_weights(weights: str) -> bool:
-    """A bare architecture would be whatever timm holds for its best weights at the time."""
-    named = re.fullmatch(r"none|\w+\.\w+|run:[0-9a-f]{10}", weights)
-    return bool(named) or Path(weights).expanduser().is_file()
-
-
-def _without_effect(config: Config) -> list[str]:
-    """What the detector cannot be asked. Taken silently, a row would be another's copy."""
-    reads, found = detector_of(config.detector, config.model).reads, []
-    asked = {
-        "heads": (config.heads, 1),
-        "location": (config.location, "predicted"),
-        "cost": (config.cost.name, "loc_cls"),
-    }
-    for key, (value, neutral) in asked.items():
-        if key not in reads and value != neutral:
-            found.append(
-                f"{key}={value} has no meaning for detector={config.detector}: leave it out."
-            )
-    model = MODELS.get(config.detector)
-    if not isinstance(config.model, model or dict):
-        keys = ", ".join(f"model.{field.name}" for field in fields(model)) if model else "none"
-        found.append(f"model={config.model}: set its keys. {config.detector} has {keys}.")
-    grid = "neck" in reads
-    if config.eval.peaks and not grid:
-        found.append(
-            f"eval.peaks=true needs a grid, which {config.detector} has not: leave it out."
-        )
-    if config.data.crowd == "ignore" and not grid:
-        found.append(f"data.crowd=ignore needs a grid, {config.detector} has none: drop, or keep.")
-    return found
-
-
 def problems(config: Config) -> list[str]:
-    """What cannot work, a line each with the key and the way out."""
+    """Returns one line for each problem, with the key and the way out."""
     return [
         *out_of_range(config),
         *_heads_and_rate(config),
@@ -58,104 +26,117 @@ def problems(config: Config) -> list[str]:
 
 
 def out_of_range(values: Any, prefix: str = "") -> list[str]:
-    """What is not finite, or outside the bounds and choices of the schema. `values`: a dataclass of
-    it."""
-    found = []
+    """Returns the problems of values that are not finite or not within the bounds and choices of
+    the schema. `values`: one of its dataclasses."""
+    problems = []
     for field in fields(values):
         name, value = prefix + field.name, getattr(values, field.name)
         if is_dataclass(value):
-            found += out_of_range(value, f"{name}.")
-        elif not _finite(value):
-            found.append(f"{name}={value}: must be finite.")
+            problems += out_of_range(value, f"{name}.")
+        elif not _is_finite(value):
+            problems.append(f"{name}={value}: must be finite.")
         elif value is not None and field.metadata:
-            found += _problem(name, value, **field.metadata)
-    return found
+            problems += _bounds(name, value, **field.metadata)
+    return problems
 
 
-def _finite(value: Any) -> bool:
-    parts = value.values() if isinstance(value, dict) else value
-    if isinstance(value, list | dict):
-        return all(map(_finite, parts))
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _problem(
+def _bounds(
     name: str, value: Any, choices: tuple[str, ...], least: float | None, most: float | None
-) -> list[str]:
+) -> Iterator[str]:
     if choices and value not in choices:
-        return [f"{name}={value}: choose one of {', '.join(choices)}."]
-    if least is not None and most is not None and not least <= value <= most:
-        return [f"{name}={value}: must be in {least:g}..{most:g}."]
-    if least is not None and value < least:
-        return [f"{name}={value}: must be at least {least:g}."]
-    return []
+        yield f"{name}={value}: choose one of {', '.join(choices)}."
+    elif least is not None and most is not None and not least <= value <= most:
+        yield f"{name}={value}: must be in {least:g}..{most:g}."
+    elif least is not None and value < least:
+        yield f"{name}={value}: must be at least {least:g}."
 
 
-def _names(config: Config) -> list[str]:
-    """That what chooses code is there, or the user's own."""
-    found = []
+def _heads_and_rate(config: Config) -> Iterator[str]:
+    if config.infer_heads > config.heads >= 1:
+        yield (
+            f"infer_heads={config.infer_heads} is more than heads={config.heads}: "
+            "inference uses trained heads only. Raise heads or lower infer_heads."
+        )
+    scale = config.lr_scale
+    if scale != "auto" and not (isinstance(scale, int | float) and scale > 0):
+        yield f"lr_scale={scale}: must be auto, or a factor above 0."
+
+
+def _names(config: Config) -> Iterator[str]:
+    """Problems of the names that select code, ours or the user's."""
     for group, names in NAMES.items():
         part = getattr(config, group)
         if part.own is None and part.name not in names:
-            listed = ", ".join(names)
-            found.append(f"{group}.name={part.name}: choose one of {listed}, or set {group}.own.")
+            options = ", ".join(names)
+            yield f"{group}.name={part.name}: choose one of {options}, or set {group}.own."
     for name, part in config.own_parts().items():
         if part is not None and TARGET not in part:
-            found.append(f"{name}={part}: it needs {TARGET}: module.name.")
+            yield f"{name}={part}: it needs {TARGET}: module.name."
     if config.detector not in DETECTORS and not config.own_parts()["model"]:
-        listed = ", ".join(DETECTORS)
-        found.append(f"detector={config.detector}: choose one of {listed}, or set model.{TARGET}.")
-    return found
+        options = ", ".join(DETECTORS)
+        yield f"detector={config.detector}: choose one of {options}, or set model.{TARGET}."
 
 
-def _heads_and_rate(config: Config) -> list[str]:
-    found = []
-    if config.infer_heads > config.heads >= 1:
-        found.append(
-            f"infer_heads={config.infer_heads} is more than heads={config.heads}: "
-            "inference uses heads that were trained. Raise heads or lower infer_heads."
-        )
-    if config.lr_scale != "auto" and not (
-        isinstance(config.lr_scale, int | float) and config.lr_scale > 0
-    ):
-        found.append(f"lr_scale={config.lr_scale}: auto, or a factor above 0.")
-    return found
+def _without_effect(config: Config) -> Iterator[str]:
+    """Keys that the detector ignores: accepted silently, they would make two rows the same."""
+    detector, reads = config.detector, detector_of(config.detector, config.model).reads
+    keys = {
+        "heads": (config.heads, 1),
+        "location": (config.location, "predicted"),
+        "cost": (config.cost.name, "loc_cls"),
+    }
+    for key, (value, default) in keys.items():
+        if key not in reads and value != default:
+            yield f"{key}={value} has no meaning for detector={detector}: leave it out."
+    model = MODELS.get(detector)
+    if not isinstance(config.model, model or dict):
+        names = ", ".join(f"model.{field.name}" for field in fields(model)) if model else "none"
+        yield f"model={config.model}: set its keys. {detector} has {names}."
+    if "neck" in reads:
+        return
+    if config.eval.peaks:
+        yield f"eval.peaks=true needs a grid, which {detector} does not have: leave it out."
+    if config.data.crowd == "ignore":
+        yield f"data.crowd=ignore needs a grid, which {detector} does not have: use drop or keep."
 
 
-def _matching(config: Config) -> list[str]:
-    found = []
+def _matching(config: Config) -> Iterator[str]:
     if not any(asdict(config.cost_weights()).values()) and not config.cost.terms:
-        found.append(
-            f"cost={config.cost.name} has no term left with location={config.location}: "
+        yield (
+            f"cost={config.cost.name} has no term for location={config.location}: "
             "set one of cost.weights, or the other location."
         )
     if config.assigner.name == "min_cost" and config.assigner.conflict is None:
-        found.append("assigner.conflict=null: choose keep, next_best or drop.")
-    return found
+        yield "assigner.conflict=null: choose keep, next_best or drop."
 
 
-def _processes(config: Config) -> list[str]:
-    found = []
-    pieces = (config.processes or 1) * config.accumulate
-    if config.batch < pieces:
-        found.append(
-            f"batch={config.batch} is less than processes × accumulate = {pieces}: "
-            "every piece needs an image."
+def _processes(config: Config) -> Iterator[str]:
+    micro_batches = (config.processes or 1) * config.accumulate
+    if config.batch < micro_batches:
+        yield (
+            f"batch={config.batch} is less than processes × accumulate = {micro_batches}: "
+            "every micro-batch needs an image."
         )
     if config.sync_bn and config.device == "cpu":
-        found.append("sync_bn=true needs CUDA: leave it out, or device=cuda.")
-    return found
+        yield "sync_bn=true needs CUDA: leave it out, or set device=cuda."
 
 
-def _data_and_weights(config: Config) -> list[str]:
-    found = []
-    if config.data.name == "coco" and not config.data.root:
-        found.append("data.root is not set: data=coco needs data.root=DIR, its folder.")
-    if config.data.shapes.max_short < config.data.shapes.min_short:
-        found.append("data.shapes.max_short is below data.shapes.min_short.")
-    if not _names_weights(config.backbone.weights):
-        found.append(
-            f"backbone.weights={config.backbone.weights} is no file, timm tag or run: "
+def _data_and_weights(config: Config) -> Iterator[str]:
+    data, weights = config.data, config.backbone.weights
+    if data.name == "coco" and not data.root:
+        yield "data.root is not set: data=coco needs the folder of the data set, data.root=DIR."
+    if data.shapes.max_short < data.shapes.min_short:
+        yield "data.shapes.max_short is below data.shapes.min_short."
+    # Without its tag, an architecture would mean the weights that timm prefers at the time.
+    source = re.fullmatch(r"none|\w+\.\w+|run:[0-9a-f]{10}", weights)
+    if not source and not Path(weights).expanduser().is_file():
+        yield (
+            f"backbone.weights={weights} is no file, timm tag or run: "
             "name the training, as in resnet50.tv_in1k, or run:ID, or none."
         )
-    return found

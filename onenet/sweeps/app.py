@@ -1,4 +1,4 @@
-"""run.py around Hydra: which words Hydra composes, and how errors and stops end the command."""
+"""Runs the Hydra application of run.py: what Hydra composes, and how errors end the command."""
 
 import os
 import sys
@@ -9,37 +9,30 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from onenet.config.compose import Loader, in_short, use
+from onenet.config.compose import Loader, short_message, use
 from onenet.errors import UserError
 from onenet.sweeps.experiments import titles
-from onenet.sweeps.start import NotDone
+from onenet.sweeps.process import NotDone
 from onenet.system.imports import python_path
 from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest
 
-PLUGINS = Path(__file__).resolve().parent / "plugins"  # holds the folder hydra_plugins
-# What was typed before run.py was a Hydra application; `sweep.slurm.KEY` is `hydra.launcher.KEY`.
-MOVED = {
-    "sweep.launcher": "hydra/launcher",
-    "sweep.jobs": "hydra.launcher.jobs",
-    "sweep.threads": "hydra.launcher.threads",
-    "sweep.max_failures": "hydra.launcher.max_failures",
-}
+PLUGINS = Path(__file__).resolve().parent / "plugins"  # contains the package hydra_plugins
+HYDRA_NEEDS = ("runs_root=", "debug=")  # hydra.sweep.dir depends on these
 
-FOR_HYDRA = ("runs_root=", "debug=")  # hydra.sweep.dir follows from these
-
-words: list[str] = []  # of the runs: for our sweeper, which alone composes them
-sweeping = False  # an exception from here on is no longer about the words
+run_overrides: list[str] = []  # of the command line; only our sweeper composes them
+sweep_started = False  # from here on, exceptions other than UserError get a traceback
 
 
 def run(main: Callable[[], None]) -> int:
-    """Calls what `@hydra.main` made. Returns the exit status: 0 done, 1 a run is not, 2 the input
-    cannot work, 75 stopped."""
-    whole = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through: what is said is said here
-    _let_hydra_find_plugins()
+    """Calls the function that `@hydra.main` decorates. Returns the exit status: 0 done, 1 a run is
+    not done, 2 bad input, 75 stopped."""
+    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise exceptions, which are printed here
+    sys.path.append(str(PLUGINS))
+    os.environ["PYTHONPATH"] = python_path(PLUGINS)  # for processes that a launcher starts
     try:
         StopRequest().install()
-        _take_words()
+        _withhold_run_overrides()
         main()
         return 0
     except SystemExit as end:
@@ -55,53 +48,47 @@ def run(main: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        if whole or (sweeping and not isinstance(error, UserError)):
+        if full_error or (sweep_started and not isinstance(error, UserError)):
             raise
-        print(f"error: {in_short(error)}", file=sys.stderr)
+        print(f"error: {short_message(error)}", file=sys.stderr)
         return 2
 
 
-def _take_words() -> None:
-    """Takes the words about runs out of what Hydra reads, and keeps them in `words`. Hydra would
-    compose them before our sweeper does, and refuse a key that only one of several options has."""
+def _withhold_run_overrides() -> None:
+    """Moves overrides of runs from sys.argv to `run_overrides`. Hydra would compose them before our
+    sweeper does, and reject a key that only one of several options has."""
     args = get_args_parser().parse_intermixed_args(sys.argv[1:])
     OmegaConf.register_new_resolver(
         "experiment_titles", _titles if args.help else lambda: "", replace=True
     )
-    for word in args.overrides:
-        refuse(word)
+    for override in args.overrides:
+        reject_old(override)
     prints = (args.help, args.hydra_help, args.cfg, args.info, args.shell_completion)
-    if any(prints) or any(word.startswith("hydra/sweeper=") for word in args.overrides):
+    if any(prints) or any(override.startswith("hydra/sweeper=") for override in args.overrides):
         return
-    words[:] = [word for word in args.overrides if not word.lstrip("+~").startswith("hydra")]
-    for word in words:
-        if not word.startswith(FOR_HYDRA) or word.endswith("=null"):
-            sys.argv.remove(word)
+    for override in args.overrides:
+        if override.lstrip("+~").startswith("hydra"):
+            continue
+        run_overrides.append(override)
+        if not override.startswith(HYDRA_NEEDS) or override.endswith("=null"):
+            sys.argv.remove(override)
 
 
 def _titles() -> str:
-    """For the end of --help: of all experiments that Hydra finds."""
+    """Returns the experiments that Hydra finds, for the end of --help."""
     use(Loader(GlobalHydra.instance().config_loader()))
     return titles()
 
 
-def _let_hydra_find_plugins() -> None:
-    """Also in processes that a launcher starts."""
-    sys.path.append(str(PLUGINS))
-    os.environ["PYTHONPATH"] = python_path(PLUGINS)
-
-
-def refuse(word: str) -> None:
-    """Raises UserError if the word has another name since run.py is a Hydra application."""
-    key, equals, value = word.lstrip("+~").partition("=")
+def reject_old(override: str) -> None:
+    """Raises UserError for keys from before run.py was a Hydra application."""
+    key, equals, value = override.lstrip("+~").partition("=")
     if key == "hydra.mode" and value.strip("'\"").upper() != "MULTIRUN":
-        raise UserError(f"{word}: run.py sweeps, also over one run. Leave it out.")
-    if key in MOVED:
-        new = MOVED[key]
-    elif key.startswith("sweep.slurm."):
-        new = key.replace("sweep.slurm.", "hydra.launcher.")
-    elif key.split(".")[0] == "sweep":
-        new = "hydra.launcher"
-    else:
+        raise UserError(f"{override}: run.py always sweeps, even over one run. Leave it out.")
+    if key.split(".")[0] != "sweep":
         return
+    if key == "sweep.launcher":
+        new = "hydra/launcher"
+    else:
+        new = "hydra.launcher" + key.removeprefix("sweep").removeprefix(".slurm")
     raise UserError(f"{key} is now {new}: write {new}{equals}{value}")

@@ -1,4 +1,4 @@
-"""How long a run will take, from comparable runs that are done."""
+"""Estimates how long a run will take, from comparable finished runs."""
 
 from pathlib import Path
 from statistics import median
@@ -22,17 +22,17 @@ class Estimates:
                 pace = timing["seconds_per_step"] / config["batch"], timing["evaluation_seconds"]
                 paces.setdefault(_kind(config), []).append(pace)
         self._paces = {
-            kind: tuple(median(column) for column in zip(*known, strict=True))
-            for kind, known in paces.items()
+            kind: tuple(median(column) for column in zip(*pairs, strict=True))
+            for kind, pairs in paces.items()
         }
 
     def seconds(self, config: Config, steps: int) -> float | None:
-        """For `steps` more steps and an evaluation; None if there is nothing to compare with."""
+        """Returns the time of `steps` steps and an evaluation, None if no finished run compares."""
         pace = self._paces.get(_kind(to_dict(config)))
         return None if pace is None else steps * config.batch * pace[0] + pace[1]
 
 
-def say(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """For example: about 7 min"""
     if seconds < 90:
         return f"about {seconds:.0f} s"
@@ -42,7 +42,7 @@ def say(seconds: float) -> str:
 
 
 def _kind(config: dict) -> Kind:
-    """Network, image size, heads and data set: what a training step's time hangs on."""
+    """Returns what a training step's time depends on: network, image size, heads and data set."""
     data = config["data"]
     return (
         *(config["detector"], config["backbone"]["name"], config["neck"]["name"], config["heads"]),

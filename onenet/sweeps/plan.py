@@ -1,4 +1,4 @@
-"""The trainings that a sweep wants, their states, and how long they will take."""
+"""The runs of a sweep, their states, and how long they will take."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from onenet.errors import UserError
 from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request
-from onenet.sweeps.estimate import Estimates, say
+from onenet.sweeps.estimate import Estimates, duration_text
 from onenet.sweeps.experiments import RunSpec
 from onenet.system.imports import python_path
 from onenet.system.own import TARGET
@@ -25,7 +25,7 @@ from onenet.system.plural import plural
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One training with all evaluations that the sweep wants of it."""
+    """One training with all evaluations that the sweep requests of it."""
 
     specs: list[RunSpec]
 
@@ -41,15 +41,14 @@ class Run:
     def name(self) -> str:
         return self.folder.path.name
 
-    def missing(self) -> list[EvalSpec]:
-        """The evaluations that are asked for and not there."""
-        wanted = [default_evaluation(self.config), *(spec.evaluation for spec in self.specs)]
-        return [
-            evaluation for evaluation in dict.fromkeys(wanted) if not self.folder.result(evaluation)
-        ]
+    def missing_evaluations(self) -> list[EvalSpec]:
+        """Returns the evaluations that were requested but have no result yet."""
+        requested = [default_evaluation(self.config), *(spec.evaluation for spec in self.specs)]
+        return [spec for spec in dict.fromkeys(requested) if not self.folder.result(spec)]
 
-    def estimate(self, estimates: Estimates) -> float | None:
-        """Seconds that are left of it, None if nothing finished compares with it."""
+    def remaining_seconds(self, estimates: Estimates) -> float | None:
+        """Returns the estimated time to the end of the run, None if no finished run is
+        comparable."""
         saved = self.folder.status().get("saved_step", 0)
         return estimates.seconds(self.config, (self.config.steps or 0) - saved)
 
@@ -59,98 +58,89 @@ class Run:
         return Request(self.specs[0].id, config, evaluations, overrides, threads, self.rows())
 
     def rows(self) -> dict[str, str]:
-        """The row that this training is in each experiment; the one with its default evaluation, if
-        it is several."""
+        """Returns the label of the run's row in each experiment. If it is several rows, that with
+        its default evaluation counts."""
         default = default_evaluation(self.config)
-        specs = sorted(self.specs, key=lambda spec: spec.evaluation != default)
-        found: dict[str, str] = {}
-        for spec in specs:
+        labels: dict[str, str] = {}
+        for spec in sorted(self.specs, key=lambda spec: spec.evaluation != default):
             if spec.experiment:
-                found.setdefault(spec.experiment, spec.label)
-        return found
+                labels.setdefault(spec.experiment, spec.label)
+        return labels
 
     def state(self) -> str:
         state = self.folder.state()
-        return "partial" if state == "done" and self.missing() else state
+        return "partial" if state == "done" and self.missing_evaluations() else state
 
 
 def group(specs: list[RunSpec]) -> list[Run]:
-    """The trainings, each once, however many specs share it."""
-    planned: dict[str, Run] = {}
+    """Returns the runs; specs that need the same training share one. Raises UserError if they have
+    several runs roots."""
+    roots = {str(spec.config.root) for spec in specs}
+    if len(roots) > 1:
+        raise UserError(f"A sweep has one runs root, but there are {len(roots)}: {sorted(roots)}")
+    runs: dict[str, Run] = {}
     for spec in specs:
-        planned.setdefault(spec.id, Run([])).specs.append(spec)
-    return list(planned.values())
+        runs.setdefault(spec.id, Run([])).specs.append(spec)
+    return list(runs.values())
 
 
-def print_plan(console: Console, planned: list[Run]) -> None:
-    """One line a run: id, state, overrides, and the time that it will take. Trains nothing."""
-    check(console, planned)
-    root = planned[0].config.root
+def print_plan(console: Console, runs: list[Run]) -> None:
+    """Prints a line for each run: id, state, overrides, and the time that it will take. Starts
+    nothing."""
+    check(console, runs)
+    root = runs[0].config.root
     estimates, states, total, unknown = Estimates(root), [], 0.0, 0
-    for run in planned:
+    for run in runs:
         state, trained = run.state(), run.folder.state() == "done"
         states.append(state)
-        seconds = run.estimate(estimates) if state != "done" else 0.0
+        seconds = run.remaining_seconds(estimates) if state != "done" else 0.0
         total, unknown = total + (seconds or 0), unknown + (seconds is None)
         for spec in run.specs:
             done = state == "done" or (trained and run.folder.result(spec.evaluation))
-            note = [f"{spec.experiment}: {spec.label}"] if spec.label else []
-            note += [say(seconds)] if seconds and not done else []
-            comment = f"  # {', '.join(note)}" if note else ""
-            words = " ".join(spec.overrides) or "(defaults)"
-            console.out(
-                f"{spec.id}  {'done' if done else state:8}{words}{comment}", highlight=False
-            )
+            notes = [f"{spec.experiment}: {spec.label}"] if spec.label else []
+            notes += [duration_text(seconds)] if seconds and not done else []
+            comment = f"  # {', '.join(notes)}" if notes else ""
+            overrides = " ".join(spec.overrides) or "(defaults)"
+            console.out(f"{spec.id}  {'done' if done else state:8}{overrides}{comment}")
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    left = f"; {say(total)} of training one after the other" if total else ""
-    left += f", not counting {unknown} that nothing finished compares with" if unknown else ""
-    console.out(f"{count(planned)}: {counts}{left}. In {root}", highlight=False)
+    time = f"; {duration_text(total)} of training, one after the other" if total else ""
+    time += f", not counting {unknown} without a comparable finished run" if unknown else ""
+    console.out(f"{plural(len(runs), 'run')}: {counts}{time}. In {root}")
 
 
-def check(console: Console, planned: Sequence[Run]) -> None:
-    """What is read before anything is started: the user's own parts, the data. Raises UserError."""
-    check_own(planned)
-    check_data(console, planned)
-
-
-def check_data(console: Console, planned: Sequence[Run]) -> None:
-    """Reads every data set that is asked for, once. Raises UserError before anything is trained."""
-    seen = []
-    for run in planned:
-        if run.config.data not in seen:
-            seen.append(run.config.data)
+def check(console: Console, runs: Sequence[Run]) -> None:
+    """Checks the user's own parts and the data before anything is started. Raises UserError."""
+    check_own(runs)
+    datasets = []
+    for run in runs:
+        if run.config.data not in datasets:
+            datasets.append(run.config.data)
             for line in check_splits(run.config.data, run.folder.cache):
-                console.out(line, highlight=False)
+                console.out(line)
 
 
-def check_own(planned: Sequence[Run]) -> None:
-    """Imports the user's own parts, in a process of its own. Raises UserError, naming the one that
+def check_own(runs: Sequence[Run]) -> None:
+    """Imports the user's own parts, in another process. Raises UserError, naming the part that
     cannot be imported."""
-    parts = [part for run in planned for part in run.config.own_parts().values() if part]
+    parts = [part for run in runs for part in run.config.own_parts().values() if part]
     if targets := sorted({part[TARGET] for part in parts}):
-        _import_elsewhere(*targets)
+        _try_imports(*targets)
 
 
 @cache
-def _import_elsewhere(*targets: str) -> None:
-    words = [sys.executable, "-m", "onenet.job.own", *targets]
-    environment = {**os.environ, "PYTHONPATH": python_path()}
-    asked = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
-    if asked.returncode:
-        raise UserError(asked.stdout.strip() or asked.stderr.strip().splitlines()[-1])
+def _try_imports(*targets: str) -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "onenet.job.own", *targets],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": python_path()},
+    )
+    if process.returncode:
+        raise UserError(process.stdout.strip() or process.stderr.strip().splitlines()[-1])
 
 
-def freeze(todo: Sequence[Run]) -> None:
-    """Writes the configurations; what is edited from now on changes nothing for these runs."""
-    for run in todo:
+def freeze(runs: Sequence[Run]) -> None:
+    """Writes the configurations, so that later edits of any YAML do not change these runs."""
+    for run in runs:
         run.folder.freeze(to_dict(run.config))
-
-
-def count(planned: Sequence[Run]) -> str:
-    return plural(len(planned), "run")
-
-
-def require_one_root(planned: Sequence[Run]) -> None:
-    roots = {str(spec.config.root) for run in planned for spec in run.specs}
-    if len(roots) > 1:
-        raise UserError(f"One sweep, one runs root, but there are {len(roots)}: {sorted(roots)}")

@@ -1,122 +1,102 @@
-"""Does a search: the runs of its trials, and what it says at its end."""
+"""Does a search: the runs of its trials, and what it prints at its end."""
 
 import os
 
 from rich.console import Console
-from rich.table import Table
 
 from onenet.errors import UserError
 from onenet.runs.folder import Locked
 from onenet.sweeps import plan
-from onenet.sweeps.estimate import Estimates, say
+from onenet.sweeps.estimate import Estimates, duration_text
 from onenet.sweeps.launch import RunLauncher, Statuses, run_all
 from onenet.sweeps.plan import Run
-from onenet.sweeps.search import Search
-from onenet.sweeps.study import Study
-from onenet.sweeps.summary import failure
+from onenet.sweeps.search import Search, Study
+from onenet.sweeps.summary import print_failure, print_table
 
-SHOWN = 10  # trials in the table at the end
+TABLE_ROWS = 10  # trials in the table at the end
 
 
 def main(console: Console, search: Search, launcher: RunLauncher) -> int:
-    """The exit status of run.py: 0 if a best trial is known. Raises UserError."""
+    """Returns the exit status of run.py: 0 if a trial has a value. Raises UserError."""
     if "LOCAL_RANK" in os.environ:
-        raise UserError("A search starts torchrun by itself: python run.py -m … processes=8")
+        raise UserError("A search starts torchrun itself: python run.py -m … processes=8")
     study = Study(search)
+    console.out(study.headline())
     if study.base.config.plan:
         print_plan(console, study)
         return 0
-    return 0 if run(console, study, launcher) else 1
-
-
-def print_plan(console: Console, study: Study) -> None:
-    """What is searched, and the trials so far. Trains nothing."""
-    console.out(study.headline(), highlight=False)
-    for key, d in study.space.items():
-        steps = ", by factors" if d.log else ""
-        console.out(f"  {key}: {d.low:g} .. {d.high:g}{steps}", highlight=False)
-    runs = study.runs()
-    if runs:
-        plan.print_plan(console, runs)
-    else:
-        plan.check(console, [Run([study.base])])
-    done = sum(trial.run.state() == "done" for trial in study.trials)
-    left = study.count() - len(study.trials)
-    base = study.base.config
-    each = Estimates(base.root).seconds(base, base.steps or 0) if left else None
-    later = f", {left} of them not drawn yet" + (f" ({say(left * each)})" if each else "")
-    console.out(
-        f"{study.count()} trials: {done} done, {study.count() - done} to do{later if left else ''}",
-        highlight=False,
-    )
-
-
-def run(console: Console, study: Study, launcher: RunLauncher) -> bool:
-    """Runs the trials that are missing, and says which are the best. True if one has a value."""
-    console.out(study.headline(), highlight=False)
     try:
         with study.folder.lock():
             study.open()
-            ended = _work(console, study, launcher)
+            statuses = _work(console, study, launcher)
     except Locked:
         raise UserError("Another process is doing this search: wait for it.") from None
-    _print_results(console, study, ended)
-    return bool(study.ranked())
+    _print_results(console, study, statuses)
+    return 0 if study.ranked() else 1
+
+
+def print_plan(console: Console, study: Study) -> None:
+    """Prints the space and the trials so far. Starts nothing."""
+    for key, d in study.space.items():
+        scale = ", on a log scale" if d.log else ""
+        console.out(f"  {key}: {d.low:g} .. {d.high:g}{scale}")
+    if runs := study.runs():
+        plan.print_plan(console, runs)
+    else:
+        plan.check(console, [Run([study.base])])
+    counts = study.counts("to do")
+    if left := study.size() - len(study.trials):
+        counts += f", {left} of them not drawn yet"
+        config = study.base.config
+        if seconds := Estimates(config.root).seconds(config, config.steps or 0):
+            counts += f" ({duration_text(left * seconds)})"
+    console.out(counts)
 
 
 def _work(console: Console, study: Study, launcher: RunLauncher) -> Statuses:
-    # On a cluster all could run at a time, and nothing would be drawn from results.
-    most = study.count() if launcher.options.jobs else max(2, study.count() // 4)
-    free = launcher.places(study.base.config, min(most, study.count()))
-    most_failures = launcher.options.max_failures or study.count() + 1
-    todo = [trial for trial in study.trials if trial.to_do()]
-    if len(study.trials) % len(free):  # stopped while trials were drawn
-        todo += study.draw(len(free))
-    ended: Statuses = {}
-    while todo or len(study.trials) < study.count():
+    # If all trials ran at a time, as a cluster could, none would be drawn from results.
+    most = study.size() if launcher.options.jobs else max(2, study.size() // 4)
+    resources = launcher.resources(study.base.config, min(most, study.size()))
+    max_failures = launcher.options.max_failures or study.size() + 1
+    todo = [trial for trial in study.trials if trial.is_open()]
+    if len(study.trials) % len(resources):  # stopped in the middle of a draw
+        todo += study.draw(len(resources))
+    statuses: Statuses = {}
+    while todo or len(study.trials) < study.size():
         study.tell()
-        todo = todo or study.draw(len(free))
-        if not todo:  # the same values as earlier trials, rounded
+        todo = todo or study.draw(len(resources))
+        if not todo:  # all have the rounded values of earlier trials
             continue
         best = f", {study.best()} so far" if study.ranked() else ""
         numbers = ", ".join(str(trial.number) for trial in todo)
-        console.out(f"trial {numbers} of {study.count()}{best}", highlight=False)
-        runs = list({trial.run.name: trial.run for trial in todo}.values())
-        ended |= run_all(console, runs, launcher, free)
+        console.out(f"trial {numbers} of {study.size()}{best}")
+        runs = list(dict.fromkeys(trial.run for trial in todo))
+        statuses |= run_all(console, runs, launcher, resources)
         todo = []
-        failures = sum(bool(status) for status in ended.values())
-        if failures >= most_failures:
-            console.out(f"{failures} failed: no more are started", highlight=False)
+        failures = sum(bool(status) for status in statuses.values())
+        if failures >= max_failures:
+            console.out(f"{failures} failed: no more are started")
             break
     study.tell()
-    return ended
+    return statuses
 
 
-def _print_results(console: Console, study: Study, ended: Statuses) -> None:
-    metric, ranked = study.search.metric, study.ranked()
+def _print_results(console: Console, study: Study, statuses: Statuses) -> None:
+    metric, ranked = study.settings.metric, study.ranked()
     if ranked:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("trial", *study.space, metric):
-            table.add_column(name, justify="right", overflow="fold")
-        table.add_column("run", overflow="fold")
-        for value, trial in ranked[:SHOWN]:
-            values = [f"{number:.4g}" for number in (*trial.values.values(), value)]
-            table.add_row(str(trial.number), *values, trial.run.name)
-        console.print(table)
+        rows = []
+        for value, trial in ranked[:TABLE_ROWS]:
+            numbers = [f"{number:.4g}" for number in (*trial.values.values(), value)]
+            rows.append((str(trial.number), *numbers, trial.run.name))
+        print_table(console, ("trial", *study.space, metric, "run"), rows)
     for run in study.runs():
         result = run.folder.result(run.specs[0].evaluation)
         if run.state() != "done":
-            console.out(f"\nNOT DONE  {run.name}: {failure(run, ended)}", highlight=False)
-            console.out(f"  log: {run.folder.log_file}", highlight=False)
+            print_failure(console, run, statuses)
         elif result["metrics"].get(metric) is None:
-            why = result["metrics_notes"].get(metric, "not there")
-            console.out(f"\nNO VALUE  {run.name}: {metric}: {why}", highlight=False)
-    done = sum(trial.run.state() == "done" for trial in study.trials)
-    console.out(
-        f"\n{study.count()} trials: {done} done, {study.count() - done} not. "
-        f"The search is in {study.folder.path}",
-        highlight=False,
-    )
+            reason = result["metrics_notes"].get(metric, "not there")
+            console.out(f"\nNO VALUE  {run.name}: {metric}: {reason}")
+    console.out(f"\n{study.counts('not')}. The search is in {study.folder.path}")
     if ranked:
-        console.out(f"The best: {study.best()}", highlight=False)
-        console.out(f"  {ranked[0][1].run.specs[0].command}", highlight=False)
+        console.out(f"The best: {study.best()}")
+        console.out(f"  {ranked[0][1].run.specs[0].command}")

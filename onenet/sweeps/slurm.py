@@ -1,9 +1,9 @@
-"""Runs of a sweep as Slurm jobs: submitit submits and requeues them, squeue knows which still live.
+"""The Slurm launcher: submitit submits and requeues a job for each run, squeue lists live jobs.
 
-A job goes on without the sweep that submitted it. When Slurm announces that it takes the machine
-away, or that the time is up, the run writes its checkpoint, and the same job is queued again. The
-runs root must be on a file system that all nodes see; submitit's files lie in its `.slurm/`. Needs
-no accounting (sacct).
+A job goes on without the sweep that submitted it. When Slurm announces that it preempts the job or
+that its time is up, the run writes its checkpoint and the same job is queued again. The runs root
+must be on a file system that all nodes see; submitit's files are in its `.slurm/`. Accounting
+(sacct) is not needed.
 """
 
 import hashlib
@@ -15,158 +15,174 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
 
 from onenet.config.options import SlurmOptions
 from onenet.config.schema import Config
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
-from onenet.sweeps.machine import Resources, require_gpu
+from onenet.sweeps.launch import RunLauncher
+from onenet.sweeps.plan import Run
+from onenet.sweeps.process import Resources, RunProcess, command, count_processes, environment
+from onenet.system.imports import python_path
 from onenet.system.signals import EXIT_STATUS
 
-TIME_OUTS = 100  # times that a job may reach its time limit and is queued again
-SAVE_SECONDS = 60  # for a run to write its checkpoint; Slurm announces the end 90 before
-LOOK_EVERY = 5  # seconds between calls of squeue
-SETTLE_SECONDS = 30  # until what another node wrote is seen here
-SUBMITIT = ("setup", "signal_delay_s", "srun_args")  # in hydra.launcher.more: no options of sbatch
+MAX_TIMEOUTS = 100  # how often a job may reach its time limit and be queued again
+SAVE_SECONDS = 60  # for a run to write its checkpoint; Slurm announces the end 90 s before
+QUEUE_SECONDS = 5  # between calls of squeue
+SYNC_SECONDS = 30  # until files that another node wrote are visible here
+SUBMITIT_OPTIONS = ("setup", "signal_delay_s", "srun_args")  # in hydra.launcher.more
 
 
-def places(config: Config, options: SlurmOptions, runs: int) -> list[Resources]:
-    """One for each run, or `hydra.launcher.jobs`: Slurm has the queue. GPUs are those that Slurm
-    gives."""
-    require_gpu(config, options.gpus)
-    most = config.batch // config.accumulate  # each process needs an image
-    processes = config.processes or max(1, min(options.gpus, most))
-    threads = options.threads or max(1, options.cpus // processes)
-    return [Resources(processes, threads, None)] * min(options.jobs or runs, runs)
+class Slurm(RunLauncher):
+    """Submits each run as a job, which goes on without the sweep."""
 
+    options: SlurmOptions
 
-class Cluster:
-    """Submits runs. Raises UserError if there is no Slurm here, or it refuses what is asked."""
-
-    def __init__(self, options: SlurmOptions, root: Path):
-        try:
-            import submitit
-            from submitit.core.utils import FailedJobError, FailedSubmissionError
-        except ImportError:
-            raise UserError(
-                "hydra/launcher=slurm needs submitit: pip install -e '.[slurm]', where run.py is."
-            ) from None
-        for tool in ("sbatch", "srun", "squeue"):
-            if not shutil.which(tool):
-                raise UserError(
-                    f"hydra/launcher=slurm needs {tool}, which is not on the PATH: "
-                    "start this where jobs are submitted, or leave out hydra/launcher."
-                )
-        self._options = options
-        self._executor = submitit.SlurmExecutor(root / ".slurm", max_num_timeout=TIME_OUTS)
-        self._refused = (FailedJobError, FailedSubmissionError)
+    def __init__(self, options: SlurmOptions):
+        super().__init__(options)
+        self._executor: Any = None
         self._queue = Queue()
 
-    def submit(self, folder: RunFolder, command: list[str], environment: dict) -> "SlurmJob":
-        """The run's job: the one that an earlier sweep has submitted, or else a new one.
+    def resources(self, config: Config, runs: int) -> list[Resources]:
+        """All runs at a time, or `hydra.launcher.jobs`, since Slurm queues them. The GPUs are those
+        that Slurm allocates. Raises UserError if there is no Slurm here."""
+        self._executor = self._executor or _executor(config.root)
+        processes = count_processes(config, self.options.gpus)
+        threads = self.options.threads or max(1, self.options.cpus // processes)
+        return [Resources(processes, threads, None)] * min(self.options.jobs or runs, runs)
 
-        `environment`: what the command needs beside the variables of the node.
-        """
-        name = job_name(folder)
-        if job := self._queue.find(name):
-            return SlurmJob(job, folder, self._queue)
-        self._executor.update_parameters(
-            **parameters(self._options, environment.get("PYTHONPATH", "")), job_name=name
-        )
-        try:
-            submitted = self._executor.submit(Task(command, folder.path, environment))
-        except self._refused as error:
-            raise UserError(f"Slurm refuses {name}: {' '.join(str(error).split())}") from error
-        return SlurmJob(submitted.job_id, folder, self._queue)
+    def start(self, run: Run, resources: Resources) -> RunProcess:
+        """Follows the run's job if an earlier sweep submitted one, else submits it. Raises
+        UserError if Slurm refuses it."""
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        name = job_name(run.folder)
+        request = run.request(resources.threads).write(run.folder)
+        job = self._queue.find(name)
+        if job is None:
+            arguments = command(run.folder, request, resources.processes)
+            task = Task(arguments, run.folder.path, environment(resources))
+            self._executor.update_parameters(**_parameters(self.options), job_name=name)
+            try:
+                job = self._executor.submit(task).job_id
+            except (FailedJobError, FailedSubmissionError) as error:
+                raise UserError(f"Slurm refuses {name}: {' '.join(str(error).split())}") from error
+        return RunProcess(run, resources, SlurmJob(job, run.folder, self._queue), on_cluster=True)
+
+    def stop(self, console: Console, active: list[RunProcess]) -> None:
+        jobs = [p.handle.job for p in active if isinstance(p.handle, SlurmJob)]
+        if jobs:
+            console.out(f"The Slurm jobs go on; to end them: scancel {' '.join(jobs)}")
 
 
-def parameters(asked: SlurmOptions, python_path: str) -> dict:
-    """What submitit's executor is told."""
-    more = dict(asked.more or {})
-    options = {key: more.pop(key) for key in SUBMITIT if key in more}
+def _executor(root: Path) -> Any:
+    """Returns submitit's executor. Raises UserError if submitit or Slurm is not installed."""
+    try:
+        import submitit
+    except ImportError:
+        raise UserError(
+            "hydra/launcher=slurm needs submitit: pip install -e '.[slurm]', where run.py is."
+        ) from None
+    for tool in ("sbatch", "srun", "squeue"):
+        if not shutil.which(tool):
+            raise UserError(
+                f"hydra/launcher=slurm needs {tool}, which is not on the PATH: "
+                "start this where jobs are submitted, or leave out hydra/launcher."
+            )
+    return submitit.SlurmExecutor(root / ".slurm", max_num_timeout=MAX_TIMEOUTS)
+
+
+def _parameters(options: SlurmOptions) -> dict:
+    """Returns the parameters of submitit's executor."""
+    more = dict(options.more or {})
+    own = {key: more.pop(key) for key in SUBMITIT_OPTIONS if key in more}
     return {
-        "time": asked.minutes,
-        "cpus_per_task": asked.cpus,
-        **({"partition": asked.partition} if asked.partition else {}),
-        **({"gpus_per_node": asked.gpus} if asked.gpus else {}),
-        **({"mem": f"{round(asked.memory_gb * 1024)}M"} if asked.memory_gb else {}),
-        **options,
-        # The worker imports this module, and since 22.05 srun no longer takes over sbatch's cores.
-        "setup": [f"export PYTHONPATH={shlex.quote(python_path)}", *options.get("setup", [])],
-        "srun_args": [f"--cpus-per-task={asked.cpus}", *options.get("srun_args", [])],
+        "time": options.minutes,
+        "cpus_per_task": options.cpus,
+        **({"partition": options.partition} if options.partition else {}),
+        **({"gpus_per_node": options.gpus} if options.gpus else {}),
+        **({"mem": f"{round(options.memory_gb * 1024)}M"} if options.memory_gb else {}),
+        **own,
+        # The job imports this module, and since 22.05 srun no longer inherits sbatch's cores.
+        "setup": [f"export PYTHONPATH={shlex.quote(python_path())}", *own.get("setup", [])],
+        "srun_args": [f"--cpus-per-task={options.cpus}", *own.get("srun_args", [])],
         "additional_parameters": {"requeue": True, **more},
     }
 
 
 def job_name(folder: RunFolder) -> str:
-    """Readable in squeue, and of this folder alone: another runs root may hold the same run."""
+    """Returns a name that is readable in squeue and unique to this folder, since another runs root
+    may hold the same run."""
     return f"{folder.path.name}.{hashlib.sha256(bytes(folder.path)).hexdigest()[:6]}"
 
 
 class Queue:
-    """This user's jobs that wait, run or end, as squeue tells them."""
+    """This user's jobs that are pending, running or completing, as squeue lists them."""
 
     def __init__(self):
-        self.looked = -float("inf")  # when squeue last answered, on the monotonic clock
-        self._tried = -float("inf")
+        self.answered = -float("inf")  # time of squeue's last answer, monotonic
+        self._called = -float("inf")
         self._names: dict[str, str] = {}  # by job id
 
     def find(self, name: str) -> str | None:
-        """The id of the job with this name. Raises UserError if squeue has never answered."""
-        self._look()
-        if self.looked < 0:
-            raise UserError("squeue does not answer, so it is not known what is queued already.")
-        return next((job for job, found in self._names.items() if found == name), None)
+        """Returns the id of the job with this name. Raises UserError if squeue never answered."""
+        self._refresh()
+        if self.answered < 0:
+            raise UserError("squeue does not answer, so runs that are queued already are unknown.")
+        return next((job for job, other in self._names.items() if other == name), None)
 
     def has(self, job: str) -> bool:
-        self._look()
+        self._refresh()
         return job in self._names
 
-    def _look(self) -> None:
-        """Where Slurm does not answer, what it last said holds."""
-        if time.monotonic() - self._tried < LOOK_EVERY:
+    def _refresh(self) -> None:
+        """Calls squeue. While Slurm does not answer, its last answer stands."""
+        if time.monotonic() - self._called < QUEUE_SECONDS:
             return
         command = ["squeue", "--noheader", "--me", "--format=%A|%j"]
-        self._tried = time.monotonic()
-        said = subprocess.run(command, capture_output=True, text=True, check=False)
-        if said.returncode == 0:
-            self.looked = self._tried
-            self._names = dict(line.split("|", 1) for line in said.stdout.splitlines())
+        self._called = time.monotonic()
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            self.answered = self._called
+            self._names = dict(line.split("|", 1) for line in answer.stdout.splitlines())
 
 
 class SlurmJob:
-    """A job, with the part of the interface of subprocess.Popen that a sweep needs."""
+    """A job, as a Handle."""
 
     def __init__(self, job: str, folder: RunFolder, queue: Queue):
         self.job = job
         self.returncode: int | None = None
         self._folder, self._queue = folder, queue
         self._submitted = time.monotonic()
-        self._gone: float | None = None
+        self._left: float | None = None
 
     def poll(self) -> int | None:
-        """0 if the run is done, 75 if it was stopped, 1 if the job is gone with neither; None while
-        it waits or runs."""
-        there = self._queue.has(self.job)
-        if there or self._queue.looked < self._submitted:
+        """Returns 0 if the run is done, 75 if it was preempted, 1 if the job left the queue without
+        either; None while it is queued or running."""
+        queued = self._queue.has(self.job)
+        if queued or self._queue.answered < self._submitted:
             return None
-        self._gone = self._gone or time.monotonic()
+        self._left = self._left or time.monotonic()
         state = self._folder.status().get("state")
-        if state != "done" and time.monotonic() - self._gone < SETTLE_SECONDS:
+        if state != "done" and time.monotonic() - self._left < SYNC_SECONDS:
             return None
         self.returncode = {"done": 0, "preempted": EXIT_STATUS}.get(state or "", 1)
         return self.returncode
 
 
 class Task:
-    """What a job runs, and what submitit pickles: the run's own process, which writes log.txt."""
+    """The function of a job, which submitit pickles: it starts the run's process."""
 
     def __init__(self, command: list[str], folder: Path, environment: dict[str, str]):
         self.command, self.folder, self.environment = command, folder, environment
         self.process: subprocess.Popen | None = None
 
     def __call__(self) -> None:
-        """Raises RuntimeError if the run ends in any other way than done or requeued."""
+        """Raises RuntimeError unless the run is done or its job is queued again."""
         with open(RunFolder(self.folder).log_file, "ab") as log:
             self.process = subprocess.Popen(
                 self.command,
@@ -174,9 +190,9 @@ class Task:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment},
-                preexec_fn=_ignore_announcements,
+                preexec_fn=_ignore_signals,
             )
-        # Popen.wait would hold a lock that `checkpoint`, called by a signal meanwhile, needs.
+        # Popen.wait holds a lock that `checkpoint` needs when a signal calls it meanwhile.
         os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         status = self.process.wait()
         preempted = RunFolder(self.folder).status().get("state") == "preempted"
@@ -184,7 +200,7 @@ class Task:
             raise RuntimeError(f"ended with {status}: see {RunFolder(self.folder).log_file}")
 
     def checkpoint(self):
-        """Has the run write its checkpoint. submitit calls it on its signal, and then requeues."""
+        """Makes the run write its checkpoint. submitit calls this on its signal, then requeues."""
         from submitit.helpers import DelayedSubmission
 
         if self.process:
@@ -196,21 +212,21 @@ class Task:
         return DelayedSubmission(Task(self.command, self.folder, self.environment))
 
 
-def _ignore_announcements() -> None:
-    """A run handles them once it can; until then, and in `torchrun`, they must not kill."""
+def _ignore_signals() -> None:
+    """Slurm's warnings must not kill a run before it handles them, nor `torchrun`."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def _requeue() -> bool:
-    """Queues this job again if it was preempted by SIGTERM alone, which submitit passes over.
+    """Queues this job again if it was preempted with SIGTERM only, which submitit ignores.
 
-    One that somebody cancelled is not: to Slurm it is no longer running.
+    A job that somebody cancelled is not queued again: for Slurm it is no longer running.
     """
     job = os.environ["SLURM_JOB_ID"]
-    shown = subprocess.run(
+    output = subprocess.run(
         ["scontrol", "show", "job", job], capture_output=True, text=True, check=False
     )
-    if not re.search(r"\bJobState=RUNNING\b", shown.stdout):
+    if not re.search(r"\bJobState=RUNNING\b", output.stdout):
         return False
     return subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0

@@ -1,6 +1,6 @@
-"""What Hydra loads: our sweeper and our launchers. Hydra looks for plugins in folders of this name.
+"""Hydra's plugins: our sweeper and our launchers. Hydra looks for them in packages of this name.
 
-`conf/hydra/` has their options. Their work is in onenet/sweeps/.
+Their options are in `conf/hydra/`, their work is done in onenet/sweeps/.
 """
 
 import sys
@@ -16,55 +16,58 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from onenet.config.compose import CannotCompose, Loader, use
+from onenet.config.compose import ComposeError, Loader, use
 from onenet.config.options import LauncherOptions, SlurmOptions
 from onenet.config.validate import out_of_range
 from onenet.errors import raise_for
-from onenet.sweeps import app, launch, plan, sweep
+from onenet.sweeps import app, plan, sweep
 from onenet.sweeps.experiments import RunSpec, expand
-from onenet.sweeps.handover import HydrasLauncher
-from onenet.sweeps.plan import group
-from onenet.sweeps.start import NotDone
+from onenet.sweeps.foreign import ForeignLauncher
+from onenet.sweeps.launch import RunLauncher, run_all
+from onenet.sweeps.local import Local
+from onenet.sweeps.process import NotDone
+from onenet.sweeps.slurm import Slurm
 
 
 class OneNetSweeper(Sweeper):
-    """Composes and checks every run, leaves out what is done, hands the rest to a launcher, and
+    """Composes and checks all runs, skips those that are done, passes the others to a launcher, and
     prints the table."""
 
     def __init__(self, request: str | None = None):
-        """`request`: of one run, for Hydra's launchers; run.py reads it."""
+        """`request`: the file of one run, for Hydra's launchers; run.py reads it."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         self.settings = config
         use_loader(hydra_context, config)
-        self.launched = Plugins.instance().instantiate_launcher(
+        self.hydra_launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        if isinstance(self.launched, OneNetLauncher):
-            launcher = self.launched.runs()
+        if isinstance(self.hydra_launcher, OneNetLauncher):
+            launcher = self.hydra_launcher.run_launcher()
         else:
-            at_a_time = self.settings.hydra.launcher.get("n_jobs", 1)
-            launcher = HydrasLauncher(self.launched.launch, at_a_time)
-        app.sweeping = True
-        if status := sweep.sweep([*app.words, *arguments], launcher):
+            jobs = self.settings.hydra.launcher.get("n_jobs", 1)
+            launcher = ForeignLauncher(self.hydra_launcher.launch, jobs)
+        app.sweep_started = True
+        if status := sweep.sweep([*app.run_overrides, *arguments], launcher):
             sys.exit(status)
 
 
 def use_loader(hydra_context: HydraContext, config: DictConfig) -> None:
-    """Runs are composed from where Hydra composes: --config-dir, hydra.searchpath."""
-    words = list(config.hydra.overrides.hydra)
-    use(Loader(hydra_context.config_loader, config.hydra.job.config_name, words))
+    """Composes runs from Hydra's own sources: --config-dir, hydra.searchpath."""
+    overrides = list(config.hydra.overrides.hydra)
+    use(Loader(hydra_context.config_loader, config.hydra.job.config_name, overrides))
 
 
 class OneNetLauncher(Launcher):
-    """One of ours. Under another sweeper than ours, each job is a run of the words that it has."""
+    """Our launchers, for Hydra. Under another sweeper, each job is a run with the overrides that
+    the sweeper chooses."""
 
-    kind: type[LauncherOptions]
-    made: type
+    options_class: type[LauncherOptions]
+    launcher_class: type
 
     def __init__(self, **options: Any):
         self.options = options
@@ -72,35 +75,35 @@ class OneNetLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        self.hydra_context, self.settings = hydra_context, config
+        use_loader(hydra_context, config)
 
-    def runs(self) -> launch.RunLauncher:
-        """Raises UserError if an option is not what it may be."""
-        try:  # under the keys that are typed, for the text of errors
-            typed = OmegaConf.create({"hydra": {"launcher": OmegaConf.structured(self.kind)}})
+    def run_launcher(self) -> RunLauncher:
+        """Raises UserError if an option has a wrong type or is out of bounds."""
+        try:  # nested, so that Hydra's errors name the keys as they are typed
+            schema = OmegaConf.structured(self.options_class)
+            typed = OmegaConf.create({"hydra": {"launcher": schema}})
             merged = OmegaConf.merge(typed, {"hydra": {"launcher": self.options}})
             options: Any = OmegaConf.to_object(merged.hydra.launcher)
         except OmegaConfBaseException as error:
-            raise CannotCompose(error) from error
+            raise ComposeError(error) from error
         raise_for(out_of_range(options, "hydra.launcher."))
-        return self.made(options)
+        return self.launcher_class(options)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        use_loader(self.hydra_context, self.settings)
-        jobs = [expand(words) for words in job_overrides]
-        runs = group([spec for specs in jobs for spec in specs])
-        plan.require_one_root(runs)
+        jobs = [expand(overrides) for overrides in job_overrides]
+        runs = plan.group([spec for specs in jobs for spec in specs])
+        console = Console(highlight=False)
         if runs[0].config.plan:
-            plan.print_plan(Console(), runs)
+            plan.print_plan(console, runs)
             sys.exit(0)
-        launch.run_all(Console(), runs, self.runs())
-        return [_returned(specs[0]) for specs in jobs]
+        run_all(console, runs, self.run_launcher())
+        return [_job_return(specs[0]) for specs in jobs]
 
 
-def _returned(spec: RunSpec) -> JobReturn:
-    """Its AP, for a sweeper that asks."""
+def _job_return(spec: RunSpec) -> JobReturn:
+    """Returns the run's AP, for sweepers that optimize it."""
     result = spec.folder.result(spec.evaluation)
     job = JobReturn(status=JobStatus.COMPLETED if result else JobStatus.FAILED)
     problem = NotDone(f"{spec.folder.path.name} is not done: see {spec.folder.log_file}")
@@ -111,10 +114,10 @@ def _returned(spec: RunSpec) -> JobReturn:
 class LocalLauncher(OneNetLauncher):
     """hydra/launcher=local"""
 
-    kind, made = LauncherOptions, launch.Local
+    options_class, launcher_class = LauncherOptions, Local
 
 
 class SlurmLauncher(OneNetLauncher):
     """hydra/launcher=slurm"""
 
-    kind, made = SlurmOptions, launch.Slurm
+    options_class, launcher_class = SlurmOptions, Slurm

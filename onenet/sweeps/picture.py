@@ -1,6 +1,4 @@
-"""The picture of the answer: for each run of a sweep its AP without and with NMS, and what its
-redundant boxes number.
-"""
+"""The picture of a sweep: each run's AP without and with NMS, and its duplicates per object."""
 
 import os
 import textwrap
@@ -10,11 +8,11 @@ WITHOUT, WITH = "#c0392b", "#bdc3c7"
 
 
 def draw(runs: list[tuple[str, dict]], path: Path) -> None:
-    """Writes a PNG. `runs`: the label and the metrics of each (those without AP are left out)."""
+    """Writes a PNG. `runs`: label and metrics of each; those without AP are left out."""
     runs = [(label, m) for label, m in runs if m["AP"] is not None]
     if not runs:
         return
-    # Matplotlib caches its fonts; nothing is written outside the runs root.
+    # Matplotlib writes a font cache, which also goes into the runs root.
     os.environ.setdefault("MPLCONFIGDIR", str(path.parent / ".matplotlib"))
     import matplotlib
 
@@ -42,7 +40,7 @@ def draw(runs: list[tuple[str, dict]], path: Path) -> None:
     for row, value in enumerate(duplicates):
         right.text(value, row, f" {value:.2f}", va="center", fontsize=9)
     right.set_xlim(0, 1.3 * max(0.1, *duplicates))
-    right.set_xlabel("redundant boxes an object")
+    right.set_xlabel("duplicates per object")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
