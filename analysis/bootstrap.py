@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from analysis.core.evidence import arrays_of, default_root, named_runs
+from analysis.core.evidence import default_root, named_runs, read_arrays
 from analysis.core.formats import Block, Sheet, markdown
 from analysis.core.intervals import LEVEL, Interval
 from onenet.errors import UserError
@@ -32,17 +32,17 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs_wanted", nargs="+", metavar="RUN", help="one or two")
+    parser.add_argument("run_names", nargs="+", metavar="RUN", help="one or two")
     parser.add_argument("--runs", metavar="DIR", default=default_root(), help="runs root")
     parser.add_argument("--metric", nargs="+", choices=METRICS, default=["AP", "AP50", "nms_gain"])
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     args = parser.parse_args(arguments)
     try:
-        if len(args.runs_wanted) > 2 or args.draws < 2:
+        if len(args.run_names) > 2 or args.draws < 2:
             raise UserError("Name one or two runs, and at least two draws.")
         root = Path(args.runs).expanduser().absolute()
-        folders = named_runs(root, args.runs_wanted)
+        folders = named_runs(root, args.run_names)
         arrays = [per_image(folder) for folder in folders]
         one, other = arrays[0], arrays[1] if len(arrays) > 1 else None
         try:
@@ -74,7 +74,7 @@ def per_image(folder: RunFolder) -> dict[str, np.ndarray]:
     file = folder.evaluation(EvalSpec(**result["evaluation"])) / "per_image.npz"
     if not file.is_file():
         raise UserError(f"{file} is not there: copy it from where the run was made.")
-    return arrays_of(file)
+    return read_arrays(file)
 
 
 def numbers(arrays: dict[str, np.ndarray], weights: np.ndarray | None = None) -> np.ndarray:

@@ -27,7 +27,7 @@ import torch
 from hydra.core.override_parser.types import Override
 from torch import Tensor
 
-from analysis.core.evidence import arrays_of, default_root, named_runs
+from analysis.core.evidence import default_root, named_runs, read_arrays
 from analysis.core.formats import Block, Sheet, markdown
 from analysis.tables import write
 from onenet.boxes import iou_and_giou
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [RUN ...] [options] [-- KEY=VALUE ...]",
     )
-    parser.add_argument("runs_wanted", nargs="*", metavar="RUN", help="default: all")
+    parser.add_argument("run_names", nargs="*", metavar="RUN", help="default: all")
     parser.add_argument("--runs", metavar="DIR", default=default_root(), help="runs root")
     parser.add_argument("--format", nargs="+", choices=WRITERS, default=["markdown"])
     parser.add_argument("--out", metavar="DIR", help="write replay.* here instead of printing")
@@ -102,8 +102,8 @@ def main(arguments: list[str]) -> int:
     try:
         use_folder(args.config_dir)
         asked = variants(arguments[split + 1 :])
-        folders = chosen(Path(args.runs).expanduser().absolute(), args.runs_wanted)
-        found = replay_all(folders, asked, skip=not args.runs_wanted)
+        folders = chosen(Path(args.runs).expanduser().absolute(), args.run_names)
+        found = replay_all(folders, asked, skip=not args.run_names)
         writers = [WRITERS[name] for name in dict.fromkeys(args.format)]
         pages = {f"replay.{suffix}": text(found) for suffix, text in writers}
         if args.out is None:
@@ -191,7 +191,7 @@ def saved_images(folder: RunFolder) -> list[Image]:
                 f"there is no {file.name}. A training leaves it, with eval.looks above 0, at its "
                 "end.\nTrain the run anew in another root: runs_root=DIR"
             )
-        arrays.append({key: torch.from_numpy(values) for key, values in arrays_of(file).items()})
+        arrays.append({key: torch.from_numpy(values) for key, values in read_arrays(file).items()})
     objects, kept = arrays
     slots, classes = kept["slots"], kept["classes"]
     sizes = {"labels": classes, "logits": slots * classes, "boxes_xyxy": slots, "points_xy": slots}

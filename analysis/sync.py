@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs_wanted", nargs="*", metavar="RUN", help="default: all")
+    parser.add_argument("run_names", nargs="*", metavar="RUN", help="default: all")
     parser.add_argument(
         "--runs", metavar="DIR", default=REPOSITORY / "runs", help="runs root (default: run.py's)"
     )
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
             raise UserError("WANDB_MODE=disabled: there is nothing to rebuild. Unset it.")
         if args.wait <= 0:
             raise UserError(f"--wait {args.wait:g}: it must be above 0.")
-        folders = chosen(Path(args.runs).expanduser().absolute(), args.runs_wanted)
+        folders = chosen(Path(args.runs).expanduser().absolute(), args.run_names)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -120,7 +120,10 @@ def test_all_figures_are_drawn_as_vectors_and_pixels(root, tmp_path, capsys):
 def test_what_cannot_be_drawn_is_named_with_its_command(root, capsys):
     assert figures.main(["--runs", str(root), "--out", str(root / "x")]) == 0
     said = capsys.readouterr().out
-    assert "figure5: no run has what it shows. python run.py -m +experiment=table1" in said
+    assert (
+        "figure5: no run has the data for it. To run them: python run.py -m +experiment=table1"
+        in said
+    )
     assert "Wrote 0 figures" in said
     assert figures.main(["--runs", str(root), "--", "heds=1"]) == 2
 
@@ -209,7 +212,7 @@ def test_results_alone_give_the_same_tables(root, tmp_path, capsys):
     kinds = {file.name for file in out.rglob("*") if file.is_file()}
     assert kinds == {"result.json", "status.json"}
     assert figures.main(["--runs", str(out), "--only", "figure5"]) == 0
-    assert "figure5: no run has what it shows. The runs" in capsys.readouterr().out
+    assert "figure5: no run has the data for it. The runs" in capsys.readouterr().out
     pages = []
     for folder in (root, out):
         capsys.readouterr()

@@ -53,13 +53,13 @@ def test_a_table_takes_the_device_that_knows_most_of_its_networks_then_the_last(
         speed(other, "B", fps=None),
     ]
     networks = [other, NETWORK, other]
-    numbers, device = fps.of_networks([*two, *noise, *one], networks)
+    numbers, device = fps.lookup([*two, *noise, *one], networks)
     assert numbers == [2, 1, 2]
     assert device == "A (threads: 1; classes: 80)"
-    numbers, device = fps.of_networks([*two, one[0]], networks)
+    numbers, device = fps.lookup([*two, one[0]], networks)
     assert numbers == [None, 3, None]
     assert device.startswith("B")
-    assert fps.of_networks(noise, networks) == ([None] * 3, None)
+    assert fps.lookup(noise, networks) == ([None] * 3, None)
 
 
 def test_the_networks_of_the_tables_are_measured():

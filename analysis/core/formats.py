@@ -1,4 +1,4 @@
-"""A finished table as Markdown, LaTeX or HTML. Knows text only."""
+"""Writes a table of text cells as Markdown, LaTeX or HTML."""
 
 import html
 import re
@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 @dataclass(frozen=True)
 class Block:
-    """One grid of cells. The first `left` columns are text, the others numbers."""
+    """A grid of cells. The first `left` columns are text, the others numbers."""
 
     header: list[str]
     rows: list[list[str]]
@@ -18,15 +18,15 @@ class Block:
 
 @dataclass(frozen=True)
 class Sheet:
-    """All that stands on the page of one table; plain text, to be escaped by the writers."""
+    """The contents of a table's page, in plain text that the writers escape."""
 
     heading: str
     question: str
     context: list[str]  # what the rows have in common
     blocks: list[Block]
     notes: list[str]
-    todo: str = ""  # says what is missing; empty if nothing is
-    commands: list[str] = field(default_factory=list)  # that fill it, with comments
+    todo: str = ""  # says which results are missing; empty if none are
+    commands: list[str] = field(default_factory=list)  # that produce them, with comments
 
 
 def markdown(sheet: Sheet) -> str:
@@ -45,7 +45,7 @@ def markdown(sheet: Sheet) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    """A table environment; the missing runs are comments above it."""
+    """A table environment, with comments above it that name the missing runs."""
     lines = ["% needs \\usepackage{booktabs}"]
     if sheet.todo:
         lines += [f"% {line}" for line in [sheet.todo, *sheet.commands]]
@@ -75,7 +75,7 @@ thead th { border-bottom: 1.5px solid #222; } tr.first td { border-top: 1px soli
 
 
 def html_page(sheet: Sheet) -> str:
-    """A page that needs nothing else."""
+    """A self-contained page."""
     e = html.escape
     lines = [
         "<!DOCTYPE html>",
