@@ -137,9 +137,9 @@ def test_what_is_kept_gives_the_same_scorecard_without_paths_of_the_machine(root
     out, sample = tmp_path / "kept", table1(root)[0]
     (sample.folder.predictions_file).write_bytes(b"x")
     assert records.main(["--runs", str(root), "--out", str(out), "--samples", sample.id]) == 0
-    assert "Kept 12 of 12 runs" in capsys.readouterr().out
+    assert "Copied 12 of 12 runs" in capsys.readouterr().out
     assert records.main(["--runs", str(out), "--out", str(tmp_path / "again")]) == 0
-    assert "Kept 12 of 12 runs" in capsys.readouterr().out
+    assert "Copied 12 of 12 runs" in capsys.readouterr().out
     assert [f.parent.name for f in out.glob("*/predictions.npz")] == [sample.folder.path.name]
     assert len(list(out.glob("*/pictures/image_1.png"))) == 1
     for file in out.rglob("*.json"):
@@ -227,7 +227,7 @@ def test_unfinished_runs_and_wrong_names_are_not_kept(root, tmp_path, capsys):
     run(second)
     second.folder.set_status(state="failed")
     assert records.main(["--runs", str(root), "--out", str(tmp_path / "kept")]) == 0
-    assert "Kept 1 of 2 runs" in capsys.readouterr().out
+    assert "Copied 1 of 2 runs" in capsys.readouterr().out
     wrong = ["--runs", str(root), "--out", str(tmp_path / "other"), "--samples", second.id]
     assert records.main(wrong) == 2
     assert f"no finished run {second.id}" in capsys.readouterr().err
