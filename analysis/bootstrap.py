@@ -28,7 +28,7 @@ METRICS = ("AP", "AP50", "AP_nms", "AP50_nms", "nms_gain", "AP50_nms_gain")
 
 
 def main(arguments: list[str]) -> int:
-    """0, or 2 if the input cannot work."""
+    """Returns 0, or 2 if the input is invalid."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

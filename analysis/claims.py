@@ -134,7 +134,7 @@ def judge_condition(condition: Condition, interval: Interval | None) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """0, or 2 if the input cannot work."""
+    """Returns 0, or 2 if the input is invalid."""
     parser = command_line(__doc__)
     parser.add_argument("--format", nargs="+", choices=WRITERS, default=["markdown"])
     parser.add_argument("--only", nargs="+", choices=PREDICATES, metavar="ID", default=PREDICATES)

@@ -192,7 +192,7 @@ def page() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """0."""
+    """Returns 0."""
     about = argparse.RawDescriptionHelpFormatter
     argparse.ArgumentParser(description=__doc__, formatter_class=about).parse_args(arguments)
     PAGE.write_text(page(), encoding="utf-8")

@@ -60,7 +60,7 @@ PAGES: dict[str, list[tuple[str, Overrides]]] = {  # folder -> its experiments
 
 
 def main(arguments: list[str]) -> int:
-    """0."""
+    """Returns 0."""
     about = argparse.RawDescriptionHelpFormatter
     argparse.ArgumentParser(description=__doc__, formatter_class=about).parse_args(arguments)
     runs = Evidence(with_root([], str(RECORDS)))

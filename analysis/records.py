@@ -30,7 +30,7 @@ SAMPLES = ("predictions.npz", "pictures/image_*", "pictures/pictures.json")
 
 
 def main(arguments: list[str]) -> int:
-    """0, or 2 if the input cannot work."""
+    """Returns 0, or 2 if the input is invalid."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -62,7 +62,7 @@ class Page:
 
 
 def main(arguments: list[str]) -> int:
-    """0, or 2 if the input cannot work."""
+    """Returns 0, or 2 if the input is invalid."""
     parser = command_line(__doc__)
     parser.add_argument("--out", metavar="DIR", help="default: the runs root")
     args = parser.parse_args(arguments)

@@ -32,7 +32,7 @@ METRICS = (
 
 
 def main(arguments: list[str]) -> int:
-    """0, or 2 if the input cannot work."""
+    """Returns 0, or 2 if the input is invalid."""
     parser = command_line(__doc__)
     parser.add_argument("--table", nargs="+", type=int, metavar="N", help="default: all")
     parser.add_argument("--format", nargs="+", choices=WRITERS, default=["markdown"])
