@@ -1,1 +1,1 @@
-"""Commands that read runs (tables, claims, figures, the report), and benchmarks."""
+"""Commands that read runs: tables, claims, figures, the report; and benchmarks."""

@@ -242,7 +242,7 @@ def sheet(judgements: list[Judgement]) -> formats.Sheet:
             "seed) with Student's interval; a claim is reproduced if the intervals of all its "
             "conditions lie entirely on the stated side",
         ],
-        blocks=[formats.Block(header, lines, left=3)],
+        blocks=[formats.Block(header, lines, text_columns=3)],
         notes=notes,
         todo="Not run yet:" if commands else "",
         commands=commands,

@@ -82,7 +82,7 @@ def _block(size_hw: tuple[int, int]) -> Block:
             parameters = _compare(ours.parameters, released and released.parameters, ".2f")
             rows.append([backbone, neck, *parameters, *_compare(ours.macs, macs, ".1f")])
     header = ["backbone", "neck", "M", "M released", "gap", "GMAC", "GMAC released", "gap"]
-    return Block(header, rows, left=2)
+    return Block(header, rows, text_columns=2)
 
 
 def measure(backbone: str, neck: str, size_hw: tuple[int, int]) -> ModelSize:

@@ -63,7 +63,7 @@ def test_the_records_hold_what_a_rerun_needs_and_no_path_of_a_machine():
 
 def test_what_is_not_reproduced_is_explained(runs):
     for judged in claims.judge(runs):
-        enough = all(interval and interval.n >= 3 for _, interval in judged.parts)
+        enough = all(interval and interval.n >= 3 for _, interval in judged.conditions)
         assert enough or judged.explanation, judged.claim.id
         assert judged.verdict == "reproduced" or judged.explanation, judged.claim.id
 

@@ -143,4 +143,4 @@ def block(speeds: list[Speed]) -> Block:
         number = "" if speed.fps is None else f"{speed.fps:.3g}"
         values = [*asdict(speed.network).values(), *(getattr(speed, name) for name in names)]
         rows.append([*map(str, values), number, f"{speed.fps_nms:.3g}"])
-    return Block(header, rows, left=3)
+    return Block(header, rows, text_columns=3)

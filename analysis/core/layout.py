@@ -86,7 +86,7 @@ def _main_block(
         ]
     header = [name for name, _ in columns]
     lines = [list(line) for line in zip(*(cells for _, cells in columns), strict=True)]
-    return Block(header, lines, left=1 + len(varying))
+    return Block(header, lines, text_columns=1 + len(varying))
 
 
 def _coco_block(rows: list[TableRow], labels: list[str]) -> Block:
@@ -97,7 +97,7 @@ def _coco_block(rows: list[TableRow], labels: list[str]) -> Block:
         lines.append(["", f"ours, n = {_count(row)}", *(_ours(row, m) for m in COCO), _fps(row)])
         if row.results and row.paper.numbers:
             lines.append(["", "gap", *(number(row.gap(m), "+.1f") for m in COCO), ""])
-    return Block(["row", "", *COCO, "FPS"], lines, left=2)
+    return Block(["row", "", *COCO, "FPS"], lines, text_columns=2)
 
 
 def _settings(spec: RunSpec) -> dict[str, str]:
@@ -164,12 +164,12 @@ def _legend(comparison: Comparison) -> list[str]:
             if comparison.fps_device
             else "FPS ours: python analysis/benchmark.py fps"
         )
-    shown = (*COCO, "AP_nms", "nms_gain", "AP50_nms_gain", "duplicates_per_object")
+    metrics = (*COCO, "AP_nms", "nms_gain", "AP50_nms_gain", "duplicates_per_object")
     reasons = {
         f"{metric}: {reason}"
         for result in comparison.results
         for metric, reason in result.get("metrics_notes", {}).items()
-        if metric in shown
+        if metric in metrics
     }
     return lines + sorted(reasons)
 
