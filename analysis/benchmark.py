@@ -1,13 +1,14 @@
-"""How fast the suite is: against plain versions of its parts, and in frames a second.
+"""Measures the suite's speed: compared to plain versions of its parts, and in frames per second.
 
-python analysis/benchmark.py                     all ratios, frames a second, how the times grow
+python analysis/benchmark.py                     all ratios, frames per second, growth of the times
 python analysis/benchmark.py --only focal eval   some of the ratios
-python analysis/benchmark.py --json FILE         the numbers as {"ratios", "fps", "device"}
-python analysis/benchmark.py fps                 frames a second only; the tables show them
-python analysis/benchmark.py fps --compared      of the networks that analysis/claims.py compares
+python analysis/benchmark.py --json FILE         also writes {"ratios", "fps", "device"} to FILE
+python analysis/benchmark.py fps                 only frames per second, which the tables show
+python analysis/benchmark.py fps --compared      only for networks that analysis/claims.py compares
 
-One thread; the least of several runs, in which the two sides take turns. Run it alone on the
-machine. Plain means: as one writes it first, with torch's and torchvision's own functions.
+Uses one thread and reports the fastest of several rounds, in which the two sides alternate. Nothing
+else should run on the machine. A plain version is a straightforward implementation with the
+functions of torch and torchvision.
 """
 
 import argparse
@@ -17,8 +18,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler is silent
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # so is what it finds about memory
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences torch's profiler
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # silences its messages about memory
 
 import torch
 
@@ -30,7 +31,7 @@ from onenet.errors import UserError
 from onenet.system.files import REPOSITORY, write_json
 
 IMAGES = REPOSITORY.parent / "shared" / "data" / "coco_mini"
-RATIOS = {  # word for --only: its rows
+RATIOS = {  # name for --only -> function that measures its rows
     "match": lambda args: matching.matching_rows(),
     "focal": lambda args: matching.focal_rows(),
     "step": lambda args: training.rows(),
@@ -49,21 +50,19 @@ def main(arguments: list[str]) -> int:
         print(markdown(_sheet(rows)))
     if args.what == "fps" or not args.only:
         speeds = inference.fps("cuda" if torch.cuda.is_available() else "cpu", args.compared)
-        page = Sheet(
-            "Frames a second", "One image at a time.", [_machine()], [fps.block(speeds)], []
-        )
+        page = Sheet("Frames per second", "Batch size 1.", [_machine()], [fps.block(speeds)], [])
         print(markdown(page))
-        print(f"The tables show these frames a second: {fps.write(args.runs, speeds)}")
+        print(f"Wrote the frames per second, for the tables, to {fps.write(args.runs, speeds)}")
     if args.what == "ratios" and not args.only:
-        print(f"How the times grow: {_plot(_curves(), args.runs / 'benchmark.png')}")
+        print(f"Plotted how the times grow: {_plot(_curves(), args.runs / 'benchmark.png')}")
     if args.json:
         numbers = {
             "ratios": {row.key: row.ratio for row in rows},
-            "fps": _frames(speeds),
+            "fps": _fps_by_key(speeds),
             "device": _machine(),
         }
         write_json(args.json, numbers)
-        print(f"The numbers: {args.json}")
+        print(f"Wrote the numbers to {args.json}")
     return 0
 
 
@@ -72,15 +71,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", choices=("ratios", "fps"), default="ratios")
-    parser.add_argument("--only", nargs="+", choices=RATIOS, help="these ratios, and nothing else")
-    parser.add_argument("--compared", action="store_true", help="fps: what claims compare only")
-    parser.add_argument("--json", type=_path, metavar="FILE", help="write the numbers here, too")
+    parser.add_argument("--only", nargs="+", choices=RATIOS, help="measure only these ratios")
+    parser.add_argument(
+        "--compared", action="store_true", help="fps: only networks that claims compare"
+    )
+    parser.add_argument("--json", type=_path, metavar="FILE", help="also write the numbers to FILE")
     parser.add_argument(
         "--images",
         type=_path,
         metavar="DIR",
         default=IMAGES,
-        help="COCO images to decode, for jpeg",
+        help="folder of COCO, whose images jpeg decodes",
     )
     parser.add_argument(
         "--runs", type=_path, metavar="DIR", default=REPOSITORY / "runs", help="runs root"
@@ -93,14 +94,14 @@ def _path(text: str) -> Path:
 
 
 def _ratios(args: argparse.Namespace) -> list[Timing]:
-    """What cannot be measured for want of images is said, and left out."""
+    """Measures the ratios; skips those that need images if there are none, with a message."""
     rows = []
-    for word in args.only or RATIOS:
-        print(f"measuring {word}", file=sys.stderr, flush=True)
+    for name in args.only or RATIOS:
+        print(f"measuring {name}", file=sys.stderr, flush=True)
         try:
-            rows += RATIOS[word](args)
+            rows += RATIOS[name](args)
         except UserError as error:
-            print(f"{word} left out: {error}\nName COCO's folder: --images DIR", file=sys.stderr)
+            print(f"{name} skipped: {error}\nName COCO's folder: --images DIR", file=sys.stderr)
     return rows
 
 
@@ -115,13 +116,13 @@ def _sheet(rows: list[Timing]) -> Sheet:
     return Sheet("Plain versions against ours", "", [_machine()], [block], notes)
 
 
-def _frames(speeds: list[fps.Speed]) -> dict[str, float]:
-    without = {speed.key: speed.fps for speed in speeds if speed.fps}
-    return without | {f"{speed.key} +NMS": speed.fps_nms for speed in speeds}
+def _fps_by_key(speeds: list[fps.Speed]) -> dict[str, float]:
+    without_nms = {speed.key: speed.fps for speed in speeds if speed.fps}
+    return without_nms | {f"{speed.key} +NMS": speed.fps_nms for speed in speeds}
 
 
 def _machine() -> str:
-    """Where the numbers come from, in a line."""
+    """Describes the machine in one line."""
     name = platform.processor() or platform.machine()
     if hasattr(torch.cpu, "get_capabilities"):
         name = torch.cpu.get_capabilities().get("cpu_name", name)
@@ -134,7 +135,7 @@ def _curves() -> list[Curve]:
 
 
 def _plot(curves: list[Curve], file: Path) -> Path:
-    """A panel a curve, both axes logarithmic."""
+    """Plots one panel per curve, both axes logarithmic. Returns the file."""
     os.environ.setdefault("MPLCONFIGDIR", str(file.parent / ".matplotlib"))
     import matplotlib
 

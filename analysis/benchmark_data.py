@@ -1,10 +1,10 @@
-"""How long a data set of COCO's size takes to read, and how much memory it needs. Linux only.
+"""Measures the time and memory for reading annotations of COCO's size. Linux only.
 
     python analysis/benchmark_data.py
 
-Makes a synthetic annotation file of train2017's size (118,287 images, 860,001 boxes, 0.44 GB, a
-minute) in a temporary folder, reads it in fresh processes, without and with the index of an earlier
-read, and forks worker processes from the one that holds it. Prints seconds and MB (10^6 bytes).
+Writes a synthetic annotation file of train2017's size (118,287 images, 860,001 boxes, 0.44 GB, one
+minute) to a temporary folder. Reads it in fresh processes, first without and then with a cached
+index, and forks worker processes from the reader. Prints seconds and MB (10^6 bytes).
 """
 
 import json
@@ -27,8 +27,8 @@ from onenet.data.images import ImageFiles
 IMAGES, BOXES = 118_287, 860_001  # of train2017
 CATEGORY_IDS = [number for number in range(1, 91) if number % 9]  # 80, with gaps
 WORKERS = 4
-POLYGONS = 4096  # different ones
-PATIENCE = 120  # seconds that workers wait for each other
+POLYGONS = 4096  # distinct ones
+TIMEOUT = 120  # seconds that workers wait for each other
 IMAGE = (
     '{"license": 3,"file_name": "%012d.jpg","coco_url": '
     '"http://images.cocodataset.org/train2017/%012d.jpg","height": 480,"width": 640,'
@@ -40,32 +40,32 @@ IMAGE = (
 @dataclass(frozen=True)
 class Reading:
     seconds: float
-    peak_mb: float  # resident, of the whole process
-    array_mb: float  # of the annotations
-    worker_mb: list[float]  # [WORKERS] private to each, after a walk over all annotations
+    peak_mb: float  # peak resident memory of the process
+    array_mb: float  # size of the annotations' arrays
+    worker_mb: list[float]  # [WORKERS] private memory of each after it has read all annotations
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images, file = write_data(Path(folder), IMAGES, BOXES)
-        first, again = measure(images, file, Path(folder) / "cache")
+        first, second = measure(images, file, Path(folder) / "cache")
         lines = (
             ("annotation file", file.stat().st_size / 1e6, "MB"),
             ("first read", first.seconds, "s"),
-            ("", first.peak_mb, "MB at its peak"),
-            ("read again, from the index", again.seconds, "s"),
-            ("", again.peak_mb, "MB at its peak"),
-            ("arrays", again.array_mb, "MB"),
-            *((f"private to worker {n + 1}", mb, "MB") for n, mb in enumerate(again.worker_mb)),
+            ("", first.peak_mb, "MB peak memory"),
+            ("second read, with the index", second.seconds, "s"),
+            ("", second.peak_mb, "MB peak memory"),
+            ("arrays", second.array_mb, "MB"),
+            *((f"private to worker {n + 1}", mb, "MB") for n, mb in enumerate(second.worker_mb)),
         )
-        for what, value, unit in lines:
-            print(f"{what:28}{value:8.1f} {unit}")
+        for name, value, unit in lines:
+            print(f"{name:28}{value:8.1f} {unit}")
 
 
 def write_data(folder: Path, images: int, boxes: int) -> tuple[Path, Path]:
-    """A folder of `images` empty files and their annotation file, written as COCO's are.
+    """Writes a folder of `images` empty files and an annotation file in COCO's format.
 
-    Every box lies in its image and has a polygon, which has nothing to do with it.
+    Every box lies in its image. It has a polygon, as in COCO, but an unrelated one.
     """
     ids = np.random.default_rng(0).choice(5 * images, images, replace=False).tolist()
     (folder / "images").mkdir()
@@ -73,12 +73,12 @@ def write_data(folder: Path, images: int, boxes: int) -> tuple[Path, Path]:
         (folder / "images" / f"{number:012}.jpg").touch()
     categories = [{"id": number, "name": f"class {number}"} for number in CATEGORY_IDS]
     file = folder / "instances.json"
-    with open(file, "w") as written:
-        written.write('{"info": {},"images": [')
-        written.write(",".join(IMAGE % (number, number, number) for number in ids))
-        written.write('],"annotations": [')
-        written.writelines(_annotations(ids, boxes))
-        written.write(f'],"categories": {json.dumps(categories)}}}')
+    with open(file, "w") as stream:
+        stream.write('{"info": {},"images": [')
+        stream.write(",".join(IMAGE % (number, number, number) for number in ids))
+        stream.write('],"annotations": [')
+        stream.writelines(_annotations(ids, boxes))
+        stream.write(f'],"categories": {json.dumps(categories)}}}')
     return folder / "images", file
 
 
@@ -104,11 +104,11 @@ def _annotations(image_ids: list[int], boxes: int) -> Iterator[str]:
 
 
 def measure(images: Path, file: Path, cache: Path) -> tuple[Reading, Reading]:
-    """The first read of `file` and the next one, which finds the index, in a process each."""
+    """Measures two reads of `file`, each in a fresh process; the second one uses the index."""
     readings = []
     for _ in range(2):
-        fresh = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, fresh) as process:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, spawn) as process:
             readings.append(process.submit(_reading, images, file, cache).result())
     return tuple(readings)
 
@@ -124,16 +124,17 @@ def _reading(images: Path, file: Path, cache: Path) -> Reading:
 
 
 def _worker_mb(source: ImageFiles) -> list[float]:
-    """What each of WORKERS processes does not share with this one when all have done their walk."""
+    """Measures the memory that each of WORKERS forked processes does not share with this one, after
+    all of them have read all annotations."""
     fork = multiprocessing.get_context("fork")
-    together, found = fork.Barrier(WORKERS), fork.SimpleQueue()
+    barrier, queue = fork.Barrier(WORKERS), fork.SimpleQueue()
 
     def work() -> None:
-        _walk(source)
-        together.wait(PATIENCE)
+        _read_all(source)
+        barrier.wait(TIMEOUT)
         private = _kilobytes("smaps_rollup", "Private_Clean", "Private_Dirty")
-        found.put(private * 1024 / 1e6)
-        together.wait(PATIENCE)  # what one has left behind is private to the last one
+        queue.put(private * 1024 / 1e6)
+        barrier.wait(TIMEOUT)  # pages shared with a worker that exits early would count as private
 
     workers = [fork.Process(target=work) for _ in range(WORKERS)]
     for worker in workers:
@@ -141,12 +142,12 @@ def _worker_mb(source: ImageFiles) -> list[float]:
     for worker in workers:
         worker.join()
     if any(worker.exitcode for worker in workers):
-        raise RuntimeError("A worker has failed, see above.")
-    return [found.get() for _ in workers]
+        raise RuntimeError("A worker failed, see above.")
+    return [queue.get() for _ in workers]
 
 
-def _walk(source: ImageFiles) -> None:
-    """Looks at all that loading an image looks at, for all images."""
+def _read_all(source: ImageFiles) -> None:
+    """Reads everything that loading an image reads, for all images."""
     annotations = source.annotations
     for image in range(len(annotations)):
         rows = annotations.rows(image)
@@ -156,9 +157,9 @@ def _walk(source: ImageFiles) -> None:
 
 
 def _kilobytes(file: str, *names: str) -> int:
-    """The sum of these lines of /proc/self/FILE."""
+    """Returns the sum of the lines with these names in /proc/self/FILE."""
     lines = (line.split() for line in Path("/proc/self", file).read_text().splitlines())
-    return sum(int(words[1]) for words in lines if words[0].rstrip(":") in names)
+    return sum(int(fields[1]) for fields in lines if fields[0].rstrip(":") in names)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How far the validation images decide a difference between two runs: a paired bootstrap.
+"""Paired bootstrap: how much a difference between two runs depends on the validation images.
 
-    python analysis/bootstrap.py RUN RUN                        AP and what NMS adds, with intervals
+    python analysis/bootstrap.py RUN RUN                  AP, AP50, NMS gain: difference, interval
     python analysis/bootstrap.py RUN RUN --metric AP50 --draws 5000 --runs DIR
-    python analysis/bootstrap.py RUN                            of one run's own numbers
+    python analysis/bootstrap.py RUN                      the metrics of one run, with intervals
 
-RUN is an id, a folder's name below the runs root, or a folder. Images are redrawn; seeds are not:
-that other seeds would give the same is what analysis/claims.py looks into.
+RUN is an id, the name of a folder in the runs root, or the path of a folder. Images are resampled,
+seeds are not: analysis/claims.py covers the variation between seeds.
 """
 
 import argparse
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from analysis.core.evidence import arrays_of, default_root, named_runs
+from analysis.core.evidence import default_root, named_runs, read_arrays
 from analysis.core.formats import Block, Sheet, markdown
 from analysis.core.intervals import LEVEL, Interval
 from onenet.errors import UserError
@@ -28,25 +28,25 @@ METRICS = ("AP", "AP50", "AP_nms", "AP50_nms", "nms_gain", "AP50_nms_gain")
 
 
 def main(arguments: list[str]) -> int:
-    """0, or 2 if the input cannot work."""
+    """Returns 0, or 2 if the input is invalid."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs_wanted", nargs="+", metavar="RUN", help="one or two")
+    parser.add_argument("run_names", nargs="+", metavar="RUN", help="one or two")
     parser.add_argument("--runs", metavar="DIR", default=default_root(), help="runs root")
     parser.add_argument("--metric", nargs="+", choices=METRICS, default=["AP", "AP50", "nms_gain"])
     parser.add_argument("--draws", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the resampling")
     args = parser.parse_args(arguments)
     try:
-        if len(args.runs_wanted) > 2 or args.draws < 2:
-            raise UserError("Name one or two runs, and at least two draws.")
+        if len(args.run_names) > 2 or args.draws < 2:
+            raise UserError("Name one or two runs, and set --draws to at least 2.")
         root = Path(args.runs).expanduser().absolute()
-        folders = named_runs(root, args.runs_wanted)
+        folders = named_runs(root, args.run_names)
         arrays = [per_image(folder) for folder in folders]
         one, other = arrays[0], arrays[1] if len(arrays) > 1 else None
         try:
-            found = bootstrap(one, other, args.draws, args.seed)
+            intervals = bootstrap(one, other, args.draws, args.seed)
         except ValueError as error:
             raise UserError(f"{' and '.join(f.path.name for f in folders)}: {error}.") from error
     except UserError as error:
@@ -55,30 +55,31 @@ def main(arguments: list[str]) -> int:
     values = dict(zip(METRICS, zip(*map(numbers, arrays), strict=True), strict=True))
     lines = []
     for metric in args.metric:
-        interval = found[metric]
+        interval = intervals[metric]
         difference = [f"{interval.mean:+.1f}"] if other is not None else []
         bounds = f"{interval.low:.1f} … {interval.high:.1f}"
         lines.append([metric, *(f"{v:.1f}" for v in values[metric]), *difference, bounds])
     header = ["", *(f.path.name for f in folders)] + ["first - second"] * (other is not None)
-    context = [f"{interval.n} images, redrawn {args.draws} times; the seeds are as they are"]
+    context = [f"{interval.n} images, resampled {args.draws} times; seeds are not resampled"]
     block = Block([*header, f"{100 * LEVEL:g} % interval"], lines)
     print(markdown(Sheet("Paired bootstrap over images", "", context, [block], [])), end="")
     return 0
 
 
 def per_image(folder: RunFolder) -> dict[str, np.ndarray]:
-    """per_image.npz of the run's default evaluation. Raises UserError."""
+    """Reads per_image.npz of the run's default evaluation. Raises UserError."""
     result = folder.result()
     if not result:
         raise UserError(f"{folder.path} has no result.json: the run is not finished.")
     file = folder.evaluation(EvalSpec(**result["evaluation"])) / "per_image.npz"
     if not file.is_file():
-        raise UserError(f"{file} is not there: copy it from where the run was made.")
-    return arrays_of(file)
+        raise UserError(f"{file} does not exist: copy it from the machine that made the run.")
+    return read_arrays(file)
 
 
 def numbers(arrays: dict[str, np.ndarray], weights: np.ndarray | None = None) -> np.ndarray:
-    """All METRICS of an evaluation whose images count so often: [6], 0..100."""
+    """All METRICS of an evaluation, [6], 0..100. `weights` [images]: how often each image counts;
+    None counts each once."""
     raw, nms = (np.array(recompute(arrays, prefix, weights)) for prefix in ("raw", "nms"))
     return np.concatenate([raw, nms, nms - raw])
 
@@ -90,27 +91,28 @@ def bootstrap(
     seed: int = 0,
     level: float = LEVEL,
 ) -> dict[str, Interval]:
-    """Of each metric of `one`, less that of `other` if given, over redrawn images: per_image.npz of
-    evaluations of the same images. The bounds are percentiles; n is the number of images.
+    """Returns each metric of `one`, minus that of `other` unless it is None, with percentile bounds
+    over resampled images; n is the number of images.
 
-    Raises ValueError if the images differ, or have no objects.
+    `one` and `other` are per_image.npz of evaluations of the same images. Raises ValueError if the
+    images differ, or contain no objects.
     """
     images = len(one["objects"])
     if other is not None and not np.array_equal(one["objects"], other["objects"]):
         raise ValueError("the two evaluations are not of the same images")
     if not one["objects"].any():
-        raise ValueError("there are no objects to find")
+        raise ValueError("the images contain no objects")
     generator = np.random.default_rng(seed)
 
     def difference(weights: np.ndarray | None) -> np.ndarray:
         return numbers(one, weights) - (0 if other is None else numbers(other, weights))
 
-    drawn = []
-    while len(drawn) < draws:
+    differences = []
+    while len(differences) < draws:
         weights = np.bincount(generator.integers(images, size=images), minlength=images)
-        if one["objects"][weights > 0].any():  # else a draw has no AP
-            drawn.append(difference(weights))
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        if one["objects"][weights > 0].any():  # AP is undefined without objects
+            differences.append(difference(weights))
+    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2], axis=0)
     columns = zip(difference(None).tolist(), low.tolist(), high.tolist(), strict=True)
     return {m: Interval(*three, images) for m, three in zip(METRICS, columns, strict=True)}
 

@@ -1,11 +1,11 @@
-"""Figures 5 and 6 of the paper, and what it does not show: each as SVG and PNG.
+"""Draws Figures 5 and 6 of the paper and further curves, each as SVG and PNG.
 
-    python analysis/figures.py                       all, into the folder figures/ of the runs root
+    python analysis/figures.py                       all, into figures/ in the runs root
     python analysis/figures.py --only figure5 changes --out DIR
     python analysis/figures.py -- preset=paper data.root=DIR
 
-Words after `--` are run.py's. A figure shows the runs that are there; one without any is left out,
-and the command that makes them is printed.
+Arguments after `--` are overrides for run.py. A figure shows the finished runs. If there are none,
+it is skipped and the command that runs them is printed.
 """
 
 import os
@@ -22,9 +22,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from analysis.core.charts import CURVES, Chart, charts
-from analysis.core.evidence import Evidence, command_line, say_where, words_of
+from analysis.core.evidence import Evidence, command_line, overrides_of, print_source
 from analysis.core.samples import SAMPLES
 from onenet.errors import UserError
+from onenet.system.plural import plural
 
 STYLE = {"svg.hashsalt": "onenet", "svg.fonttype": "none", "font.size": 9}
 COLORS = {
@@ -37,8 +38,8 @@ NAMES = [*SAMPLES, *(points.__name__ for points, *_ in CURVES)]
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A figure in its two files."""
+class FigureFiles:
+    """A figure's caption and its two files."""
 
     name: str
     title: str
@@ -48,46 +49,47 @@ class Drawn:
 
 
 def main(arguments: list[str]) -> int:
-    """0, or 2 if the input cannot work."""
+    """Returns 0, or 2 if the input is invalid."""
     parser = command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--out", metavar="DIR", help="default: figures/ in the runs root")
     args = parser.parse_args(arguments)
     try:
-        overrides = words_of(args)
+        overrides = overrides_of(args)
         runs = Evidence(overrides)
         folder = runs.folder(args.out) / ("" if args.out else "figures")
-        drawn = draw(runs, folder, args.only or NAMES)
+        drawings = draw(runs, folder, args.only or NAMES)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     table1 = runs.comparison("table1")
-    way_out = table1.command if table1.missing else "The runs of Table 1 have their results only."
+    way_out = "The runs of Table 1 have only their results."
+    if table1.missing_specs:
+        way_out = f"To run them: {table1.command}"
     for name in args.only or NAMES:
-        if name not in {figure.name for figure in drawn}:
-            print(f"{name}: no run has what it shows. {way_out}")
-    say_where(overrides)
-    print(f"Wrote {len(drawn)} figures, as SVG and PNG, to {folder}")
+        if name not in {drawing.name for drawing in drawings}:
+            print(f"{name}: no run has the data for it. {way_out}")
+    print_source(overrides)
+    print(f"Wrote {plural(len(drawings), 'figure')}, as SVG and PNG, to {folder}")
     return 0
 
 
-def draw(runs: Evidence, folder: Path, names: list[str]) -> list[Drawn]:
-    """Writes the figures of these names for which there are runs."""
+def draw(runs: Evidence, folder: Path, names: list[str]) -> list[FigureFiles]:
+    """Draws the named figures that have runs, and writes them to the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
+    files = []
     with matplotlib.rc_context(STYLE):
         for name in names:
-            if name in SAMPLES and (made := SAMPLES[name](runs)):
-                found.append(_saved(name, *made, folder))
+            if name in SAMPLES and (drawing := SAMPLES[name](runs)):
+                files.append(_save(name, *drawing, folder))
         for chart in charts(runs):
             if chart.name in names:
-                made = chart.title, chart.caption, plotted(chart)
-                found.append(_saved(chart.name, *made, folder))
-    return found
+                files.append(_save(chart.name, chart.title, chart.caption, plot(chart), folder))
+    return files
 
 
-def plotted(chart: Chart) -> Figure:
-    """Panels side by side with common axes; bands are one standard deviation over seeds."""
+def plot(chart: Chart) -> Figure:
+    """Plots the panels side by side; bands are one standard deviation over seeds."""
     count = len(chart.panels)
     figure = Figure(figsize=(0.8 + 3.4 * count, 3), layout="constrained")
     axes = figure.subplots(1, count, sharey=True, squeeze=False)
@@ -110,11 +112,11 @@ def plotted(chart: Chart) -> Figure:
     return figure
 
 
-def _saved(name: str, title: str, caption: str, figure: Figure, folder: Path) -> Drawn:
-    drawn = Drawn(name, title, caption, folder / f"{name}.svg", folder / f"{name}.png")
-    figure.savefig(drawn.svg, metadata={"Date": None})
-    figure.savefig(drawn.png, dpi=120)
-    return drawn
+def _save(name: str, title: str, caption: str, figure: Figure, folder: Path) -> FigureFiles:
+    files = FigureFiles(name, title, caption, folder / f"{name}.svg", folder / f"{name}.png")
+    figure.savefig(files.svg, metadata={"Date": None})
+    figure.savefig(files.png, dpi=120)
+    return files
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How large the networks are, beside the released code's: parameters, multiply-accumulates.
+"""Compares our networks with the released code's: parameters and multiply-accumulates.
 
 python analysis/model_size.py                      an image of 512×853 pixels, padded to 512×864
 python analysis/model_size.py --size 800 1344
@@ -56,19 +56,19 @@ def main(arguments: list[str]) -> int:
 
 
 def sheet(size_hw: tuple[int, int]) -> Sheet:
-    """What is printed for one image of this padded size."""
+    """The printed page, for one image of this padded size."""
     return Sheet(
         heading="Size of the networks",
-        question="Do our networks have the size of the released ones?",
+        question="Are our networks as large as the released ones?",
         context=[
             "image {} × {}".format(*size_hw),
             f"{CLASSES} classes, 1 head, neck.channels={CHANNELS}",
         ],
         blocks=[_block(size_hw)],
         notes=[
-            "M: million parameters. GMAC: 10^9 multiply-accumulates of the convolutions; what else "
-            "there is (normalisation, activations, sampling, upsampling) is not counted.",
-            "released: the released code. Its GMAC are known for {} × {} only.".format(*SIZE_HW),
+            "M: million parameters. GMAC: 10^9 multiply-accumulates of the convolutions; all other "
+            "operations (normalisation, activations, sampling, upsampling) are not counted.",
+            "released: the released code, whose GMAC are known for {} × {} only.".format(*SIZE_HW),
         ],
     )
 
@@ -79,14 +79,14 @@ def _block(size_hw: tuple[int, int]) -> Block:
         for neck in ("deconv_dcn", "deconv", "fpn"):
             ours, released = measure(backbone, neck, size_hw), RELEASED.get((backbone, neck))
             macs = released.macs if released and size_hw == SIZE_HW else None
-            parameters = _compared(ours.parameters, released and released.parameters, ".2f")
-            rows.append([backbone, neck, *parameters, *_compared(ours.macs, macs, ".1f")])
+            parameters = _compare(ours.parameters, released and released.parameters, ".2f")
+            rows.append([backbone, neck, *parameters, *_compare(ours.macs, macs, ".1f")])
     header = ["backbone", "neck", "M", "M released", "gap", "GMAC", "GMAC released", "gap"]
-    return Block(header, rows, left=2)
+    return Block(header, rows, text_columns=2)
 
 
 def measure(backbone: str, neck: str, size_hw: tuple[int, int]) -> ModelSize:
-    """Of OneNet with random weights; no tensor is allocated, no number computed."""
+    """Measures OneNet without allocating a tensor or computing a number."""
     with FakeTensorMode():
         features = make_backbone(backbone, weights="none")
         top_down = NECKS[neck](features.feature_info.channels(), CHANNELS)
@@ -99,21 +99,21 @@ def measure(backbone: str, neck: str, size_hw: tuple[int, int]) -> ModelSize:
 
 
 def _deformable_flops(feature_shape, weight_shape, *_, out_shape, **__) -> int:
-    """As many as in an ordinary convolution of these shapes."""
+    """Counts a deformable convolution like an ordinary one of these shapes."""
     return conv_flop_count(feature_shape, weight_shape, out_shape)
 
 
-def _compared(ours: float, released: float | None, digits: str) -> list[str]:
-    """Three cells; the last two are empty where the released number is not known."""
+def _compare(ours: float, released: float | None, digits: str) -> list[str]:
+    """Formats ours, the released number and the gap; the last two are empty if it is unknown."""
     if released is None:
         return [format(ours, digits), "", ""]
     gap = f"{100 * (ours / released - 1):+z.1f} %"
     return [format(ours, digits), format(released, digits), gap]
 
 
-def padded_side(word: str) -> int:
-    """A side of an image in pixels, as batches have it. Raises ArgumentTypeError or ValueError."""
-    side = int(word)
+def padded_side(text: str) -> int:
+    """Parses the side of a padded image, in pixels. Raises ArgumentTypeError or ValueError."""
+    side = int(text)
     if side <= 0 or side % 32:
         raise argparse.ArgumentTypeError(
             f"{side} is not a positive multiple of 32: give the padded size"

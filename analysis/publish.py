@@ -1,5 +1,5 @@
-"""Makes what is committed of our own results anew from their records: the pages of all tables, the
-scorecard, the figures, and the tables of READMEs between their `<!-- NAME -->` marks.
+"""Regenerates the committed results from their records: the pages of all tables, the scorecard, the
+figures, and the tables in READMEs between `<!-- NAME -->` marks.
 
     python analysis/publish.py
 """
@@ -18,17 +18,17 @@ from analysis import claims, figures, tables
 from analysis.core.evidence import BCCD, RECORDS, RESULTS, Evidence, with_root
 from analysis.core.formats import markdown
 from analysis.core.layout import number, sheet, with_std
-from analysis.core.predicates import KNOWS_PARTS, LARGER, LONGER
+from analysis.core.predicates import LARGER, LONGER, PARTS
 from analysis.core.rows import Comparison, Stat, TableRow
 from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY
 
 TEXTS = (REPOSITORY / "README.md", RESULTS / "README.md")  # with marks
-Words = tuple[str, ...]  # run.py's
-TABLES: dict[str, list[tuple[str, Words]]] = {  # of each, its columns and what they are of
+Overrides = tuple[str, ...]  # run.py's
+TABLES: dict[str, list[tuple[str, Overrides]]] = {  # the columns of each table
     "table1": [
         ("`rigid`: the outline is the class", ()),
-        ("`parts`: a small glyph is", KNOWS_PARTS),
+        ("`parts`: a small glyph is", PARTS),
         ("`rigid`, twice as long", LONGER),
     ],
     "table2": [("ours", ()), ("twice as long", LONGER)],
@@ -38,9 +38,9 @@ TABLES: dict[str, list[tuple[str, Words]]] = {  # of each, its columns and what 
     "table6": [("ours", ())],
     "assigners": [("ours", ())],
 }
-BESIDE = {  # AP, where there is one column only: metric and pattern
+EXTRA_COLUMNS = {  # of tables with a single column of AP: metric and format
     "gain in AP50": ("AP50_nms_gain", "+.1f"),
-    "redundant boxes an object": ("duplicates_per_object", ".2f"),
+    "duplicates per object": ("duplicates_per_object", ".2f"),
 }
 MAIN_JOB = ("cost=loc_only,loc_cls", "heads=1,3")
 MAIN_COLUMNS = {
@@ -48,19 +48,19 @@ MAIN_COLUMNS = {
     "AP (+NMS)": ("AP_nms", ".1f"),
     "gain": ("nms_gain", "+.1f"),
     "gain in AP50": ("AP50_nms_gain", "+.1f"),
-    "redundant boxes an object": ("duplicates_per_object", ".2f"),
+    "duplicates per object": ("duplicates_per_object", ".2f"),
 }
-RUN_BACKBONES = ("backbone=tiny,resnet18",)
-PAGES: dict[str, list[tuple[str, Words]]] = {  # a folder, the experiments in it
-    "rigid": [(name, RUN_BACKBONES if name == "table5" else ()) for name in TABLES],
-    "parts": [("table1", KNOWS_PARTS)],
-    "longer": [("table1", LONGER), ("table2", LONGER), ("table5", (*RUN_BACKBONES, *LONGER))],
+BACKBONES = ("backbone=tiny,resnet18",)
+PAGES: dict[str, list[tuple[str, Overrides]]] = {  # folder -> its experiments
+    "rigid": [(name, BACKBONES if name == "table5" else ()) for name in TABLES],
+    "parts": [("table1", PARTS)],
+    "longer": [("table1", LONGER), ("table2", LONGER), ("table5", (*BACKBONES, *LONGER))],
     "rigid128": [("table5", LARGER)],
 }
 
 
 def main(arguments: list[str]) -> int:
-    """0."""
+    """Returns 0."""
     about = argparse.RawDescriptionHelpFormatter
     argparse.ArgumentParser(description=__doc__, formatter_class=about).parse_args(arguments)
     runs = Evidence(with_root([], str(RECORDS)))
@@ -69,81 +69,84 @@ def main(arguments: list[str]) -> int:
         (RESULTS / file).write_text(text, encoding="utf-8")
     figures.draw(runs, RESULTS / "figures", figures.NAMES)
     for file in TEXTS:
-        file.write_text(filled(file.read_text(), runs))
-    print(f"Wrote pages and figures in {RESULTS}, and the tables of {TEXTS[0]}")
+        file.write_text(fill(file.read_text(), runs))
+    print(f"Wrote pages and figures to {RESULTS}, and the tables in {TEXTS[0]}")
     return 0
 
 
 def pages(runs: Evidence) -> dict[str, str]:
-    """Files below analysis/results and their content, of the tables of which there are runs."""
-    judged = claims.judge(runs)
-    found = {"claims.md": markdown(claims.sheet(judged)), "claims.csv": claims.as_csv(judged)}
-    for folder, tables_in_it in PAGES.items():
-        for name, more in tables_in_it:
-            comparison = runs.comparison(name, *more)
+    """The scorecard and all tables that have runs: file below analysis/results -> its content."""
+    judgements = claims.judge(runs)
+    files = {
+        "claims.md": markdown(claims.sheet(judgements)),
+        "claims.csv": claims.as_csv(judgements),
+    }
+    for folder, experiments in PAGES.items():
+        for name, overrides in experiments:
+            comparison = runs.comparison(name, *overrides)
             if comparison.results:
-                found[f"{folder}/{name}.md"] = _page(comparison)
-                found[f"{folder}/{name}.csv"] = tables.tidy(comparison)
-    return found
+                files[f"{folder}/{name}.md"] = _page(comparison)
+                files[f"{folder}/{name}.csv"] = tables.tidy(comparison)
+    return files
 
 
 def _page(comparison: Comparison) -> str:
-    """Without the path of this machine."""
+    """The page of a table, without paths of this machine."""
     text = markdown(sheet(comparison))
     return text.replace(f" runs_root={RECORDS}", "").replace(str(RECORDS), "runs")
 
 
-def filled(text: str, runs: Evidence) -> str:
-    """The text with the blocks of all its marks made anew."""
+def fill(text: str, runs: Evidence) -> str:
+    """Returns the text with the block of each mark regenerated."""
 
     def block(mark: re.Match) -> str:
         name = mark[1]
         special = {
             "claims": scorecard,
             "score": lambda runs: f"{claims.summary(claims.judge(runs))}",
-            "bccd": lambda _: stored(BCCD / "table1.csv"),
+            "bccd": lambda _: table_from_csv(BCCD / "table1.csv"),
             "main_job": main_job,
         }
-        made = special[name](runs) if name in special else table(name, runs)
-        return f"<!-- {name} -->\n{made}\n<!-- end -->"
+        content = special[name](runs) if name in special else table(name, runs)
+        return f"<!-- {name} -->\n{content}\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
 
 
 def table(name: str, runs: Evidence) -> str:
-    """AP without and with NMS, the paper's and ours; rows that nobody has run are left out."""
+    """AP without and with NMS, the paper's and ours; rows without results are left out."""
     columns = [
-        (words, {row.label: row for row in runs.comparison(name, *more).rows})
-        for words, more in TABLES[name]
+        (title, {row.label: row for row in runs.comparison(name, *overrides).rows})
+        for title, overrides in TABLES[name]
     ]
     lines = []
     for label, row in columns[0][1].items():
         cells = [_ours(rows[label].ours) if label in rows else "" for _, rows in columns]
         if any(cells):
             lines.append([row.label, _paper(row), *cells])
-    header = ["", "paper (COCO)", *(words for words, _ in columns)]
+    header = ["", "paper (COCO)", *(title for title, _ in columns)]
     if not any(paper for _, paper, *_ in lines):
         header, lines = header[:1] + header[2:], [[row, *cells] for row, _, *cells in lines]
     return _pipe(header, lines)
 
 
 def main_job(_: Evidence) -> str:
-    """The table that the README's first command prints, of its runs in the records."""
+    """The table that the README's first command prints, from its runs in the records."""
     lines = []
-    for cell in expand([*MAIN_JOB, f"runs_root={RECORDS}"]):
-        metrics = cell.folder.result(cell.evaluation)["metrics"]
+    for spec in expand([*MAIN_JOB, f"runs_root={RECORDS}"]):
+        metrics = spec.folder.result(spec.evaluation)["metrics"]
         numbers = [number(metrics[name], pattern) for name, pattern in MAIN_COLUMNS.values()]
-        lines.append([f"`{' '.join(cell.overrides)}`", *numbers])
+        lines.append([f"`{' '.join(spec.overrides)}`", *numbers])
     return _pipe(["run", *MAIN_COLUMNS], lines)
 
 
-def stored(file: Path) -> str:
-    """The same of a table of which only the numbers are kept."""
+def table_from_csv(file: Path) -> str:
+    """Like `table`, for a table whose runs are not committed, only their numbers."""
     lines = [
-        [label, _ours(ours.__getitem__), *(with_std(ours[m], p) for m, p in BESIDE.values())]
+        [label, _ours(ours.__getitem__), *(with_std(ours[m], p) for m, p in EXTRA_COLUMNS.values())]
         for label, ours in tables.read_tidy(file).items()
     ]
-    return _pipe(["", "ours", *BESIDE], lines)
+    return _pipe(["", "ours", *EXTRA_COLUMNS], lines)
 
 
 def _pipe(header: list[str], lines: list[list[str]]) -> str:
@@ -156,25 +159,26 @@ def _paper(row: TableRow) -> str:
     return " → ".join(both)
 
 
-def _ours(of: Callable[[str], Stat]) -> str:
-    """Means ± standard deviations over seeds of AP without and with NMS; empty if there are none.
-    `of`: metric -> ours."""
-    if of("AP").mean is None:
+def _ours(stat: Callable[[str], Stat]) -> str:
+    """Formats AP without and with NMS, each as mean ± standard deviation over seeds; empty if there
+    are no results. `stat` maps a metric to ours."""
+    if stat("AP").mean is None:
         return ""
-    gain = number(of("nms_gain").mean, "+.1f")
-    return f"{with_std(of('AP'))} → {with_std(of('AP_nms'))} ({gain})"
+    gain = number(stat("nms_gain").mean, "+.1f")
+    return f"{with_std(stat('AP'))} → {with_std(stat('AP_nms'))} ({gain})"
 
 
 def scorecard(runs: Evidence) -> str:
-    """A line a claim."""
-    judged, lines = claims.judge(runs), []
-    for claim in judged:
-        part, interval = claim.decisive
-        ours, bounds, n = claims.numbers(part, interval)
-        lines.append([claim.claim.id, claim.verdict, part.statement, ours, bounds, n])
-    header = ["claim", "verdict", "says that", "ours", "95 % interval", "n"]
+    """The claims, one line each."""
+    judgements, lines = claims.judge(runs), []
+    for judgement in judgements:
+        condition, interval = judgement.decisive
+        ours, bounds, n = claims.numbers(condition, interval)
+        name, verdict = judgement.claim.id, judgement.verdict
+        lines.append([name, verdict, condition.statement, ours, bounds, n])
+    header = ["claim", "verdict", "condition", "ours", "95 % interval", "n"]
     rows = _pipe(header, lines)
-    summary = f"**{claims.summary(judged)}**"
+    summary = f"**{claims.summary(judgements)}**"
     return f"{summary}\n\n<details><summary>All of them</summary>\n\n{rows}\n\n</details>"
 
 

@@ -1,14 +1,13 @@
-"""Keeps of finished runs what the analysis takes: no weights, no detections.
+"""Copies from finished runs the files that the analysis needs: no weights, no detections.
 
     python analysis/records.py --runs DIR    all finished runs, into analysis/results/records
     python analysis/records.py --runs DIR --out DIR --samples ID [ID ...]
     python analysis/records.py --runs DIR --results-only
 
-The folders keep their names and files, so that what is kept is a runs root itself. `--samples`: of
-these runs the pictures and the predictions, too (`analysis/replay.py`). `--results-only`: 6 kB a
-run, enough for tables and for claims about AP; without curves, snapshots and what the bootstrap
-takes.
-Paths of the machine are cut down to their last part.
+Folders and files keep their names, so the records are a runs root, too. `--samples` adds the
+pictures and predictions of these runs (for `analysis/replay.py`). `--results-only` takes 6 kB per
+run: enough for tables and claims about AP, but without curves, snapshots and the arrays for the
+bootstrap. Absolute paths are shortened to their last part.
 """
 
 import argparse
@@ -31,7 +30,7 @@ SAMPLES = ("predictions.npz", "pictures/image_*", "pictures/pictures.json")
 
 
 def main(arguments: list[str]) -> int:
-    """0, or 2 if the input cannot work."""
+    """Returns 0, or 2 if the input is invalid."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,77 +45,78 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"--runs {args.runs} is not a folder.")
         folders = [RunFolder(path) for path in sorted(root.glob("*-*/"))]
         if out == root:
-            raise UserError(f"--out {args.out} is where the runs are: name another folder.")
-        done = [folder for folder in folders if folder.state() == "done" and folder.result()]
-        unknown = set(args.samples) - {folder.result()["id"] for folder in done}
+            raise UserError(f"--out {args.out} is the runs root itself: name another folder.")
+        finished = [folder for folder in folders if folder.state() == "done" and folder.result()]
+        unknown = set(args.samples) - {folder.result()["id"] for folder in finished}
         if unknown:
             raise UserError(f"--samples: {root} has no finished run {', '.join(sorted(unknown))}.")
-        for folder in done:
-            kept = RunFolder(out / folder.path.name)
-            keep(folder, kept)
+        for folder in finished:
+            record = RunFolder(out / folder.path.name)
+            copy_results(folder, record)
             if not args.results_only:
-                keep_details(folder, kept)
+                copy_details(folder, record)
             if folder.result()["id"] in args.samples:
-                _copy(folder, kept, SAMPLES)
+                _copy(folder, record, SAMPLES)
         if (root / fps.FILE).is_file():
             fps.write(out, fps.read(root))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 2**20
-    print(f"Kept {len(done)} of {len(folders)} runs in {out}, {size:.1f} MiB")
+    print(f"Copied {len(finished)} of {len(folders)} runs to {out}, {size:.1f} MiB")
     return 0
 
 
-def keep(folder: RunFolder, kept: RunFolder) -> None:
-    """The results, into `kept`; what it had before of them gives way, the rest of it stays."""
-    write_json(kept.path / "status.json", {"state": "done", "id": folder.result()["id"]})
+def copy_results(folder: RunFolder, record: RunFolder) -> None:
+    """Writes the results to `record`, over older ones; its other files stay. Raises UserError."""
+    write_json(record.path / "status.json", {"state": "done", "id": folder.result()["id"]})
     results = [folder.result_file, *folder.path.glob("evaluations/*/result.json")]
     for file in results:
         result = read_json(file)
         if not result:
             raise UserError(f"{file} is damaged: run it again, or move it away.")
-        result["overrides"] = [_local(word) for word in result["overrides"]]
-        result["config"] = _cut(result["config"], Path(result["config"]["runs_root"]).parent)
-        write_json(kept.path / file.relative_to(folder.path), result)
+        result["overrides"] = [_shorten_override(each) for each in result["overrides"]]
+        root = Path(result["config"]["runs_root"])
+        result["config"] = _shorten_paths(result["config"], root.parent)
+        write_json(record.path / file.relative_to(folder.path), result)
 
 
-def keep_details(folder: RunFolder, kept: RunFolder) -> None:
-    """Curves, snapshots, and what was found in each image."""
-    _copy(folder, kept, DETAILS)
+def copy_details(folder: RunFolder, record: RunFolder) -> None:
+    """Copies curves, snapshots, and the detections per image that the bootstrap needs."""
+    _copy(folder, record, DETAILS)
     if folder.metrics_file.is_file():
         lines = map(_short, metric_lines(folder))
-        write_atomically(kept.metrics_file, "".join(f"{line}\n" for line in lines))
+        write_atomically(record.metrics_file, "".join(f"{line}\n" for line in lines))
 
 
-def _copy(folder: RunFolder, kept: RunFolder, patterns: Sequence[str]) -> None:
+def _copy(folder: RunFolder, record: RunFolder, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         for file in folder.path.glob(pattern):
-            target = kept.path / file.relative_to(folder.path)
+            target = record.path / file.relative_to(folder.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
 
 
 def _short(line: dict) -> str:
-    """The numbers of a line with five digits, without the parts of a step's time."""
+    """A line with its numbers rounded to five digits, without the timing of the step."""
     numbers = {k: v for k, v in line.items() if k != "seconds"}
     return json.dumps({k: float(f"{v:.5g}") if isinstance(v, float) else v
                        for k, v in numbers.items()})  # fmt: skip
 
 
-def _local(word: str) -> str:
-    key, equals, value = word.partition("=")
+def _shorten_override(override: str) -> str:
+    key, equals, value = override.partition("=")
     path = value.strip("'\"")
     return key + equals + (Path(path).name if path.startswith(("/", "~")) else value)
 
 
-def _cut(node, above: Path):
-    """The configuration with relative paths: from the folder `above`, or the last part."""
+def _shorten_paths(node, base: Path):
+    """Makes the paths in a configuration relative to `base`, or reduces them to their last part."""
     if isinstance(node, dict):
-        return {key: _cut(value, above) for key, value in node.items()}
+        return {key: _shorten_paths(value, base) for key, value in node.items()}
     if isinstance(node, str) and node.startswith("/"):
         path = Path(node)
-        return str(path.relative_to(above)) if path.is_relative_to(above) else path.name
+        return str(path.relative_to(base)) if path.is_relative_to(base) else path.name
     return node
 
 

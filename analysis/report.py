@@ -1,10 +1,10 @@
-"""All evidence on one page that needs no network: the scorecard, tables, curves, figures.
+"""Writes all evidence to one self-contained page: the scorecard, tables, curves, figures.
 
     python analysis/report.py                     report.html in the runs root
     python analysis/report.py --runs DIR --out DIR
     python analysis/report.py -- preset=paper data.root=DIR
 
-Words after `--` are run.py's. In a fresh clone it shows the committed records.
+Arguments after `--` are overrides for run.py. In a fresh clone it shows the committed records.
 """
 
 import base64
@@ -24,13 +24,13 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from analysis import claims
-from analysis.claims import Judged
+from analysis.claims import Judgement
 from analysis.core.charts import charts
-from analysis.core.evidence import BCCD, Evidence, command_line, say_where, words_of
+from analysis.core.evidence import BCCD, Evidence, command_line, overrides_of, print_source
 from analysis.core.formats import Block, Sheet
 from analysis.core.intervals import Interval
 from analysis.core.layout import number, sheet, with_std
-from analysis.core.predicates import KNOWS_PARTS, LARGER, LONGER
+from analysis.core.predicates import LARGER, LONGER, PARTS
 from analysis.core.rows import Comparison
 from analysis.core.samples import SAMPLES
 from analysis.figures import draw
@@ -41,8 +41,8 @@ from onenet.system.files import write_atomically
 TEMPLATES = Path(__file__).with_name("page")
 QUESTION = "What makes a dense detector need NMS, and what removes the need?"
 TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "assigners")
-ELSEWHERE = [  # further settings on the proxy, shown where there are runs
-    ("table1", KNOWS_PARTS, "where the class shows in a part of the object"),
+MORE_SETTINGS = [  # of the proxy, each shown if it has runs
+    ("table1", PARTS, "where the class shows in a part of the object"),
     ("table1", LONGER, "trained twice as long"),
     ("table2", LONGER, "trained twice as long"),
     ("table5", LONGER, "trained twice as long"),
@@ -52,7 +52,7 @@ ELSEWHERE = [  # further settings on the proxy, shown where there are runs
 
 @dataclass(frozen=True)
 class Page:
-    """A table with links to its runs, row by row."""
+    """A table with links to the runs of each row."""
 
     id: str
     sheet: Sheet
@@ -62,28 +62,28 @@ class Page:
 
 
 def main(arguments: list[str]) -> int:
-    """0, or 2 if the input cannot work."""
+    """Returns 0, or 2 if the input is invalid."""
     parser = command_line(__doc__)
     parser.add_argument("--out", metavar="DIR", help="default: the runs root")
     args = parser.parse_args(arguments)
     try:
-        overrides = words_of(args)
+        overrides = overrides_of(args)
         runs = Evidence(overrides)
         file = runs.folder(args.out) / "report.html"
-        judged = claims.judge(runs)
+        judgements = claims.judge(runs)
         file.parent.mkdir(parents=True, exist_ok=True)
-        again = shlex.join(["python", "analysis/report.py", *arguments])
-        write_atomically(file, page(runs, judged, file.parent, again))
+        command = shlex.join(["python", "analysis/report.py", *arguments])
+        write_atomically(file, page(runs, judgements, file.parent, command))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    say_where(overrides)
-    print(f"Wrote {file}. {claims.summary(judged)}")
+    print_source(overrides)
+    print(f"Wrote {file}. {claims.summary(judgements)}")
     return 0
 
 
-def page(runs: Evidence, judged: list[Judged], folder: Path, again: str) -> str:
-    """The HTML, whose links to runs are relative to `folder`; `again` is the command for it."""
+def page(runs: Evidence, judgements: list[Judgement], folder: Path, command: str) -> str:
+    """Returns the HTML. Links to runs are relative to `folder`; `command` makes this page."""
     templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
     curves = [asdict(chart) for chart in charts(runs)]
     names = ("answer", "scorecard", "tables", "curves", "figures")
@@ -93,13 +93,13 @@ def page(runs: Evidence, judged: list[Judged], folder: Path, again: str) -> str:
         sections=[{"id": name, "name": name} for name in names],
         css=Markup((TEMPLATES / "report.css").read_text()),
         js=Markup((TEMPLATES / "report.js").read_text()),
-        answer=answer(judged),
+        answer=answer(judgements),
         scale=_scale(runs.comparison("table1")),
-        rerun=f"{runs.comparison('table1').command}\n{again}",
-        summary=claims.summary(judged),
-        claims=[_claim(claim) for claim in judged],
-        elsewhere=_elsewhere(runs),
-        commands="\n".join(claims.missing_commands(judged)),
+        rerun=f"{runs.comparison('table1').command}\n{command}",
+        summary=claims.summary(judgements),
+        claims=[_claim(judgement) for judgement in judgements],
+        elsewhere=_other_verdicts(runs),
+        commands="\n".join(claims.missing_commands(judgements)),
         pages=pages(runs, folder),
         charts=curves,
         charts_json=Markup(json.dumps(curves, allow_nan=False).replace("<", "\\u003c")),
@@ -108,25 +108,26 @@ def page(runs: Evidence, judged: list[Judged], folder: Path, again: str) -> str:
     )
 
 
-def answer(judged: list[Judged]) -> list[str]:
-    """Does the classification cost remove the need for NMS, by how much, how sure? In sentences."""
-    found = {claim.claim.id: claim for claim in judged}
+def answer(judgements: list[Judgement]) -> list[str]:
+    """Sentences that say whether the classification cost removes the need for NMS, with numbers and
+    intervals."""
+    by_id = {judgement.claim.id: judgement for judgement in judgements}
     lines = []
-    for location, words in (("predicted", "predicted boxes"), ("predefined", "grid points")):
-        part, without = found[f"nms_gain_{location}"].parts[0]
-        with_class = found[f"no_nms_{location}"].parts[0][1]
-        words += f" ({part.setting})" if part.setting else ""
-        if without and with_class:
+    for location, noun in (("predicted", "predicted boxes"), ("predefined", "grid points")):
+        condition, loc_only = by_id[f"nms_gain_{location}"].conditions[0]
+        loc_cls = by_id[f"no_nms_{location}"].conditions[0][1]
+        noun += f" ({condition.setting})" if condition.setting else ""
+        if loc_only and loc_cls:
             lines.append(
-                f"Matched by the location of {words} alone, NMS adds {_number(without)} AP; with "
-                f"the classification cost it adds {_number(with_class)} AP. The paper's claim is "
-                f"{found[f'no_nms_{location}'].verdict} (no_nms_{location} below)."
+                f"With matching by the location of {noun} alone, NMS adds {_number(loc_only)} AP; "
+                f"with the classification cost it adds {_number(loc_cls)} AP. The paper's claim is "
+                f"{by_id[f'no_nms_{location}'].verdict} (no_nms_{location} below)."
             )
     if not lines:
-        return ["Not run yet: the command below runs Table 1, the next one makes this page anew."]
-    verdicts = {"reproduced": "Yes.", "contradicted": "Not here.", "too noisy": "Not sure yet."}
-    yes = verdicts.get(found["no_nms_predicted"].verdict, "Not run yet.")
-    return [f"Does the classification cost remove the need for NMS? {yes}", *lines]
+        return ["Not run yet. The first command below runs Table 1, the second updates this page."]
+    answers = {"reproduced": "Yes.", "contradicted": "Not here.", "too noisy": "Not sure yet."}
+    short = answers.get(by_id["no_nms_predicted"].verdict, "Not run yet.")
+    return [f"Does the classification cost remove the need for NMS? {short}", *lines]
 
 
 def _number(interval: Interval) -> str:
@@ -137,55 +138,58 @@ def _number(interval: Interval) -> str:
 
 
 def _scale(comparison: Comparison) -> str:
-    """Data, size, steps, seeds of the first table."""
+    """The data, image size, steps and seeds of the table."""
     seeds = sorted({spec.config.seed for spec in comparison.specs})
     return f"{sheet(comparison).context[0]}; seeds {', '.join(map(str, seeds))}"
 
 
-def _elsewhere(runs: Evidence) -> list[dict]:
-    """The verdicts on other data, where there are any: a name, and claim id -> verdict."""
-    found = []
+def _other_verdicts(runs: Evidence) -> list[dict]:
+    """The verdicts under further settings that have runs: a name, and claim id -> verdict."""
+    columns = []
     data = runs.comparison("table1").specs[0].config.data
     if runs.proxy and data.name == "shapes" and data.shapes.kind == "rigid":
-        for name, more in (("on parts", KNOWS_PARTS), ("twice as long", LONGER)):
-            judged = claims.judge(Evidence([*runs.overrides, *more]))
-            found.append((name, {claim.claim.id: claim.verdict for claim in judged}))
-        if runs.committed:
+        for name, extra in (("on parts", PARTS), ("twice as long", LONGER)):
+            judgements = claims.judge(Evidence([*runs.overrides, *extra]))
+            columns.append((name, {each.claim.id: each.verdict for each in judgements}))
+        if runs.is_committed:
             with open(BCCD / "claims.csv", newline="") as lines:
                 verdicts = {line["id"]: line["verdict"] for line in csv.DictReader(lines)}
-            found.append(("on BCCD", verdicts))
-    known = [(name, {k: v for k, v in of.items() if v != "not run"}) for name, of in found]
-    return [{"name": name, "verdicts": verdicts} for name, verdicts in known if verdicts]
-
-
-def _claim(judged: Judged) -> dict:
-    part, interval = judged.decisive
-    ours, bounds, n = claims.numbers(part, interval)
-    others = [
-        " · ".join([other.statement, *claims.numbers(other, found)[:2]])
-        for other, found in judged.parts
+            columns.append(("on BCCD", verdicts))
+    columns = [
+        (name, {id_: verdict for id_, verdict in verdicts.items() if verdict != "not run"})
+        for name, verdicts in columns
     ]
-    known = interval is not None
+    return [{"name": name, "verdicts": verdicts} for name, verdicts in columns if verdicts]
+
+
+def _claim(judgement: Judgement) -> dict:
+    condition, interval = judgement.decisive
+    ours, bounds, n = claims.numbers(condition, interval)
+    lines = [
+        " · ".join([each.statement, *claims.numbers(each, its_interval)[:2]])
+        for each, its_interval in judgement.conditions
+    ]
+    bounded = interval is not None and not math.isinf(interval.low)
     return {
-        "id": judged.claim.id,
-        "quotation": judged.claim.quotation,
-        "verdict": judged.verdict,
-        "rank": claims.VERDICTS.index(judged.verdict),
-        "explanation": judged.explanation,
-        "others": others if len(others) > 1 else [],
-        "statement": part.statement,
+        "id": judgement.claim.id,
+        "quotation": judgement.claim.quotation,
+        "verdict": judgement.verdict,
+        "rank": claims.VERDICTS.index(judgement.verdict),
+        "explanation": judgement.explanation,
+        "others": lines if len(lines) > 1 else [],
+        "statement": condition.statement,
         "ours": ours,
         "interval": bounds,
-        "mean": interval.mean if known else "",
-        "width": interval.high - interval.low if known and not math.isinf(interval.low) else "",
-        "bar": _bar(part.bound, interval) if known and not math.isinf(interval.low) else "",
+        "mean": "" if interval is None else interval.mean,
+        "width": interval.high - interval.low if bounded else "",
+        "bar": _bar(condition.bound, interval) if bounded else "",
         "n": n,
-        "paper": claims.printed(part),
+        "paper": claims.printed(condition),
     }
 
 
 def _bar(bound: float, interval: Interval) -> Markup:
-    """The interval on a line, the mean a dot, the claim's bound a stroke."""
+    """Draws the interval as a line, the mean as a dot, and the condition's bound as a stroke."""
     low, high = min(interval.low, bound), max(interval.high, bound)
     margin = 0.1 * (high - low) or 1.0
 
@@ -202,22 +206,22 @@ def _bar(bound: float, interval: Interval) -> Markup:
 
 
 def pages(runs: Evidence, folder: Path) -> list[Page]:
-    """The tables in order, each under all settings of which there are runs."""
-    found = []
+    """The tables in order, each under all settings that have runs."""
+    tables = []
     for experiment in TABLES:
-        found.append(_page(runs.comparison(experiment), folder))
-        for name, more, note in ELSEWHERE:
+        tables.append(_page(runs.comparison(experiment), folder))
+        for name, extra, note in MORE_SETTINGS:
             if name == experiment and runs.proxy:
-                comparison = runs.comparison(name, *more)
+                comparison = runs.comparison(name, *extra)
                 base = {spec.id for spec in runs.comparison(name).specs}
                 if comparison.results and not base >= {spec.id for spec in comparison.specs}:
-                    found.append(_page(comparison, folder, note, more))
-        if experiment == "table1" and runs.committed:
-            found.append(_stored(BCCD / "table1.csv"))
-    return found
+                    tables.append(_page(comparison, folder, note, extra))
+        if experiment == "table1" and runs.is_committed:
+            tables.append(_page_from_csv(BCCD / "table1.csv"))
+    return tables
 
 
-def _page(comparison: Comparison, folder: Path, note: str = "", more: tuple = ()) -> Page:
+def _page(comparison: Comparison, folder: Path, note: str = "", extra: tuple = ()) -> Page:
     runs = [
         [
             {
@@ -230,12 +234,12 @@ def _page(comparison: Comparison, folder: Path, note: str = "", more: tuple = ()
         ]
         for row in comparison.rows
     ]
-    name = "-".join([comparison.experiment.name, *(w.rpartition("=")[2] for w in more)])
+    name = "-".join([comparison.experiment.name, *(each.rpartition("=")[2] for each in extra)])
     return Page(name.replace(".", "-"), sheet(comparison), comparison.command, note, runs)
 
 
-def _stored(file: Path) -> Page:
-    """Table 1 on real images, from its CSV, which names its runs."""
+def _page_from_csv(file: Path) -> Page:
+    """Table 1 on real images, whose runs are not committed, from its CSV file."""
     rows = read_tidy(file)
     metrics = {
         "AP": "AP", "AP(+NMS)": "AP_nms", "gain": "nms_gain", "AP50 gain": "AP50_nms_gain",
@@ -247,17 +251,17 @@ def _stored(file: Path) -> Page:
         for label, ours in rows.items()
     ]
     context = (file.with_suffix(".md").read_text().split("\n\n")[2]).splitlines()
-    shown = Sheet(
+    table = Sheet(
         "Table 1. Ablation on label assignment",
-        "The same rows on photographs of blood cells (BCCD).",
+        "The same rows, on photographs of blood cells (BCCD).",
         [line.removeprefix("- ") for line in context],
         [Block(["row", "n", *metrics], lines)],
         [],
     )
     return Page(
         "table1-bccd",
-        shown,
-        "analysis/results/README.md, “Real images”, has its commands",
+        table,
+        "The commands are in analysis/results/README.md, “Real images”",
         "real images",
     )
 
@@ -266,13 +270,13 @@ def _figures(runs: Evidence) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         return [
             {
-                "name": drawn.name,
-                "title": drawn.title,
-                "caption": drawn.caption,
+                "name": figure.name,
+                "title": figure.title,
+                "caption": figure.caption,
                 "source": "data:image/png;base64,"
-                + base64.b64encode(drawn.png.read_bytes()).decode(),
+                + base64.b64encode(figure.png.read_bytes()).decode(),
             }
-            for drawn in draw(runs, Path(folder), list(SAMPLES))
+            for figure in draw(runs, Path(folder), list(SAMPLES))
         ]
 
 
@@ -283,8 +287,8 @@ def _footer(runs: Evidence) -> str:
     devices = sorted({result["env"].get("device", "?") for result in results})
     commits = sorted({(result["env"].get("commit") or "?")[:7] for result in results})
     return (
-        f"Table 1 was run on {', '.join(devices)}, at commit {', '.join(commits)}; each run's "
-        "result.json has its versions, settings and times."
+        f"Table 1 was run on {', '.join(devices)}, at commit {', '.join(commits)}. The versions, "
+        "settings and times of each run are in its result.json."
     )
 
 

@@ -1,11 +1,11 @@
-"""W&B's runs, made again from the run folders. The files are the record, W&B is a mirror.
+"""Rebuilds W&B's runs from the run folders. The files are the record, W&B only mirrors them.
 
-    python analysis/sync.py                      every run of runs/
-    python analysis/sync.py --runs DIR RUN ...   these: names or ids of folders
+    python analysis/sync.py                      every run in runs/
+    python analysis/sync.py --runs DIR RUN ...   only these, by folder name or id
 
-Each run takes the place of what W&B has under its id, with all that its files hold, and of what
-other lives of it left in <folder>/wandb. Runs that go on are skipped. Without a key, or with
-WANDB_MODE=offline, an offline run lies in each folder afterwards, for `wandb sync`.
+A rebuilt run contains everything in the run's files. It replaces W&B's run with the same id, and
+the W&B files of earlier attempts in <folder>/wandb. Running runs are skipped. Without an API key,
+or with WANDB_MODE=offline, each folder gets an offline run, to be sent with `wandb sync`.
 """
 
 import argparse
@@ -24,15 +24,15 @@ from onenet.system.files import REPOSITORY
 from onenet.tracking.tracker import BUSY, UNANSWERED, rebuild_mirror
 
 WAIT_SECONDS = 300
-OUTCOMES = ("skipped", "failed", "not tried")  # beside "rebuilt"
+OUTCOMES = ("skipped", "failed", "not tried")  # besides "rebuilt"
 
 
 def main(arguments: list[str]) -> int:
-    """0; 1 if a run could not be rebuilt; 2 if the input cannot work."""
+    """Returns 0; 1 if a run could not be rebuilt; 2 if the input is invalid."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs_wanted", nargs="*", metavar="RUN", help="default: all")
+    parser.add_argument("run_names", nargs="*", metavar="RUN", help="default: all")
     parser.add_argument(
         "--runs", metavar="DIR", default=REPOSITORY / "runs", help="runs root (default: run.py's)"
     )
@@ -41,82 +41,85 @@ def main(arguments: list[str]) -> int:
         metavar="SECONDS",
         type=float,
         default=WAIT_SECONDS,
-        help="for W&B to take a run's artifact, and again for the rest (default: %(default)s)",
+        help="time limit for uploading a run's artifact, and again for the rest of the run "
+        "(default: %(default)s)",
     )
     args = parser.parse_args(arguments)
     try:
         if os.environ.get("WANDB_MODE") == "disabled":
-            raise UserError("WANDB_MODE=disabled: there is nothing to rebuild. Unset it.")
+            raise UserError("WANDB_MODE=disabled turns W&B off: unset it to rebuild runs.")
         if args.wait <= 0:
-            raise UserError(f"--wait {args.wait:g}: it must be above 0.")
-        folders = chosen(Path(args.runs).expanduser().absolute(), args.runs_wanted)
+            raise UserError(f"--wait {args.wait:g}: must be above 0.")
+        folders = select_folders(Path(args.runs).expanduser().absolute(), args.run_names)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return sync(folders, args.wait)
 
 
-def chosen(root: Path, words: Sequence[str]) -> list[RunFolder]:
-    """The run folders of the root that the words name, or all of them. Raises UserError."""
+def select_folders(root: Path, names: Sequence[str]) -> list[RunFolder]:
+    """Returns the root's run folders with these names or ids, or all of them if there are no names.
+    Raises UserError."""
     if not root.is_dir():
         raise UserError(f"--runs {root} is not a folder.")
     configs = root.glob("[!.]*/config.yaml")
     folders = [RunFolder(file.parent) for file in sorted(configs)]
     if not folders:
         raise UserError(f"There is no run in {root}.")
-    return find_runs(root, folders, words) or folders
+    return find_runs(root, folders, names) or folders
 
 
 def sync(folders: Sequence[RunFolder], seconds: float) -> int:
-    """Rebuilds them one by one and prints a line for each. Returns the exit status."""
+    """Rebuilds the runs one by one and prints a line for each. Returns the exit status."""
     counts, offline = Counter(), []
-    for tried, folder in enumerate(folders, 1):
+    for number, folder in enumerate(folders, 1):
         outcome, line = rebuild(folder, seconds)
         print(f"{folder.path.name}: {line}", flush=True)
         counts[outcome] += 1
         if outcome == "rebuilt":
-            offline += offline_lives(folder)
+            offline += offline_runs(folder)
         if outcome == "unanswered":
-            counts["failed"], counts["not tried"] = counts["failed"] + 1, len(folders) - tried
+            counts["failed"], counts["not tried"] = counts["failed"] + 1, len(folders) - number
             break
-    others = [f"{counts[word]} {word}" for word in OUTCOMES if counts[word]]
+    others = [f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]]
     print(", ".join([f"{counts['rebuilt']} rebuilt", *others]))
     if offline:
-        print(f"to send what was rebuilt offline: {send_command(offline)}")
+        print(f"To send the offline runs: {send_command(offline)}")
     return 1 if counts["failed"] else 0
 
 
 def rebuild(folder: RunFolder, seconds: float) -> tuple[str, str]:
-    """How it went, for the count, and the line about it."""
+    """Rebuilds one run. Returns the outcome, for the counts, and a message."""
     status, state = folder.status(), folder.state()
-    if state == "missing" or (state == "failed" and "id" not in status):  # refused at its start
-        return "skipped", "has not begun: skipped"
+    if state == "missing" or (state == "failed" and "id" not in status):  # rejected at its start
+        return "skipped", "not started: skipped"
     if folder.is_locked():
         return "skipped", "running: skipped"
     if "id" not in status:
-        return "failed", "its status.json does not say its id: left as it is"
-    word = "preempted" if status.get("state") == "preempted" else "failed"
-    word = "done" if state == "done" else word
-    code, said = rebuild_mirror(folder, word, seconds)
+        return "failed", "its status.json has no id: left as it is"
+    ending = "preempted" if status.get("state") == "preempted" else "failed"
+    ending = "done" if state == "done" else ending
+    code, message = rebuild_mirror(folder, ending, seconds)
     if code == BUSY:
         return "skipped", "running: skipped"
     if code == UNANSWERED:
-        return "unanswered", f"W&B does not answer, nothing has changed ({said})"
+        return "unanswered", f"W&B does not answer, nothing has changed ({message})"
     if code:
-        return "failed", f"W&B lacks it or a part of it ({said}); the same command makes it again"
-    offline = " offline" if offline_lives(folder) else ""
-    return "rebuilt", f"rebuilt{offline} ({word})"
+        return "failed", f"incomplete on W&B ({message}); run the same command again"
+    offline = " offline" if offline_runs(folder) else ""
+    return "rebuilt", f"rebuilt{offline} ({ending})"
 
 
-def offline_lives(folder: RunFolder) -> list[Path]:
+def offline_runs(folder: RunFolder) -> list[Path]:
     return list(folder.path.glob("wandb/offline-run-*"))
 
 
-def send_command(lives: list[Path]) -> str:
-    root, pattern = lives[0].parents[2], "*/wandb/offline-run-*"
-    if len(lives) > 1 and set(lives) == set(root.glob(pattern)):
+def send_command(runs: list[Path]) -> str:
+    """Returns the command that sends these offline runs to W&B."""
+    root, pattern = runs[0].parents[2], "*/wandb/offline-run-*"
+    if len(runs) > 1 and set(runs) == set(root.glob(pattern)):
         return f"wandb sync {shlex.quote(str(root))}/{pattern}"
-    return shlex.join(["wandb", "sync", *map(str, lives)])
+    return shlex.join(["wandb", "sync", *map(str, runs)])
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def test_the_numbers_are_printed_and_written(tmp_path, monkeypatch, capsys):
 def test_images_that_are_not_there_leave_a_line_out(tmp_path, capsys):
     given = ["--only", "jpeg", "--images", str(tmp_path), "--runs", str(tmp_path)]
     assert benchmark.main(given) == 0
-    assert "jpeg left out" in capsys.readouterr().err
+    assert "jpeg skipped" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from analysis import claims, tables
-from analysis.claims import Judged, judge_part
+from analysis.claims import Judgement, judge_condition
 from analysis.core import fps, predicates
 from analysis.core.evidence import Evidence
 from analysis.core.intervals import Interval, t_interval
-from analysis.core.predicates import PREDICATES, Part
+from analysis.core.predicates import PREDICATES, Condition
 from analysis.core.rows import RECORDS
 from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY
@@ -44,7 +44,7 @@ class Verdicts(dict):
     def __init__(self, runs: Evidence):
         self.runs = runs
 
-    def __missing__(self, id_: str) -> Judged:
+    def __missing__(self, id_: str) -> Judgement:
         (self[id_],) = claims.judge(self.runs, [id_])
         return self[id_]
 
@@ -77,9 +77,9 @@ def test_every_claim_of_the_paper_has_a_predicate_and_no_other():
 )
 def test_the_whole_interval_must_lie_on_the_side(side, interval, verdict):
     low, high = interval
-    assert judge_part(Part("x", [1.0], side), Interval(1.0, low, high, 3)) == verdict
-    moved = Part("x", [1.0], side, bound=7.0)
-    assert judge_part(moved, Interval(8.0, low + 7, high + 7, 3)) == verdict
+    assert judge_condition(Condition("x", [1.0], side), Interval(1.0, low, high, 3)) == verdict
+    moved = Condition("x", [1.0], side, bound=7.0)
+    assert judge_condition(moved, Interval(8.0, low + 7, high + 7, 3)) == verdict
 
 
 def test_nothing_is_run_in_an_empty_folder_and_the_commands_are_named(root, capsys):
@@ -112,7 +112,7 @@ def test_differences_are_taken_seed_by_seed(root):
     part, interval = found["nms_gain_predicted"].decisive
     assert part.values == pytest.approx([20, 20.1, 20.2])
     assert interval == t_interval(part.values)
-    best = [part.values for part, _ in found["best_row"].parts]
+    best = [part.values for part, _ in found["best_row"].conditions]
     assert best == [pytest.approx([25, 25.1, 25.2]), pytest.approx([15, 15.1, 15.2]),
                     pytest.approx([20, 20.1, 20.2])]  # fmt: skip
 
@@ -144,7 +144,7 @@ def test_the_predefined_rows_are_looked_at_where_they_need_nms(root):
     found = verdicts(root)
     for claim in ("nms_gain_predefined", "no_nms_predefined"):
         assert found[claim].verdict == "reproduced"
-        assert "(data.shapes.kind=parts)" in found[claim].parts[0][0].statement
+        assert "(data.shapes.kind=parts)" in found[claim].conditions[0][0].statement
 
 
 def test_a_claim_of_several_parts_is_as_weak_as_its_weakest(root):
@@ -161,7 +161,7 @@ def test_a_claim_of_several_parts_is_as_weak_as_its_weakest(root):
     fill_rows(root, "table4", **{"144 epochs": lambda s: {"AP": 30.0 + 0.1 * s}})
     noisy = verdicts(root)["schedule_accuracy"]
     assert noisy.verdict == "contradicted"
-    assert noisy.decisive[0].what.startswith("AP of 144 epochs")
+    assert noisy.decisive[0].quantity.startswith("AP of 144 epochs")
 
 
 def test_equal_backbones_are_within_three_points_both_ways(root):
@@ -186,7 +186,7 @@ def test_speeds_are_compared_round_by_round(root):
     fps.write(root, [speed(n, frames=max(r), rounds=r) for n, r in rounds.items()])
     found = verdicts(root)
     assert found["single_inference_speed"].verdict == "reproduced"
-    assert found["single_inference_speed"].parts[0][0].values == pytest.approx([1.0, 1.0, 0.5])
+    assert found["single_inference_speed"].conditions[0][0].values == pytest.approx([1.0, 1.0, 0.5])
     assert found["multi_inference_slow"].verdict == "reproduced"
     fps.write(root, [speed(three, frames=9.0, rounds=(9.0,) * 3, measured=7.0)])  # at another time
     judged = verdicts(root)["multi_inference_slow"]
@@ -215,10 +215,10 @@ def test_shares_of_positive_samples_come_from_the_last_look(root):
             write_looks(spec, 0.5 if with_class else 0.99, 0.97 if with_class else 0.6)
     found = verdicts(root)
     assert found["positives_centre"].verdict == "reproduced"
-    assert found["positives_centre"].parts[0][0].values == pytest.approx([99.0] * 3)
+    assert found["positives_centre"].conditions[0][0].values == pytest.approx([99.0] * 3)
     assert found["positives_inside"].verdict == "reproduced"
     assert found["positives_discriminative"].verdict == "reproduced"
-    assert found["positives_discriminative"].parts[0][0].values == pytest.approx([37.0] * 3)
+    assert found["positives_discriminative"].conditions[0][0].values == pytest.approx([37.0] * 3)
 
 
 def test_the_csv_has_the_columns_that_checks_read(root, capsys, tmp_path):
@@ -346,20 +346,20 @@ def test_beside_each_number_stands_the_papers_own(root):
     found = verdicts(root)
 
     def papers(claim: str) -> list[float | None]:
-        return [part.paper for part, _ in found[claim].parts]
+        return [part.paper for part, _ in found[claim].conditions]
 
     assert papers("best_row") == pytest.approx([33.6, 3.2, 14.2])
     assert papers("no_nms_predefined") == [pytest.approx(-0.1), None]
     assert papers("multi_inference_slow") == pytest.approx([100 * (12 / 67 - 1)])
     assert papers("schedule_saturates") == pytest.approx([-0.8])
     assert papers("positives_inside") == [None, None]
-    assert claims.printed(found["multi_inference_slow"].parts[0][0]).endswith(" %")
+    assert claims.printed(found["multi_inference_slow"].conditions[0][0]).endswith(" %")
 
 
 def test_settings_are_told_as_they_were(root):
-    usual = verdicts(root)["backbone_scales"].parts[0][0]
+    usual = verdicts(root)["backbone_scales"].conditions[0][0]
     assert usual.statement.endswith("(schedule=2) > 0")
-    asked = verdicts(root, "schedule=1")["backbone_scales"].parts[0][0]
+    asked = verdicts(root, "schedule=1")["backbone_scales"].conditions[0][0]
     assert "schedule" not in asked.statement
 
 

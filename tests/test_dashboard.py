@@ -229,8 +229,8 @@ def test_a_report_and_a_view_are_saved_and_nothing_lies_elsewhere(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--entity", "nobody"], "W&B knows no entity nobody. Yours is: local"),
-        (["--project", "other"], "local has no project other, but: onenet."),
+        (["--entity", "nobody"], "W&B has no entity nobody. Yours is: local"),
+        (["--project", "other"], "local has no project other, only: onenet."),
     ],
 )
 def test_what_w_and_b_does_not_have_is_an_error(monkeypatch, capsys, words, said):
@@ -265,7 +265,7 @@ def test_a_server_that_does_not_answer_is_an_error_within_seconds(monkeypatch, c
         started = time.monotonic()
         assert dashboard.main(["--table", "1"]) == 2
     assert time.monotonic() - started < 15
-    assert f"error: W&B at {url} does not take it: " in capsys.readouterr().err
+    assert f"error: W&B at {url} rejected the request: " in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -285,7 +285,7 @@ def test_a_server_that_is_lost_before_the_report_is_saved_is_an_error(monkeypatc
         started = time.monotonic()
         assert dashboard.main(["--table", "1"]) == 2
     assert time.monotonic() - started < 15
-    assert "does not take it: " in capsys.readouterr().err
+    assert "rejected the request: " in capsys.readouterr().err
 
 
 def test_without_wandb_workspaces_the_error_names_the_extra(tmp_path):

@@ -120,7 +120,10 @@ def test_all_figures_are_drawn_as_vectors_and_pixels(root, tmp_path, capsys):
 def test_what_cannot_be_drawn_is_named_with_its_command(root, capsys):
     assert figures.main(["--runs", str(root), "--out", str(root / "x")]) == 0
     said = capsys.readouterr().out
-    assert "figure5: no run has what it shows. python run.py -m +experiment=table1" in said
+    assert (
+        "figure5: no run has the data for it. To run them: python run.py -m +experiment=table1"
+        in said
+    )
     assert "Wrote 0 figures" in said
     assert figures.main(["--runs", str(root), "--", "heds=1"]) == 2
 
@@ -134,9 +137,9 @@ def test_what_is_kept_gives_the_same_scorecard_without_paths_of_the_machine(root
     out, sample = tmp_path / "kept", table1(root)[0]
     (sample.folder.predictions_file).write_bytes(b"x")
     assert records.main(["--runs", str(root), "--out", str(out), "--samples", sample.id]) == 0
-    assert "Kept 12 of 12 runs" in capsys.readouterr().out
+    assert "Copied 12 of 12 runs" in capsys.readouterr().out
     assert records.main(["--runs", str(out), "--out", str(tmp_path / "again")]) == 0
-    assert "Kept 12 of 12 runs" in capsys.readouterr().out
+    assert "Copied 12 of 12 runs" in capsys.readouterr().out
     assert [f.parent.name for f in out.glob("*/predictions.npz")] == [sample.folder.path.name]
     assert len(list(out.glob("*/pictures/image_1.png"))) == 1
     for file in out.rglob("*.json"):
@@ -209,7 +212,7 @@ def test_results_alone_give_the_same_tables(root, tmp_path, capsys):
     kinds = {file.name for file in out.rglob("*") if file.is_file()}
     assert kinds == {"result.json", "status.json"}
     assert figures.main(["--runs", str(out), "--only", "figure5"]) == 0
-    assert "figure5: no run has what it shows. The runs" in capsys.readouterr().out
+    assert "figure5: no run has the data for it. The runs" in capsys.readouterr().out
     pages = []
     for folder in (root, out):
         capsys.readouterr()
@@ -224,7 +227,7 @@ def test_unfinished_runs_and_wrong_names_are_not_kept(root, tmp_path, capsys):
     run(second)
     second.folder.set_status(state="failed")
     assert records.main(["--runs", str(root), "--out", str(tmp_path / "kept")]) == 0
-    assert "Kept 1 of 2 runs" in capsys.readouterr().out
+    assert "Copied 1 of 2 runs" in capsys.readouterr().out
     wrong = ["--runs", str(root), "--out", str(tmp_path / "other"), "--samples", second.id]
     assert records.main(wrong) == 2
     assert f"no finished run {second.id}" in capsys.readouterr().err

@@ -53,13 +53,13 @@ def test_a_table_takes_the_device_that_knows_most_of_its_networks_then_the_last(
         speed(other, "B", fps=None),
     ]
     networks = [other, NETWORK, other]
-    numbers, device = fps.of_networks([*two, *noise, *one], networks)
+    numbers, device = fps.lookup([*two, *noise, *one], networks)
     assert numbers == [2, 1, 2]
     assert device == "A (threads: 1; classes: 80)"
-    numbers, device = fps.of_networks([*two, one[0]], networks)
+    numbers, device = fps.lookup([*two, one[0]], networks)
     assert numbers == [None, 3, None]
     assert device.startswith("B")
-    assert fps.of_networks(noise, networks) == ([None] * 3, None)
+    assert fps.lookup(noise, networks) == ([None] * 3, None)
 
 
 def test_the_networks_of_the_tables_are_measured():
@@ -98,13 +98,13 @@ def test_tables_show_the_speed_of_a_rows_network_trained_or_not(tmp_path, capsys
 
 
 def test_a_frame_of_ours_is_what_an_evaluation_answers():
-    network = inference.ours_at((60, 90), "tiny", "deconv", heads=2, infer_heads=1)
+    network = inference.our_network((60, 90), "tiny", "deconv", heads=2, infer_heads=1)
     assert network == Network("onenet", "tiny", "deconv", 64, 2, 1, "60x90")
-    detections = inference.our_frames(network, (60, 90))()
+    detections = inference.our_detector(network, (60, 90))()
     assert isinstance(detections, Detections)
     assert 0 < len(detections.scores) <= 100
     assert (detections.boxes_xyxy <= torch.tensor([90, 60, 90, 60])).all()
-    kept = inference.our_frames(network, (60, 90), nms=True)()
+    kept = inference.our_detector(network, (60, 90), nms=True)()
     assert 0 < kept.sum() <= len(kept) == len(detections.scores)
 
 
@@ -118,6 +118,6 @@ def test_a_frame_of_torchvisions_has_the_size_that_was_asked_for(name, monkeypat
         return model
 
     monkeypatch.setitem(inference.TORCHVISION, name, watched)
-    (answer,) = inference.torchvision_frames(name, (60, 90))()
+    (answer,) = inference.torchvision_detector(name, (60, 90))()
     assert seen == [(1, 3, 64, 96)]
     assert len(answer["scores"]) > 0

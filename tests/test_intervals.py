@@ -113,7 +113,7 @@ def test_the_command_compares_two_runs_or_judges_one(tmp_path, capsys):
     assert command.main(["aaaaaaaaaa", "some-words-bbbbbbbbbb", *words]) == 0
     page = capsys.readouterr().out
     expected = bootstrap(evaluation(1.0), evaluation(0.5), 40)["AP"]
-    assert "30 images, redrawn 40 times" in page
+    assert "30 images, resampled 40 times" in page
     assert f"{expected.low:.1f} … {expected.high:.1f}" in page
     assert command.main(["aaaaaaaaaa", *words]) == 0
     assert "difference" not in capsys.readouterr().out
@@ -126,4 +126,4 @@ def test_the_command_compares_two_runs_or_judges_one(tmp_path, capsys):
         assert says in capsys.readouterr().err
     next(tmp_path.glob("*-bbbbbbbbbb/evaluations/*/per_image.npz")).unlink()
     assert command.main(["bbbbbbbbbb", *words]) == 2
-    assert "per_image.npz is not there" in capsys.readouterr().err
+    assert "per_image.npz does not exist" in capsys.readouterr().err

@@ -35,12 +35,12 @@ def test_every_page_is_what_the_records_give(runs):
 def test_the_tables_of_the_texts_are_what_the_records_give(runs, file, least):
     text = file.read_text()
     assert len(re.findall(r"^<!-- \w+ -->\n(?!<!-- end)", text, re.MULTILINE)) >= least
-    assert publish.filled(text, runs) == text, f"{file}: {CURRENT}"
+    assert publish.fill(text, runs) == text, f"{file}: {CURRENT}"
 
 
 def test_a_mark_is_filled_and_the_rest_is_left_alone(runs):
     text = "before\n<!-- table1 -->\nold\n<!-- end -->\nafter\n<!-- other words -->\n"
-    filled = publish.filled(text, runs)
+    filled = publish.fill(text, runs)
     assert filled.startswith("before\n<!-- table1 -->\n|")
     assert filled.endswith("|\n<!-- end -->\nafter\n<!-- other words -->\n")
     assert "old" not in filled
@@ -63,7 +63,7 @@ def test_the_records_hold_what_a_rerun_needs_and_no_path_of_a_machine():
 
 def test_what_is_not_reproduced_is_explained(runs):
     for judged in claims.judge(runs):
-        enough = all(interval and interval.n >= 3 for _, interval in judged.parts)
+        enough = all(interval and interval.n >= 3 for _, interval in judged.conditions)
         assert enough or judged.explanation, judged.claim.id
         assert judged.verdict == "reproduced" or judged.explanation, judged.claim.id
 

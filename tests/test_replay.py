@@ -272,7 +272,7 @@ def test_lists_make_rows_and_runs_make_blocks(root, capsys):
         f"{row.score:.3f}",
         f"{row.objects}",
     ]
-    assert "not what was recorded" not in page
+    assert "differs from the snapshot" not in page
 
 
 def test_csv_is_unrounded_and_out_says_where(root, tmp_path, capsys):
@@ -313,12 +313,8 @@ def test_all_runs_of_a_root_but_those_that_cannot_be_replayed(root, tmp_path, ca
     said = capsys.readouterr()
     assert {line["run"] for line in lines(said.out)} == {"predicted-0000000000"}
     left = said.err.splitlines()
-    assert left[0].startswith(
-        "left out: centernet-00000000aa: centernet is not trained by matching"
-    )
-    assert left[1].startswith(
-        "left out: sparse_rcnn-0000000006: location=predefined has no meaning"
-    )
+    assert left[0].startswith("skipped: centernet-00000000aa: centernet trains without matching")
+    assert left[1].startswith("skipped: sparse_rcnn-0000000006: location=predefined has no meaning")
     assert "Available options in 'cost'" in refused_last(capsys, tmp_path, "cost=none")
 
 
@@ -372,7 +368,7 @@ def test_a_variant_stands_on_the_runs_own_matching(own, variant, same_as):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["steps=7"], "steps: a replay changes the matching alone"),
+        (["steps=7"], "steps: a replay can only change the matching"),
         (["data.limit=2", "cost=loc_only"], "data.limit: a replay"),
         (["cost.weight.cls=1"], "predicted-0000000000: Could not override 'cost.weight.cls'"),
         (["+cost.extra=1"], "keys can be changed, not added"),
@@ -404,13 +400,13 @@ def test_runs_that_cannot_be_replayed_are_named(root, tmp_path, capsys):
     assert "--runs DIR" in refused(capsys, "--runs", tmp_path / "missing")
     assert "--runs DIR" in refused(capsys, "some", "--runs", tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    assert "no whole config.yaml or" in refused(capsys, tmp_path / "empty")
+    assert "no complete config.yaml or" in refused(capsys, tmp_path / "empty")
     begun = RunFolder(tmp_path / "begun")
     begun.freeze(to_dict(compose([])))
     assert "begun: there is no assignments.npz" in refused(capsys, begun.path)
     folder = finish(tmp_path / "centernet-1", "detector=centernet", "neck.channels=8")
     message = refused(capsys, folder, "--", "cost=loc_only")
-    assert "centernet-1: centernet is not trained by matching. Leave it out." in message
+    assert "centernet-1: centernet trains without matching. Leave it out." in message
 
 
 def test_a_place_that_cannot_be_written_is_named(root, tmp_path, capsys):
@@ -429,7 +425,7 @@ def test_a_first_row_that_is_not_what_was_recorded_is_spoken_of(root, tmp_path, 
     found["slot"] = found["slot"] + 1
     np.savez_compressed(folder / "assignments.npz", **found)
     page = printed(capsys, folder)
-    assert "other-1: the first row is not what was recorded" in page
+    assert "other-1: the first row differs from the snapshot" in page
     assert "100.0" in page
 
 

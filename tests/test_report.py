@@ -81,7 +81,7 @@ def test_without_runs_it_says_what_to_run(tmp_path, capsys):
     assert report.main(["--runs", str(tmp_path)]) == 0
     assert "28 claims: 28 not run." in capsys.readouterr().out
     text = (tmp_path / "report.html").read_text()
-    assert "Not run yet: the command below runs Table 1" in text
+    assert "Not run yet. The first command below runs Table 1" in text
     assert "python run.py -m +experiment=table6" in text
     assert report.main(["--runs", str(tmp_path), "--", "heds=1"]) == 2
 

@@ -91,11 +91,11 @@ def test_offline_a_killed_and_resumed_run_is_rebuilt_to_exactly_its_file(tmp_pat
     assert logged(life.history) == recorded(folder)
     assert (len(life.history), life.exit_code, life.summary["status"]) == (4, 1, "failed")
     assert marks(folder) == {"steps": {"train": 4}}
-    (place,) = sync.offline_lives(folder)
+    (place,) = sync.offline_runs(folder)
     assert capsys.readouterr().out.splitlines() == [
         f"{NAME}: rebuilt offline (failed)",
         "1 rebuilt",
-        f"to send what was rebuilt offline: wandb sync {place}",
+        f"To send the offline runs: wandb sync {place}",
     ]
 
     folder.metrics_file.unlink()
@@ -236,8 +236,8 @@ def test_the_state_says_how_a_run_ended(tmp_path, asked, capsys):
     assert lines[4:] == [
         "e-0000000004: running: skipped",
         "f-0000000005: running: skipped",
-        "g-0000000006: has not begun: skipped",
-        "h-0000000007: has not begun: skipped",
+        "g-0000000006: not started: skipped",
+        "h-0000000007: not started: skipped",
         "4 rebuilt, 4 skipped",
     ]
 

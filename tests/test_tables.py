@@ -187,7 +187,7 @@ def test_missing_cells_print_the_commands_that_fill_them(root, capsys):
     assert len(single) == 12
     assert "and 3 more: python run.py -m +experiment=table2" in more
     assert "Missing: 15 of 15 results." in page
-    assert "not there yet" in page
+    assert "does not exist yet" in page
     for line, spec in zip(single[::5], asked[::5], strict=True):
         (made,) = expand(shlex.split(line)[2:])
         assert (made.id, made.evaluation) == (spec.id, spec.evaluation)

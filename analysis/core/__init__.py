@@ -1,1 +1,1 @@
-"""From the files of runs to tables, verdicts and charts: what the commands share."""
+"""Code that the commands share: turns the files of runs into tables, verdicts and charts."""

@@ -1,6 +1,7 @@
-"""Where tables, claims and figures get their runs from.
+"""Finds and reads the runs behind tables, claims and figures.
 
-The runs root is run.py's (`runs/`); in a fresh clone, where there is none, the committed records.
+The default runs root is run.py's (`runs/`), or the committed records in a fresh clone, where
+`runs/` does not exist yet.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from zipfile import BadZipFile
@@ -25,88 +26,96 @@ from onenet.sweeps.experiments import NoRow, RunSpec, read_experiment
 from onenet.system.files import REPOSITORY
 
 RESULTS = REPOSITORY / "analysis" / "results"
-OWN = REPOSITORY / "runs"
-BCCD = RESULTS / "bccd"  # Table 1 and claims.csv on real images, without the runs
+OWN_RUNS = REPOSITORY / "runs"
+BCCD = RESULTS / "bccd"  # Table 1 and claims.csv on real images; their runs are not committed
 
 
 def with_root(overrides: list[str], runs: str | None) -> list[str]:
-    """run.py's words, with the runs root among them. Raises UserError."""
-    for word in overrides:
-        if word.lstrip("+").startswith("experiment="):
-            raise UserError(f"{word}: experiments are named here, not by words. Tables: --table N")
-    kept = [word for word in overrides if not word.startswith("plan=")]
+    """Returns run.py's overrides with `runs_root` set to `runs`, or to the committed records if
+    there are no other runs. Raises UserError."""
+    for override in overrides:
+        if override.lstrip("+").startswith("experiment="):
+            raise UserError(
+                f"{override}: this command chooses the experiments itself. To choose tables: "
+                "--table N"
+            )
+    overrides = [override for override in overrides if not override.startswith("plan=")]
     if runs is None:
-        said = any(word.startswith(("runs_root=", "debug=")) for word in kept)
-        if said or default_root() != RECORDS:
-            return kept
+        if _names_root(overrides) or default_root() != RECORDS:
+            return overrides
         runs = str(RECORDS)
     root = Path(runs).expanduser().absolute()
     if root.exists() and not root.is_dir():
         raise UserError(f"--runs {runs} is not a folder.")
     text = str(root)
-    if not re.fullmatch(r"[\w./-]+", text):  # Hydra's grammar: quoted, it is taken as it is
+    if not re.fullmatch(r"[\w./-]+", text):  # Hydra's grammar reads other characters as syntax
         text = "'" + text.replace("'", r"\'") + "'"
-    return [*(word for word in kept if not word.startswith("runs_root=")), f"runs_root={text}"]
+    return [*(each for each in overrides if not each.startswith("runs_root=")), f"runs_root={text}"]
+
+
+def _names_root(overrides: list[str]) -> bool:
+    return any(override.startswith(("runs_root=", "debug=")) for override in overrides)
 
 
 def command_line(doc: str) -> argparse.ArgumentParser:
-    """What tables, claims, figures and report have in common: `--runs`, and run.py's words."""
+    """The parser that tables, claims, figures and report share: `--runs`, run.py's overrides."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
-    parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as for run.py")
-    parser.add_argument("--config-dir", metavar="DIR", help="as for run.py")
+    parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as in run.py")
+    parser.add_argument("--config-dir", metavar="DIR", help="as in run.py")
     return parser
 
 
-def words_of(args: argparse.Namespace) -> list[str]:
-    """run.py's words, of what `command_line` has parsed. Raises UserError."""
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """Returns run.py's overrides from the arguments that `command_line` parsed. Raises
+    UserError."""
     use_folder(args.config_dir)
     return with_root(args.overrides, args.runs)
 
 
 def default_root() -> Path:
-    """run.py's `runs/`, or the committed records where the person has none yet."""
-    none = not any(OWN.glob("*/status.json"))
-    return RECORDS if RECORDS.exists() and none else OWN
+    """Returns run.py's `runs/`, or the committed records if the user has no runs yet."""
+    has_runs = any(OWN_RUNS.glob("*/status.json"))
+    return RECORDS if RECORDS.exists() and not has_runs else OWN_RUNS
 
 
-def named_runs(root: Path, words: Sequence[str]) -> list[RunFolder]:
-    """The runs that the words name: ids, names of folders in the root, or folders. Raises
-    UserError."""
+def named_runs(root: Path, names: Sequence[str]) -> list[RunFolder]:
+    """Returns the runs with these names, each an id, the name of a folder in the root, or the path
+    of a folder. Raises UserError."""
     folders = [RunFolder(path) for path in sorted(root.glob("[!.]*")) if path.is_dir()]
-    known = {name for folder in folders for name in (folder.id, folder.path.name)}
-    found = []
-    for word in words:
-        path = Path(word).expanduser().absolute()
-        if word not in known and path.is_dir():
-            found.append(RunFolder(path))
-        elif word not in known and "=" in word:
-            raise UserError(f"There is no run {word} in {root}. Did you mean: -- {word}?")
+    names_in_root = {name for folder in folders for name in (folder.id, folder.path.name)}
+    runs = []
+    for name in names:
+        path = Path(name).expanduser().absolute()
+        if name not in names_in_root and path.is_dir():
+            runs.append(RunFolder(path))
+        elif name not in names_in_root and "=" in name:
+            raise UserError(f"There is no run {name} in {root}. Did you mean: -- {name}?")
         else:
-            found += find_runs(root, folders, [word])
-    return list(dict.fromkeys(found))
+            runs += find_runs(root, folders, [name])
+    return list(dict.fromkeys(runs))
 
 
-def say_where(overrides: list[str]) -> None:
-    """Tells whose runs were shown where the person named none."""
+def print_source(overrides: list[str]) -> None:
+    """Prints which runs root was read, if the user did not name one."""
     if f"runs_root={RECORDS}" in overrides and default_root() == RECORDS:
         print(
-            f"There are no runs in runs/ yet: shown are the records in {RECORDS}", file=sys.stderr
+            f"There are no runs in runs/ yet: these are the records in {RECORDS}", file=sys.stderr
         )
-    elif not any(word.startswith(("runs_root=", "debug=")) for word in overrides):
+    elif not _names_root(overrides):
         records = f"--runs {RECORDS.relative_to(REPOSITORY)}"
-        print(f"Shown are the runs in runs/; the committed records: {records}", file=sys.stderr)
+        print(f"These are the runs in runs/. For the committed records: {records}", file=sys.stderr)
 
 
 class Evidence:
-    """The finished runs of the experiments, under run.py's `overrides`."""
+    """The finished runs of all experiments, with run.py's `overrides` applied."""
 
     def __init__(self, overrides: list[str]):
         self.overrides = tuple(overrides)
-        self.asked = [word for word in overrides if not word.startswith("runs_root=")]
-        self._compared: dict[tuple, Comparison] = {}
+        self.row_overrides = [each for each in overrides if not each.startswith("runs_root=")]
+        self._comparisons: dict[tuple, Comparison] = {}
 
     @property
     def _config(self) -> Config:
@@ -125,52 +134,55 @@ class Evidence:
         return Path(self._config.runs_root)
 
     @property
-    def committed(self) -> bool:
-        """Are these the committed records, as they are?"""
-        return self.root == RECORDS and not self.asked
+    def is_committed(self) -> bool:
+        """Whether these are the committed records, without overrides."""
+        return self.root == RECORDS and not self.row_overrides
 
     def folder(self, out: str | None) -> Path:
-        """Where figures and report go: what the person names, or the root; the committed records
-        have theirs in the folder above, which only holds those of all records.
+        """Returns the folder for figures and report: `out` if given, else the runs root. For the
+        committed records it is the folder above, which is reserved for all records together.
 
         Raises UserError.
         """
-        if out is None and self.root == RECORDS and self.asked:
-            raise UserError(
-                f"{RESULTS} is for all records, not for {' '.join(self.asked)}: add --out DIR."
-            )
+        if out is None and self.root == RECORDS and self.row_overrides:
+            overrides = " ".join(self.row_overrides)
+            raise UserError(f"{RESULTS} is for all records, not for {overrides}: add --out DIR.")
         home = RESULTS if self.root == RECORDS else self.root
         return Path(out).expanduser().absolute() if out else home
 
-    def comparison(self, experiment: str, *more: str) -> Comparison:
-        """Its rows, under `more` overrides, which give way to those of the command line."""
-        key = experiment, more
-        if key not in self._compared:
-            words = [*self.given_way(more), *self.overrides]
-            self._compared[key] = compare(read_experiment(experiment), words)
-        return self._compared[key]
+    def comparison(self, experiment: str, *extra: str) -> Comparison:
+        """The experiment's rows with `extra` overrides; those of the command line win."""
+        key = experiment, extra
+        if key not in self._comparisons:
+            overrides = [*self.drop_overridden(extra), *self.overrides]
+            self._comparisons[key] = compare(read_experiment(experiment), overrides)
+        return self._comparisons[key]
 
-    def given_way(self, more: Sequence[str]) -> tuple[str, ...]:
-        """Those of the words whose keys the command line leaves alone."""
-        own = {word.partition("=")[0] for word in self.overrides}
-        return tuple(word for word in more if word.partition("=")[0] not in own)
+    def drop_overridden(self, extra: Sequence[str]) -> tuple[str, ...]:
+        """Returns the `extra` overrides whose keys the command line does not set."""
+        keys = {override.partition("=")[0] for override in self.overrides}
+        return tuple(override for override in extra if override.partition("=")[0] not in keys)
 
-    def row(self, experiment: str, label: str, *more: str) -> TableRow:
-        """Raises NoRow where the overrides have left no such row or made it the same as another,
-        UserError where they have made several of it."""
-        everything = self.comparison(experiment, *more).rows
-        rows = [row for row in everything if row.specs[0].label == label]
-        asked = " ".join(self.asked)
+    def row(self, experiment: str, label: str, *extra: str) -> TableRow:
+        """Returns the experiment's row with this label.
+
+        Raises NoRow if the overrides removed the row or made it the same as another, UserError if
+        they turned it into several rows.
+        """
+        all_rows = self.comparison(experiment, *extra).rows
+        rows = [row for row in all_rows if row.specs[0].label == label]
+        overrides = " ".join(self.row_overrides)
         if not rows:
-            raise NoRow(f"{experiment} has no row '{label}' under {asked}.")
+            raise NoRow(f"{experiment} has no row '{label}' under {overrides}.")
         if len(rows) > 1:
             raise UserError(
-                f"{experiment} has {len(rows)} rows '{label}' under {asked}: list no values."
+                f"{experiment} has {len(rows)} rows '{label}' under {overrides}: give each key a "
+                "single value."
             )
-        same = [row for row in everything if _runs(row) == _runs(rows[0])]
+        same = [row for row in all_rows if _runs(row) == _runs(rows[0])]
         if len(same) > 1:
             labels = " and ".join(f"'{row.label}'" for row in same)
-            raise NoRow(f"{experiment}: {labels} are the same runs under {asked}.")
+            raise NoRow(f"{experiment}: {labels} are the same runs under {overrides}.")
         return rows[0]
 
 
@@ -179,21 +191,21 @@ def _runs(row: TableRow) -> list[tuple]:
 
 
 def by_seed(row: TableRow, metric: str) -> dict[int, float]:
-    """seed -> value, of the runs in which the metric is defined."""
+    """seed -> value, for the runs in which the metric is defined."""
     values = row.values(metric)
     return {spec.config.seed: values[spec.id] for spec in row.specs if spec.id in values}
 
 
 @cache
 def snapshots(folder: RunFolder) -> dict[str, np.ndarray]:
-    """The arrays of assignments.npz (onenet/job/snapshots.py); empty if there is none. Raises
-    UserError."""
+    """The arrays of assignments.npz (onenet/job/snapshots.py); empty if there is no such file.
+    Raises UserError."""
     file = folder.assignments_file
-    return arrays_of(file) if file.is_file() else {}
+    return read_arrays(file) if file.is_file() else {}
 
 
-def arrays_of(file: Path) -> dict[str, np.ndarray]:
-    """Raises UserError if it cannot be read."""
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """Reads an .npz file. Raises UserError if it is damaged."""
     try:
         with np.load(file) as arrays:
             return dict(arrays)
@@ -202,51 +214,54 @@ def arrays_of(file: Path) -> dict[str, np.ndarray]:
 
 
 def snapshot_lines(folder: RunFolder) -> list[dict]:
-    """The lines of metrics.jsonl that tell of a snapshot, by step."""
+    """The lines of metrics.jsonl that describe a snapshot, ordered by step."""
     return [line for line in metric_lines(folder) if line.get("evaluation") == "first64"]
 
 
 @cache
 def metric_lines(folder: RunFolder) -> list[dict]:
-    """All whole lines of metrics.jsonl; none if there is no such file."""
+    """All complete lines of metrics.jsonl; none if there is no such file."""
     if not folder.metrics_file.is_file():
         return []
     lines = []
     for text in folder.metrics_file.read_text(errors="replace").splitlines():
-        with contextlib.suppress(ValueError):  # torn by a kill
+        with contextlib.suppress(ValueError):  # a killed run leaves an incomplete line
             line = json.loads(text)
             lines += [line] if isinstance(line, dict) else []
     return lines
 
 
-def share_by_seed(row: TableRow, of) -> dict[int, float]:
-    """seed -> the mean of `of`(arrays) [A], where it is not NaN, over the objects that have a
-    sample in the run's last snapshot, 0..1."""
-    shares = {}
-    for spec in finished(row):
+def fraction_by_seed(row: TableRow, test: Callable) -> dict[int, float]:
+    """seed -> the fraction, 0..1, of objects whose positive sample passes the test.
+
+    `test`(arrays) returns [A], NaN for objects to leave out. Objects without a positive sample in
+    the run's last snapshot are left out, too.
+    """
+    fractions = {}
+    for spec in finished_specs(row):
         if arrays := snapshots(spec.folder):
-            values = of(arrays)[arrays["slot"][-1] >= 0].astype(float)
+            values = test(arrays)[arrays["slot"][-1] >= 0].astype(float)
             if np.isfinite(values).any():
-                shares[spec.config.seed] = float(np.nanmean(values))
-    return shares
+                fractions[spec.config.seed] = float(np.nanmean(values))
+    return fractions
 
 
-def finished(row: TableRow) -> list[RunSpec]:
+def finished_specs(row: TableRow) -> list[RunSpec]:
     return [spec for spec in row.specs if spec.id in row.results]
 
 
 def nearest(arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """[A] bool: is the sample at the grid point nearest to the object's centre?"""
+    """[A] bool: whether the sample is at the grid point nearest to the object's centre."""
     return arrays["nearest"][-1]
 
 
-def inside(box: str):
-    """Is the sample inside the object's `gt_xyxy` or `part_xyxy`? A function for share_by_seed; NaN
-    where that is not known."""
+def inside(box: str) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """Returns a test for fraction_by_seed: whether the sample is inside the object's `gt_xyxy` or
+    `part_xyxy`, NaN where that box is unknown."""
 
     def test(arrays: dict[str, np.ndarray]) -> np.ndarray:
-        place, edges = arrays["place_xy"][-1], arrays[box]
-        within = ((place >= edges[:, :2]) & (place <= edges[:, 2:])).all(axis=1)
+        location, edges = arrays["place_xy"][-1], arrays[box]
+        within = ((location >= edges[:, :2]) & (location <= edges[:, 2:])).all(axis=1)
         return np.where(np.isfinite(edges).all(axis=1), within, np.nan)
 
     return test

@@ -1,4 +1,4 @@
-"""A finished table as Markdown, LaTeX or HTML. Knows text only."""
+"""Writes a table of text cells as Markdown, LaTeX or HTML."""
 
 import html
 import re
@@ -9,32 +9,32 @@ from tabulate import tabulate
 
 @dataclass(frozen=True)
 class Block:
-    """One grid of cells. The first `left` columns are text, the others numbers."""
+    """A grid of cells. The first `text_columns` columns are text, the others numbers."""
 
     header: list[str]
     rows: list[list[str]]
-    left: int = 1
+    text_columns: int = 1
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """All that stands on the page of one table; plain text, to be escaped by the writers."""
+    """The contents of a table's page, in plain text that the writers escape."""
 
     heading: str
     question: str
     context: list[str]  # what the rows have in common
     blocks: list[Block]
     notes: list[str]
-    todo: str = ""  # says what is missing; empty if nothing is
-    commands: list[str] = field(default_factory=list)  # that fill it, with comments
+    todo: str = ""  # says which results are missing; empty if none are
+    commands: list[str] = field(default_factory=list)  # that produce them, with comments
 
 
 def markdown(sheet: Sheet) -> str:
     parts = [f"## {sheet.heading}", sheet.question, _bullets(sheet.context)]
     for block in sheet.blocks:
         rows = [[cell.replace("|", r"\|") for cell in row] for row in block.rows]
-        numbers = len(block.header) - block.left
-        align = ["left"] * block.left + ["right"] * numbers
+        numbers = len(block.header) - block.text_columns
+        align = ["left"] * block.text_columns + ["right"] * numbers
         parts.append(
             tabulate(rows, block.header, "pipe", colalign=align, disable_numparse=True),
         )
@@ -45,7 +45,7 @@ def markdown(sheet: Sheet) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    """A table environment; the missing runs are comments above it."""
+    """A table environment, with comments above it that name the missing runs."""
     lines = ["% needs \\usepackage{booktabs}"]
     if sheet.todo:
         lines += [f"% {line}" for line in [sheet.todo, *sheet.commands]]
@@ -57,8 +57,8 @@ def latex(sheet: Sheet) -> str:
         f"\\caption{{{caption}}}",
     ]
     for block in sheet.blocks:
-        numbers = len(block.header) - block.left
-        lines += [f"\\begin{{tabular}}{{{'l' * block.left}{'r' * numbers}}}", "\\toprule"]
+        numbers = len(block.header) - block.text_columns
+        lines += [f"\\begin{{tabular}}{{{'l' * block.text_columns}{'r' * numbers}}}", "\\toprule"]
         lines += [_tex_row(block.header), "\\midrule"]
         lines += [_tex_row(row) for row in block.rows]
         lines += ["\\bottomrule", "\\end{tabular}", "\\par\\medskip"]
@@ -75,7 +75,7 @@ thead th { border-bottom: 1.5px solid #222; } tr.first td { border-top: 1px soli
 
 
 def html_page(sheet: Sheet) -> str:
-    """A page that needs nothing else."""
+    """A self-contained page."""
     e = html.escape
     lines = [
         "<!DOCTYPE html>",
@@ -87,8 +87,12 @@ def html_page(sheet: Sheet) -> str:
         _html_list(sheet.context),
     ]
     for block in sheet.blocks:
-        lines += ["<table>", f"<thead>{_html_row(block.header, block.left, 'th')}</thead>"]
-        lines += ["<tbody>", *(_html_row(row, block.left, "td") for row in block.rows), "</tbody>"]
+        lines += ["<table>", f"<thead>{_html_row(block.header, block.text_columns, 'th')}</thead>"]
+        lines += [
+            "<tbody>",
+            *(_html_row(row, block.text_columns, "td") for row in block.rows),
+            "</tbody>",
+        ]
         lines.append("</table>")
     lines.append(_html_list(sheet.notes))
     if sheet.todo:
@@ -128,9 +132,9 @@ def _html_list(lines: list[str]) -> str:
     return f"<ul>{items}</ul>" if items else ""
 
 
-def _html_row(row: list[str], left: int, tag: str) -> str:
+def _html_row(row: list[str], text_columns: int, tag: str) -> str:
     cells = "".join(
-        f"<{tag}{' class=text' if column < left else ''}>{html.escape(cell)}</{tag}>"
+        f"<{tag}{' class=text' if column < text_columns else ''}>{html.escape(cell)}</{tag}>"
         for column, cell in enumerate(row)
     )
     return f"<tr{' class=first' if row[0] else ''}>{cells}</tr>"

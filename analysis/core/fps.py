@@ -1,5 +1,5 @@
-"""Frames a second: measured by `analysis/benchmark.py fps`, kept in a file of the runs root, joined
-by the tables. They depend on the network, not on the run.
+"""Frames per second (FPS) of networks: `analysis/benchmark.py fps` measures them and writes them to
+a file in the runs root, from which the tables read them. They depend on the network, not the run.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ FILE = "fps.json"
 
 @dataclass(frozen=True)
 class Network:
-    """What decides how long an image takes, beside the machine."""
+    """Everything that the time per image depends on, except the machine."""
 
     detector: str
     backbone: str
@@ -25,33 +25,33 @@ class Network:
     channels: int  # of the neck
     heads: int  # in training
     infer_heads: int
-    size: str  # of the image: shortest side × longest, as "512x853"
+    size: str  # of the image: shortest side × longest side, such as "512x853"
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Of network and post-processing, one image at a time."""
+    """The FPS of a network with its post-processing, at batch size 1."""
 
     network: Network
     device: str  # "cpu", or the name of the GPU
     dtype: str
     classes: int
-    fps: float | None  # None: the detector has no answer without NMS
+    fps: float | None  # without NMS; None if the detector always needs NMS
     fps_nms: float  # with NMS
-    threads: int  # of the processor
+    threads: int  # of the CPU
     torch: str  # version
-    measured: float  # seconds since 1970, the same for what was measured together
-    rounds: tuple[float, ...] = ()  # fps in each round of measuring it
+    measured: float  # seconds since 1970, equal for networks that were measured together
+    rounds: tuple[float, ...] = ()  # fps in each round of measurement
 
     @property
     def key(self) -> str:
         n = self.network
-        words = [n.detector, n.backbone, f"{n.neck}-{n.channels}", n.size]
-        return " ".join([*words, f"heads {n.infer_heads}/{n.heads}", self.device, self.dtype])
+        names = [n.detector, n.backbone, f"{n.neck}-{n.channels}", n.size]
+        return " ".join([*names, f"heads {n.infer_heads}/{n.heads}", self.device, self.dtype])
 
 
 def network_of(config: Config, spec: EvalSpec) -> Network:
-    """That of a run, as this evaluation uses it."""
+    """Returns a run's network as this evaluation uses it."""
     return Network(
         detector=config.detector,
         backbone=config.backbone.name,
@@ -64,7 +64,7 @@ def network_of(config: Config, spec: EvalSpec) -> Network:
 
 
 def write(runs_root: Path, speeds: list[Speed]) -> Path:
-    """Adds to what is known; what was measured before on the same device gives way."""
+    """Adds the speeds to the file, and replaces older ones with the same key. Returns the file."""
     file = runs_root / FILE
     rows = {}
     for speed in speeds:
@@ -75,7 +75,7 @@ def write(runs_root: Path, speeds: list[Speed]) -> Path:
 
 
 def read(runs_root: Path) -> list[Speed]:
-    """Empty where nothing was measured. Raises UserError."""
+    """Reads the speeds; empty if none were measured. Raises UserError if the file is damaged."""
     speeds, file = [], runs_root / FILE
     try:
         for row in read_json(file).values():
@@ -84,54 +84,58 @@ def read(runs_root: Path) -> list[Speed]:
             speeds.append(Speed(network, **row))
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file} is damaged: move it away; python analysis/benchmark.py fps measures anew."
+            f"{file} is damaged: move it away, and measure again: python analysis/benchmark.py fps"
         ) from error
     return speeds
 
 
 def rounds_of(speeds: list[Speed], networks: list[Network]) -> list[tuple[float, ...]]:
-    """The frames a second of each network, round by round, all on the device that `of_networks`
-    takes. Empty if they were not measured together."""
-    known, found = _by_device(speeds, networks), []
-    if known:
-        of_device = known[max(known, key=lambda device: _rank(known[device]))]
-        found = [of_device[network] for network in networks if network in of_device]
-    together = len(found) == len(networks) and len({speed.measured for speed in found}) == 1
-    return [speed.rounds for speed in found] if together else [()] * len(networks)
+    """Returns the FPS of each network, round by round, on the device that `lookup` chooses. Empty
+    if the networks were not measured together."""
+    by_device, measured = _by_device(speeds, networks), []
+    if by_device:
+        on_device = by_device[_best_device(by_device)]
+        measured = [on_device[network] for network in networks if network in on_device]
+    times = {speed.measured for speed in measured}
+    if len(measured) < len(networks) or len(times) != 1:
+        return [()] * len(networks)
+    return [speed.rounds for speed in measured]
 
 
-def of_networks(
-    speeds: list[Speed], networks: list[Network]
-) -> tuple[list[float | None], str | None]:
-    """The frames a second of each network without NMS, all on the same device, and which that is:
-    the one on which most of them were measured, of several the last one used."""
-    known = _by_device(speeds, networks)
-    if not known:
+def lookup(speeds: list[Speed], networks: list[Network]) -> tuple[list[float | None], str | None]:
+    """Returns the FPS of each network without NMS, all on one device, and a description of it. The
+    device is the one on which most of the networks were measured, or the most recent of several."""
+    by_device = _by_device(speeds, networks)
+    if not by_device:
         return [None] * len(networks), None
-    device = max(known, key=lambda device: _rank(known[device]))
-    found = known[device]
+    device = _best_device(by_device)
+    on_device = by_device[device]
     classes, threads = (
-        ", ".join(map(str, sorted({getattr(speed, name) for speed in found.values()})))
+        ", ".join(map(str, sorted({getattr(speed, name) for speed in on_device.values()})))
         for name in ("classes", "threads")
     )
-    where = f"{device} (threads: {threads}; classes: {classes})"
-    return [found[n].fps if n in found else None for n in networks], where
+    description = f"{device} (threads: {threads}; classes: {classes})"
+    return [on_device[n].fps if n in on_device else None for n in networks], description
 
 
 def _by_device(speeds: list[Speed], networks: list[Network]) -> dict[str, dict[Network, Speed]]:
-    known: dict[str, dict[Network, Speed]] = {}
+    by_device: dict[str, dict[Network, Speed]] = {}
     for speed in speeds:
         if speed.network in networks and speed.dtype == "float32" and speed.fps:
-            known.setdefault(speed.device, {})[speed.network] = speed
-    return known
+            by_device.setdefault(speed.device, {})[speed.network] = speed
+    return by_device
 
 
-def _rank(found: dict[Network, Speed]) -> tuple[int, float]:
-    return len(found), max(speed.measured for speed in found.values())
+def _best_device(by_device: dict[str, dict[Network, Speed]]) -> str:
+    def rank(device: str) -> tuple[int, float]:
+        speeds = by_device[device].values()
+        return len(speeds), max(speed.measured for speed in speeds)
+
+    return max(by_device, key=rank)
 
 
 def block(speeds: list[Speed]) -> Block:
-    """The grid that is printed after measuring."""
+    """The table that is printed after measuring."""
     names = ("device", "dtype", "classes", "threads")
     header = [*Network.__dataclass_fields__, *names, "FPS", "FPS with NMS"]
     rows = []
@@ -139,4 +143,4 @@ def block(speeds: list[Speed]) -> Block:
         number = "" if speed.fps is None else f"{speed.fps:.3g}"
         values = [*asdict(speed.network).values(), *(getattr(speed, name) for name in names)]
         rows.append([*map(str, values), number, f"{speed.fps_nms:.3g}"])
-    return Block(header, rows, left=3)
+    return Block(header, rows, text_columns=3)

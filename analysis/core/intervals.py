@@ -1,4 +1,4 @@
-"""How sure a mean over seeds is: Student's interval."""
+"""Confidence intervals of means over seeds: Student's t."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and where it lies with probability LEVEL; infinite bounds where n is 1."""
+    """A mean with its confidence interval at LEVEL; the bounds are infinite if n is 1."""
 
     mean: float
     low: float
@@ -20,8 +20,8 @@ class Interval:
 
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Student's interval of the mean of at least one value, which are taken as independent draws
-    from a normal distribution."""
+    """Returns Student's interval of the mean of one or more values, assuming independent draws from
+    a normal distribution."""
     n, mean = len(values), float(np.mean(values))
     if n == 1:
         return Interval(mean, -np.inf, np.inf, 1)
@@ -31,5 +31,5 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 
 def paired(one: dict, other: dict) -> list[float]:
-    """one - other for each key (a seed) that both have."""
+    """Returns one - other for each key (a seed) that both have, ordered by key."""
     return [one[key] - other[key] for key in sorted(one.keys() & other.keys())]

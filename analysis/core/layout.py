@@ -1,10 +1,18 @@
-"""How a table is laid out for people: which columns, which notes, which commands."""
+"""Lays out a table for people: its columns, notes and commands."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from analysis.core.formats import Block, Sheet
-from analysis.core.rows import Comparison, Stat, TableRow, elsewhere, evaluator, why_missing
+from analysis.core.rows import (
+    Comparison,
+    Stat,
+    TableRow,
+    evaluator,
+    why_missing,
+    without_records_root,
+)
 from onenet.config.schema import Config
 from onenet.data.sizes import ImageSize
 from onenet.detectors import DETECTORS
@@ -12,11 +20,11 @@ from onenet.runs.identity import RECIPE
 from onenet.sweeps.experiments import RunSpec
 
 COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-LISTED = 12  # commands below a table
+MAX_COMMANDS = 12  # below a table
 
 
 def sheet(comparison: Comparison) -> Sheet:
-    """What stands on the page of a table, for people."""
+    """Returns the contents of a table's page."""
     experiment, rows = comparison.experiment, comparison.rows
     settings = [_settings(row.specs[0]) for row in rows]
     varying = [key for key in settings[0] if len({s[key] for s in settings}) > 1]
@@ -26,10 +34,10 @@ def sheet(comparison: Comparison) -> Sheet:
         for row in rows
     ]
     todo = ""
-    if comparison.missing:
+    if comparison.missing_specs:
         root = comparison.specs[0].config.runs_root
-        there = "" if Path(root).is_dir() else ", which is not there yet"
-        todo = f"{missing([comparison])} Runs are looked for in {root}{there}."
+        absent = "" if Path(root).is_dir() else ", which does not exist yet"
+        todo = f"{missing_summary([comparison])} Runs are read from {root}{absent}."
     return Sheet(
         heading=f"Table {experiment.table}. {experiment.title}"
         if experiment.table
@@ -49,7 +57,7 @@ def sheet(comparison: Comparison) -> Sheet:
 def _main_block(
     rows: list[TableRow], labels: list[str], varying: list[tuple[str, list[str]]]
 ) -> Block:
-    """The question of the paper: AP, what NMS adds to it, duplicates."""
+    """The paper's question: AP, the gain from NMS, duplicates."""
     nms = any("AP_nms" in row.paper.numbers for row in rows)
     columns = [("row", labels), *varying]
     columns += [
@@ -77,23 +85,24 @@ def _main_block(
             ("hours ours", [_ours(row, "train_hours", ".2f") for row in rows]),
         ]
     header = [name for name, _ in columns]
-    lines = [list(line) for line in zip(*(specs for _, specs in columns), strict=True)]
-    return Block(header, lines, left=1 + len(varying))
+    lines = [list(line) for line in zip(*(cells for _, cells in columns), strict=True)]
+    return Block(header, lines, text_columns=1 + len(varying))
 
 
 def _coco_block(rows: list[TableRow], labels: list[str]) -> Block:
-    """All of COCO's numbers: the paper's, ours below, the gap below that."""
+    """All COCO metrics: the paper's, below them ours, below those the gap."""
     lines = []
     for row, label in zip(rows, labels, strict=True):
         lines.append([label, "paper", *(_paper(row, m) for m in COCO), _paper(row, "FPS", "g")])
         lines.append(["", f"ours, n = {_count(row)}", *(_ours(row, m) for m in COCO), _fps(row)])
         if row.results and row.paper.numbers:
             lines.append(["", "gap", *(number(row.gap(m), "+.1f") for m in COCO), ""])
-    return Block(["row", "", *COCO, "FPS"], lines, left=2)
+    return Block(["row", "", *COCO, "FPS"], lines, text_columns=2)
 
 
 def _settings(spec: RunSpec) -> dict[str, str]:
-    """What a reader must know of a row beside its label. What varies becomes a column."""
+    """The settings of a row that a reader needs besides its label. Those that vary from row to row
+    become columns."""
     config, evaluation = spec.config, spec.evaluation
     shapes, limit = config.data.shapes, config.data.limit
     if config.data.name == "shapes":
@@ -101,7 +110,7 @@ def _settings(spec: RunSpec) -> dict[str, str]:
         data = f"built-in shapes ({shapes.kind}), {train} training and {val} validation images"
     else:
         data = f"data {Path(config.data.root).name}" + (
-            f", {limit} images a split" if limit else ""
+            f", {limit} images per split" if limit else ""
         )
     size = f"size {_size(config.size.short, config.size.ratio)}"
     if (evaluation.short, evaluation.ratio) != (config.size.short, config.size.ratio):
@@ -137,8 +146,8 @@ def _context(comparison: Comparison, common: list[str]) -> list[str]:
     configs = [spec.config for spec in comparison.specs]
     if any(c.preset != "paper" or c.data.name != "coco" for c in configs):
         lines.append(
-            "The paper's numbers are of COCO val2017 at full scale: compare the order of the "
-            "rows and their differences, not the level"
+            "The paper's numbers are for COCO val2017 at full scale: compare the order of the "
+            "rows and their differences, not the absolute values"
         )
     return lines
 
@@ -146,8 +155,8 @@ def _context(comparison: Comparison, common: list[str]) -> list[str]:
 def _legend(comparison: Comparison) -> list[str]:
     lines = [
         "ours: mean ± sample standard deviation over n seeds; gap: ours minus paper",
-        "+NMS and gains: class-wise NMS at IoU 0.5 on the same detections; dup/obj: duplicates "
-        "of a found object, at the score that reaches 0.9 of the maximal recall",
+        "+NMS and gains: class-wise NMS at IoU 0.5 on the same detections; dup/obj: duplicates per "
+        "detected object, at the score threshold that reaches 0.9 of the maximal recall",
     ]
     if any("FPS" in row.paper.numbers for row in comparison.rows):
         lines.append(
@@ -155,41 +164,42 @@ def _legend(comparison: Comparison) -> list[str]:
             if comparison.fps_device
             else "FPS ours: python analysis/benchmark.py fps"
         )
-    shown = (*COCO, "AP_nms", "nms_gain", "AP50_nms_gain", "duplicates_per_object")
+    metrics = (*COCO, "AP_nms", "nms_gain", "AP50_nms_gain", "duplicates_per_object")
     reasons = {
         f"{metric}: {reason}"
         for result in comparison.results
         for metric, reason in result.get("metrics_notes", {}).items()
-        if metric in shown
+        if metric in metrics
     }
     return lines + sorted(reasons)
 
 
 def _commands(comparison: Comparison) -> list[str]:
-    """The whole table's command, then one for each missing run, as far as they fit."""
-    where = [w for w in elsewhere(comparison.overrides) if w.startswith("runs_root=")]
+    """Returns the command for the whole table, then one for each of the first missing runs."""
+    overrides = without_records_root(comparison.overrides)
+    root = [override for override in overrides if override.startswith("runs_root=")]
     lines = [f"{comparison.command}  # all of them"]
-    for spec in comparison.missing[:LISTED]:
+    for spec in comparison.missing_specs[:MAX_COMMANDS]:
         reason = why_missing(spec)[:150]
-        command = " ".join([spec.command, *map(shlex.quote, where)])
+        command = " ".join([spec.command, *map(shlex.quote, root)])
         lines.append(f"{command}  # {reason}" if reason else command)
-    if (more := len(comparison.missing) - LISTED) > 0:
+    if (more := len(comparison.missing_specs) - MAX_COMMANDS) > 0:
         lines.append(f"# and {more} more: {comparison.command}")
     return lines
 
 
-def missing(comparisons: list[Comparison]) -> str:
-    """How many results there are not, in a sentence."""
-    count = sum(len(c.missing) for c in comparisons)
-    asked = sum(len(c.specs) for c in comparisons)
-    return f"Missing: {count} of {asked} results." if count else f"All {asked} results are there."
+def missing_summary(comparisons: list[Comparison]) -> str:
+    """Says in one sentence how many results are missing."""
+    count = sum(len(c.missing_specs) for c in comparisons)
+    total = sum(len(c.specs) for c in comparisons)
+    return f"Missing: {count} of {total} results." if count else f"All {total} results are present."
 
 
 # --- one cell of the table ---
 
 
 def number(value: float | None, pattern: str = ".1f") -> str:
-    """`-` for None; no minus before a zero."""
+    """Formats a number; `-` for None, and never a minus sign before zero."""
     if value is None:
         return "-"
     text = format(value, pattern)
@@ -197,7 +207,7 @@ def number(value: float | None, pattern: str = ".1f") -> str:
 
 
 def with_std(ours: Stat, pattern: str = ".1f") -> str:
-    """`mean ± std`; without the second where there is none."""
+    """Formats `mean ± std`, or the mean alone if there is no standard deviation."""
     text = number(ours.mean, pattern)
     return text if ours.std is None else f"{text} ± {number(ours.std, pattern.lstrip('+'))}"
 
@@ -216,17 +226,17 @@ def _fps(row: TableRow) -> str:
     return "" if row.fps is None else format(row.fps, ".3g")
 
 
-def _with_gain(of, row: TableRow) -> str:
-    """AP(+NMS) with the gain in brackets, as the paper prints it."""
-    gain = of(row, "nms_gain", "+.1f")
-    return of(row, "AP_nms") + ("" if gain == "-" else f" ({gain})")
+def _with_gain(cell: Callable, row: TableRow) -> str:
+    """Formats AP(+NMS) with the gain in brackets, as in the paper. `cell` is _paper or _ours."""
+    gain = cell(row, "nms_gain", "+.1f")
+    return cell(row, "AP_nms") + ("" if gain == "-" else f" ({gain})")
 
 
 def _count(row: TableRow) -> str:
-    there, asked = len(row.results), len(row.specs)
-    return f"{there}" if there == asked else f"{there}/{asked}"
+    count, total = len(row.results), len(row.specs)
+    return f"{count}" if count == total else f"{count}/{total}"
 
 
 def _size(short: int, ratio: float) -> str:
-    """As the paper writes it: shortest side, longest at most."""
+    """Formats an image size as the paper does: the shortest side, and the limit of the longest."""
     return f"({short}, {ImageSize(short, ratio).longest})"

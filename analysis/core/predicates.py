@@ -1,5 +1,5 @@
-"""The paper's claims as statements about runs: each one or more numbers a seed, and the side of a
-bound on which they must lie. The ids are those of claims.csv.
+"""The paper's claims as conditions on runs: one number per seed, which must lie on one side of a
+bound. The ids are those of claims.csv.
 """
 
 from collections.abc import Callable
@@ -7,37 +7,40 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from analysis.core import fps
-from analysis.core.evidence import Evidence, by_seed, inside, nearest, share_by_seed
+from analysis.core.evidence import Evidence, by_seed, fraction_by_seed, inside, nearest
 from analysis.core.intervals import paired
 from analysis.core.rows import TableRow
 from onenet.sweeps.experiments import NoRow
 
-NOISE = 1.0  # AP: a gain up to this is none (the bound of the issue that asked for the claims)
+NOISE = 1.0  # AP: a gain up to this counts as none
 
 
 @dataclass(frozen=True)
-class Part:
-    """`values`, one a seed (or a round of measuring), must lie on the side `>`, `<`, `>=` or `<=`
-    of `bound`. The side is empty where there are no rows of which to say it."""
+class Condition:
+    """`values`, one per seed (or per round of timing), must lie on the side `>`, `<`, `>=` or `<=`
+    of `bound`. The side is empty if the rows to compare do not exist."""
 
-    what: str
+    quantity: str
     values: list[float]
     side: str
     bound: float = 0.0
     unit: str = "AP"
     rows: tuple[TableRow, ...] = field(default=(), repr=False)
-    paper: float | None = None  # the paper's own value, where it prints what that takes
-    setting: str = ""  # overrides under which it is looked at, beside the person's
+    paper: float | None = None  # the paper's own value; None if the paper does not print it
+    setting: str = ""  # the overrides that this condition adds to the user's
 
     @property
     def statement(self) -> str:
-        what = f"{self.what} ({self.setting})" if self.setting else self.what
-        return f"{what} {self.side} {self.bound:g}" if self.side else what
+        text = f"{self.quantity} ({self.setting})" if self.setting else self.quantity
+        return f"{text} {self.side} {self.bound:g}" if self.side else text
 
 
-def gain(row: TableRow, side: str, bound: float = 0.0) -> Part:
+Predicate = Callable[[Evidence], list[Condition]]
+
+
+def gain(row: TableRow, side: str, bound: float = 0.0) -> Condition:
     values, paper = [*by_seed(row, "nms_gain").values()], row.paper.numbers.get("nms_gain")
-    return Part(f"NMS gain of {row.label}", values, side, bound, rows=(row,), paper=paper)
+    return Condition(f"NMS gain of {row.label}", values, side, bound, rows=(row,), paper=paper)
 
 
 def difference(
@@ -47,40 +50,47 @@ def difference(
     bound: float = 0.0,
     metrics: tuple[str, str] = ("AP", "AP"),
     factor: float = 1.0,
-) -> Part:
-    """A metric of one row, less `factor` times one of another, seed by seed."""
+) -> Condition:
+    """A metric of `one` minus `factor` times a metric of `other`, paired by seed."""
     first = by_seed(one, metrics[0])
     second = {seed: factor * value for seed, value in by_seed(other, metrics[1]).items()}
     times = f"{factor:g} × " if factor != 1 else ""
-    what = f"{metrics[0]} of {one.label} - {times}{metrics[1]} of {other.label}"
-    unit = "a found object" if metrics[0].startswith("duplicates") else "AP"
+    quantity = f"{metrics[0]} of {one.label} - {times}{metrics[1]} of {other.label}"
+    unit = "per object" if metrics[0].startswith("duplicates") else "AP"
     printed = [one.paper.numbers.get(metrics[0]), other.paper.numbers.get(metrics[1])]
     paper = None if None in printed else printed[0] - factor * printed[1]
-    return Part(what, paired(first, second), side, bound, unit, (one, other), paper)
+    return Condition(quantity, paired(first, second), side, bound, unit, (one, other), paper)
 
 
-def share(row: TableRow, what: str, of: Callable, side: str, bound: float) -> Part:
-    """In percent of the objects."""
-    values = [100 * value for value in share_by_seed(row, of).values()]
-    return Part(f"positives of {row.label} {what}", values, side, bound, "%", (row,))
+def positive_fraction(
+    row: TableRow, where: str, test: Callable, side: str, bound: float
+) -> Condition:
+    """The percentage of objects whose positive sample passes `test`."""
+    values = [100 * value for value in fraction_by_seed(row, test).values()]
+    return Condition(f"positives of {row.label} {where}", values, side, bound, "%", (row,))
 
 
-def frames(one: TableRow, other: TableRow, side: str, bound: float = 0.0) -> Part:
-    """Frames a second of one row, less those of another, in percent of the other, by rounds of
-    measuring."""
+def fps_difference(one: TableRow, other: TableRow, side: str, bound: float = 0.0) -> Condition:
+    """How much faster `one` is than `other`, in percent, for each round of timing."""
     specs = [row.specs[0] for row in (one, other)]
     networks = [fps.network_of(spec.config, spec.evaluation) for spec in specs]
     speeds = fps.rounds_of(fps.read(Path(specs[0].config.runs_root)), networks)
     values = [100 * (a / b - 1) for a, b in zip(*speeds, strict=True)]
     printed = [row.paper.numbers.get("FPS") for row in (one, other)]
     paper = None if None in printed else 100 * (printed[0] / printed[1] - 1)
-    what = f"FPS of {one.label} against {other.label}"
-    return Part(what, values, side, bound, "%", (one, other), paper)
+    quantity = f"FPS of {one.label} against {other.label}"
+    return Condition(quantity, values, side, bound, "%", (one, other), paper)
+
+
+def _under(runs: Evidence, extra: tuple[str, ...], *conditions: Condition) -> list[Condition]:
+    """The conditions, with the extra overrides that apply as their setting."""
+    setting = " ".join(runs.drop_overridden(extra))
+    return [replace(condition, setting=setting) for condition in conditions]
 
 
 # --- Table 1 ---
 
-KNOWS_PARTS = ("data.shapes.kind=parts",)  # the class shows in a part of the object
+PARTS = ("data.shapes.kind=parts",)  # the class shows in a part of the object
 PREDEFINED, PREDEFINED_CLS = "predefined", "predefined + class"
 PREDICTED, PREDICTED_CLS = "predicted", "predicted + class"
 
@@ -90,53 +100,48 @@ def _table1(runs: Evidence) -> dict[str, TableRow]:
     return {label: runs.row("table1", label) for label in labels}
 
 
-def _no_nms_predicted(runs: Evidence) -> list[Part]:
+def _no_nms_predicted(runs: Evidence) -> list[Condition]:
     rows = _table1(runs)
     return _no_nms(rows[PREDICTED], rows[PREDICTED_CLS], "<=", 1 / 5)
 
 
-def _nms_gain_predefined(runs: Evidence) -> list[Part]:
-    return [_said(gain(_on_parts(runs)[0], ">"), runs, _parts(runs))]
+def _nms_gain_predefined(runs: Evidence) -> list[Condition]:
+    return _under(runs, _parts(runs), gain(_predefined_rows(runs)[0], ">"))
 
 
-def _no_nms_predefined(runs: Evidence) -> list[Part]:
-    return [_said(part, runs, _parts(runs)) for part in _no_nms(*_on_parts(runs), "<", 1 / 2)]
+def _no_nms_predefined(runs: Evidence) -> list[Condition]:
+    return _under(runs, _parts(runs), *_no_nms(*_predefined_rows(runs), "<", 1 / 2))
 
 
-def _on_parts(runs: Evidence) -> list[TableRow]:
-    """Both pre-defined rows where there is a need to remove: on rigid shapes the centre is as good
-    a sample as any, and NMS adds less than NOISE even without the class cost."""
+def _predefined_rows(runs: Evidence) -> list[TableRow]:
+    """Both pre-defined rows, on data where the one without the class cost needs NMS. On rigid
+    shapes the centre is as good a sample as any, and NMS adds less than NOISE to either row."""
     return [runs.row("table1", label, *_parts(runs)) for label in (PREDEFINED, PREDEFINED_CLS)]
 
 
 def _parts(runs: Evidence) -> tuple[str, ...]:
-    return KNOWS_PARTS if runs.data == "shapes" else ()
+    return PARTS if runs.data == "shapes" else ()
 
 
-def _no_nms(without: TableRow, with_class: TableRow, side: str, factor: float) -> list[Part]:
+def _no_nms(loc_only: TableRow, loc_cls: TableRow, side: str, factor: float) -> list[Condition]:
     gains = ("AP50_nms_gain", "AP50_nms_gain")
-    ratio = difference(with_class, without, side, 0.0, gains, factor)
-    return [gain(with_class, "<=", NOISE), ratio]
+    ratio = difference(loc_cls, loc_only, side, 0.0, gains, factor)
+    return [gain(loc_cls, "<=", NOISE), ratio]
 
 
-def _best_row(runs: Evidence) -> list[Part]:
-    best, *others = reversed(_table1(runs).values())
-    return [difference(best, other, ">") for other in others]
+def _against(
+    label: str, others: tuple[str, ...], side: str, metrics: tuple[str, str] = ("AP", "AP")
+) -> Predicate:
+    """Compares one row of Table 1 to others."""
+
+    def conditions(runs: Evidence) -> list[Condition]:
+        rows = _table1(runs)
+        return [difference(rows[label], rows[other], side, metrics=metrics) for other in others]
+
+    return conditions
 
 
-def _worst_row(runs: Evidence) -> list[Part]:
-    rows = _table1(runs)
-    worst = rows.pop(PREDICTED)
-    return [difference(worst, other, "<") for other in rows.values()]
-
-
-def _beats_nms(runs: Evidence) -> list[Part]:
-    rows, metrics = _table1(runs), ("AP", "AP_nms")
-    others = (rows[PREDICTED], rows[PREDEFINED])
-    return [difference(rows[PREDICTED_CLS], other, ">", metrics=metrics) for other in others]
-
-
-def _duplicates(runs: Evidence) -> list[Part]:
+def _duplicates(runs: Evidence) -> list[Condition]:
     rows, metrics = _table1(runs), ("duplicates_per_object",) * 2
     pairs = ((PREDICTED_CLS, PREDICTED), (PREDEFINED_CLS, PREDEFINED))
     return [difference(rows[a], rows[b], "<", metrics=metrics) for a, b in pairs]
@@ -147,172 +152,146 @@ def _duplicates(runs: Evidence) -> list[Part]:
 SINGLE, SINGLE_FAST = "lr 5e-5, train 1, infer 1", "lr 1e-4, train 1, infer 1"
 MULTI, MULTI_FAST = "lr 5e-5, train 3, infer 3", "lr 1e-4, train 3, infer 3"
 MULTI_ONE = "lr 1e-4, train 3, infer 1"
-NETWORKS = ("preset=paper", "data=shapes")  # the paper's, without its data
+NETWORKS = ("preset=paper", "data=shapes")  # the paper's networks, on the built-in data
 
 
-def _between(
-    table: str, one: str, other: str, side: str, bound: float = 0.0
-) -> Callable[[Evidence], list[Part]]:
-    """A difference of two rows' AP."""
-
-    def parts(runs: Evidence) -> list[Part]:
-        return [difference(runs.row(table, one), runs.row(table, other), side, bound)]
-
-    return parts
+def _between(table: str, one: str, other: str, side: str, bound: float = 0.0) -> Predicate:
+    """Compares the AP of two rows."""
+    return lambda runs: [difference(runs.row(table, one), runs.row(table, other), side, bound)]
 
 
-def _speed(
-    table: str, one: str, other: str, *sides: tuple[str, float]
-) -> Callable[[Evidence], list[Part]]:
-    """Of the paper's own networks at its sizes: frames a second take no training, and on 64 pixels
-    they are those of the overhead."""
+def _speed(table: str, one: str, other: str, *sides: tuple[str, float]) -> Predicate:
+    """Compares the FPS of two rows, with the paper's own networks and image sizes: timing needs no
+    training, and at 64 pixels it would only show the overhead."""
 
-    def parts(runs: Evidence) -> list[Part]:
+    def conditions(runs: Evidence) -> list[Condition]:
         rows = [runs.row(table, label, *NETWORKS) for label in (one, other)]
-        return [_said(frames(*rows, *side), runs, NETWORKS[:1]) for side in sides]
+        return _under(runs, NETWORKS[:1], *(fps_difference(*rows, *side) for side in sides))
 
-    return parts
+    return conditions
 
 
 # --- Tables 3 and 4 ---
-
 
 SIZES = ("(512, 853)", "(512, 640)")
 EPOCHS = ("36 epochs", "72 epochs", "144 epochs", "216 epochs")
 
 
-def _schedule_accuracy(runs: Evidence) -> list[Part]:
+def _schedule_accuracy(runs: Evidence) -> list[Condition]:
     quarter, half, whole, _ = (runs.row("table4", label) for label in EPOCHS)
     return [difference(half, quarter, ">"), difference(whole, half, ">")]
 
 
-def _schedule_saturates(runs: Evidence) -> list[Part]:
-    """Both steps are half a schedule long."""
-    _, half, whole, longer = (runs.row("table4", label) for label in EPOCHS)
-    late, early = (
-        {s: a[s] - b[s] for s in a.keys() & b.keys()}
-        for a, b in (
-            (by_seed(longer, "AP"), by_seed(whole, "AP")),
-            (by_seed(whole, "AP"), by_seed(half, "AP")),
-        )
-    )
-    what = "AP gained from 144 to 216 epochs - from 72 to 144"
-    before, at, after = (row.paper.numbers["AP"] for row in (half, whole, longer))
-    paper = (after - at) - (at - before)
-    return [Part(what, paired(late, early), "<", rows=(half, whole, longer), paper=paper)]
+def _schedule_saturates(runs: Evidence) -> list[Condition]:
+    """Compares two gains over 72 epochs each: from 144 to 216, and from 72 to 144."""
+    _, *rows = (runs.row("table4", label) for label in EPOCHS)
+    half, whole, longer = (by_seed(row, "AP") for row in rows)
+    late = {seed: longer[seed] - whole[seed] for seed in longer.keys() & whole.keys()}
+    early = {seed: whole[seed] - half[seed] for seed in whole.keys() & half.keys()}
+    quantity = "AP gained from 144 to 216 epochs - from 72 to 144"
+    at_72, at_144, at_216 = (row.paper.numbers["AP"] for row in rows)
+    paper = (at_216 - at_144) - (at_144 - at_72)
+    return [Condition(quantity, paired(late, early), "<", rows=tuple(rows), paper=paper)]
 
 
 # --- Tables 5 and 6 ---
 
-# From scratch a ResNet-18 has not learnt in the proxy's 2,400 steps what it can; the paper's starts
-# from ImageNet. And Gaussians must cover several cells before peaks have anything to pick.
+# 2,400 steps of the proxy are too few for a ResNet-18 trained from scratch; the paper's starts from
+# ImageNet. And a Gaussian must cover several cells before picking peaks makes a difference.
 LONGER = ("schedule=2",)
 LARGER = ("backbone=tiny", "size.short=128", "schedule=0.5")
-
-
-def _backbones(runs: Evidence) -> list[tuple[str, str]]:
-    """Rows of CenterNet and OneNet with equal backbones."""
-    if runs.proxy:
-        return [
-            ("CenterNet, tiny", "OneNet, tiny"),
-            ("CenterNet, ResNet-18, (512, 853)", "OneNet, ResNet-18, (512, 853)"),
-        ]
-    sizes = ("(512, 512)", "(512, 853)")
-    return [
-        (f"CenterNet, {name}, {sizes[0]}", f"OneNet, {name}, {sizes[1]}")
-        for name in ("ResNet-18", "ResNet-50", "ResNet-101")
-    ]
-
-
-def _centernet_equal(runs: Evidence) -> list[Part]:
-    parts = []
-    for pair in _backbones(runs):
-        center, one = (runs.row("table5", label, *_longer(runs)) for label in pair)
-        parts += [difference(one, center, ">=", -3.0), difference(one, center, "<=", 3.0)]
-    return [_said(part, runs, _longer(runs)) for part in parts]
 
 
 def _longer(runs: Evidence) -> tuple[str, ...]:
     return LONGER if runs.proxy else ()
 
 
-def _said(part: Part, runs: Evidence, more: tuple[str, ...]) -> Part:
-    return replace(part, setting=" ".join(runs.given_way(more)))
-
-
-def _centernet_needs_peaks(runs: Evidence) -> list[Part]:
-    """OneNet has none to lose: it picks none."""
+def _backbones(runs: Evidence) -> list[tuple[str, str]]:
+    """Pairs of labels: CenterNet and OneNet with the same backbone."""
     if runs.proxy:
-        labels, more = ("CenterNet, tiny", "CenterNet, tiny, no peaks"), LARGER
-    else:
-        name = "CenterNet, ResNet-18, (512, 853)"
-        labels, more = (name, f"{name}, no peaks"), ()
-    peaks, none = (runs.row("table5", label, *more) for label in labels)
-    return [_said(difference(none, peaks, "<"), runs, more)]
+        names = ("tiny", "ResNet-18, (512, 853)")
+        return [(f"CenterNet, {name}", f"OneNet, {name}") for name in names]
+    names = ("ResNet-18", "ResNet-50", "ResNet-101")
+    return [(f"CenterNet, {name}, (512, 512)", f"OneNet, {name}, (512, 853)") for name in names]
 
 
-def _backbone_scales(runs: Evidence) -> list[Part]:
-    names = [one for _, one in _backbones(runs)]
-    rows = [runs.row("table5", name, *_longer(runs)) for name in names]
-    parts = [difference(b, a, ">") for a, b in zip(rows, rows[1:], strict=False)]
-    return [_said(part, runs, _longer(runs)) for part in parts]
+def _centernet_equal(runs: Evidence) -> list[Condition]:
+    conditions = []
+    for pair in _backbones(runs):
+        center, one = (runs.row("table5", label, *_longer(runs)) for label in pair)
+        conditions += [difference(one, center, ">=", -3.0), difference(one, center, "<=", 3.0)]
+    return _under(runs, _longer(runs), *conditions)
 
 
-def _sparse(detector: str) -> Callable[[Evidence], list[Part]]:
-    def parts(runs: Evidence) -> list[Part]:
-        without = runs.row("table6", f"{detector}, location")
-        with_class = runs.row("table6", f"{detector}, location + class")
-        better = difference(with_class, without, ">")
-        return [gain(without, ">"), gain(with_class, "<=", NOISE), better]
+def _centernet_needs_peaks(runs: Evidence) -> list[Condition]:
+    """CenterNet only: OneNet picks no peaks, so it cannot lose them."""
+    label, extra = "CenterNet, ResNet-18, (512, 853)", ()
+    if runs.proxy:
+        label, extra = "CenterNet, tiny", LARGER
+    peaks, no_peaks = (runs.row("table5", name, *extra) for name in (label, f"{label}, no peaks"))
+    return _under(runs, extra, difference(no_peaks, peaks, "<"))
 
-    return parts
+
+def _backbone_scales(runs: Evidence) -> list[Condition]:
+    rows = [runs.row("table5", name, *_longer(runs)) for _, name in _backbones(runs)]
+    pairs = zip(rows, rows[1:], strict=False)
+    return _under(runs, _longer(runs), *(difference(b, a, ">") for a, b in pairs))
+
+
+def _sparse(detector: str) -> Predicate:
+    def conditions(runs: Evidence) -> list[Condition]:
+        loc_only = runs.row("table6", f"{detector}, location")
+        loc_cls = runs.row("table6", f"{detector}, location + class")
+        better = difference(loc_cls, loc_only, ">")
+        return [gain(loc_only, ">"), gain(loc_cls, "<=", NOISE), better]
+
+    return conditions
 
 
 # --- positive samples, assigners ---
 
 
-def knows_parts(row: TableRow) -> bool:
-    """Is it of images in which a part shows the class?"""
+def has_parts(row: TableRow) -> bool:
+    """Whether the row's images show the class in a part of the object."""
     data = row.specs[0].config.data
     return data.name == "shapes" and data.shapes.kind == "parts"
 
 
-def _positives_centre(runs: Evidence) -> list[Part]:
+def _positives_centre(runs: Evidence) -> list[Condition]:
     row = runs.row("table1", PREDEFINED)
-    return [share(row, "at the grid point nearest the centre", nearest, ">", 95.0)]
+    return [positive_fraction(row, "at the grid point nearest the centre", nearest, ">", 95.0)]
 
 
-def _positives_discriminative(runs: Evidence) -> list[Part]:
-    """Both costs with a class term against the one of which the paper says it ignores the part."""
+def _positives_discriminative(runs: Evidence) -> list[Condition]:
+    """Compares both costs with a class term to the pre-defined cost without one, which by the
+    paper ignores the discriminative part."""
     if runs.data != "shapes":
-        raise NoRow(f"Only the built-in images know the part, not data={runs.data}.")
-    test, parts = inside("part_xyxy"), []
-    without = runs.row("table1", PREDEFINED, *KNOWS_PARTS)
-    shares = share_by_seed(without, test) if knows_parts(without) else {}
+        raise NoRow(f"Only data=shapes marks the discriminative part, not data={runs.data}.")
+    test, conditions = inside("part_xyxy"), []
+    base = runs.row("table1", PREDEFINED, *PARTS)
+    base_fractions = fraction_by_seed(base, test) if has_parts(base) else {}
     for label in (PREDEFINED_CLS, PREDICTED_CLS):
-        row = runs.row("table1", label, *KNOWS_PARTS)
-        values = [100 * value for value in paired(share_by_seed(row, test), shares)]
-        what = f"positives inside the part, {label} - {PREDEFINED}"
-        parts.append(Part(what, values, ">", 0.0, "%", (row, without)))
-    return parts
+        row = runs.row("table1", label, *PARTS)
+        values = [100 * value for value in paired(fraction_by_seed(row, test), base_fractions)]
+        quantity = f"positives inside the part, {label} - {PREDEFINED}"
+        conditions.append(Condition(quantity, values, ">", 0.0, "%", (row, base)))
+    return conditions
 
 
-def _positives_inside(runs: Evidence) -> list[Part]:
-    rows = _table1(runs)
-    inside_box, what = inside("gt_xyxy"), "inside the box"
-    return [
-        share(rows[label], what, inside_box, ">", 95.0) for label in (PREDEFINED_CLS, PREDICTED_CLS)
-    ]
+def _positives_inside(runs: Evidence) -> list[Condition]:
+    rows, test = _table1(runs), inside("gt_xyxy")
+    labels = (PREDEFINED_CLS, PREDICTED_CLS)
+    return [positive_fraction(rows[label], "inside the box", test, ">", 95.0) for label in labels]
 
 
-PREDICATES: dict[str, Callable[[Evidence], list[Part]]] = {
+PREDICATES: dict[str, Predicate] = {
     "nms_gain_predicted": lambda runs: [gain(runs.row("table1", PREDICTED), ">")],
     "nms_gain_predefined": _nms_gain_predefined,
     "no_nms_predicted": _no_nms_predicted,
     "no_nms_predefined": _no_nms_predefined,
-    "best_row": _best_row,
-    "worst_row": _worst_row,
-    "beats_nms": _beats_nms,
+    "best_row": _against(PREDICTED_CLS, (PREDICTED, PREDEFINED_CLS, PREDEFINED), ">"),
+    "worst_row": _against(PREDICTED, (PREDEFINED, PREDEFINED_CLS, PREDICTED_CLS), "<"),
+    "beats_nms": _against(PREDICTED_CLS, (PREDICTED, PREDEFINED), ">", ("AP", "AP_nms")),
     "duplicates": _duplicates,
     "lr_hurts_single": _between("table2", SINGLE_FAST, SINGLE, "<"),
     "multi_low_lr": _between("table2", MULTI, SINGLE, "<=", 0.3),
@@ -333,6 +312,6 @@ PREDICATES: dict[str, Callable[[Evidence], list[Part]]] = {
     "positives_centre": _positives_centre,
     "positives_discriminative": _positives_discriminative,
     "positives_inside": _positives_inside,
-    # No worse by more than NOISE: three seeds differ by more than a test for "equal" can bear.
+    # Not worse by more than NOISE: three seeds scatter too much for a test of equality.
     "hungarian_not_needed": _between("assigners", "minimum cost", "Hungarian", ">=", -NOISE),
 }

@@ -1,5 +1,5 @@
-"""The rows of a table: the paper's numbers beside the results of exactly the ids that the table's
-experiment resolves to.
+"""The rows of a table: the paper's numbers beside the results of our runs, which are exactly the
+ids that the table's experiment resolves to.
 """
 
 import contextlib
@@ -17,21 +17,21 @@ from onenet.sweeps.experiments import Experiment, RunSpec, expand
 from onenet.system.files import REPOSITORY
 
 PAPER = REPOSITORY / "analysis" / "paper" / "tables.csv"
-RECORDS = REPOSITORY / "analysis" / "results" / "records"  # what is committed of our own runs
+RECORDS = REPOSITORY / "analysis" / "results" / "records"  # of our own runs, committed
 
 
 @dataclass(frozen=True)
 class Stat:
-    """Mean and sample standard deviation over the seeds in which a number is defined."""
+    """Mean and sample standard deviation over the seeds for which a number is defined."""
 
-    mean: float | None  # None: n is 0
-    std: float | None  # None: n is below 2
+    mean: float | None  # None if n is 0
+    std: float | None  # None if n is below 2
     n: int
 
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row as the paper prints it; `numbers` only has what is printed or follows from it."""
+    """A row of the paper; `numbers` holds what it prints and what follows from that."""
 
     numbers: dict[str, float]
     note: str = ""
@@ -39,13 +39,13 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of a table: its runs differ in nothing but the seed."""
+    """A row of a table; its runs differ only in the seed."""
 
     label: str
     specs: list[RunSpec]
-    results: dict[str, dict]  # id -> result; only of the runs that have one
+    results: dict[str, dict]  # id -> result, for the runs that have one
     paper: PaperRow
-    fps: float | None = None  # of its network, on Comparison.fps_device
+    fps: float | None = None  # of the row's network, on Comparison.fps_device
 
     def ours(self, metric: str) -> Stat:
         if metric == "FPS":
@@ -59,11 +59,11 @@ class TableRow:
 
     def values(self, metric: str) -> dict[str, float]:
         """id -> value, for the results in which the metric is defined."""
-        found = {id_: _value(result["metrics"], metric) for id_, result in self.results.items()}
-        return {id_: value for id_, value in found.items() if value is not None}
+        values = {id_: _value(result["metrics"], metric) for id_, result in self.results.items()}
+        return {id_: value for id_, value in values.items() if value is not None}
 
     def gap(self, metric: str) -> float | None:
-        """Ours - paper; None where either has no number, and for FPS of different machines."""
+        """Ours - paper. None if either is missing, and for FPS, as the machines differ."""
         if metric == "FPS":
             return None
         ours, paper = self.ours(metric).mean, self.paper.numbers.get(metric)
@@ -72,18 +72,18 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table of the paper and ours. All results have one data set, one recipe, and of an evaluator
-    one version."""
+    """A table of the paper beside ours. All results share one data set, one recipe, and one version
+    of each evaluator."""
 
     experiment: Experiment
     rows: list[TableRow]
-    overrides: tuple[str, ...]  # run.py's, beside the experiment
-    fps_device: str | None = None  # None: no row's FPS are known
+    overrides: tuple[str, ...]  # run.py's, without the experiment
+    fps_device: str | None = None  # None if no row has FPS
 
     @property
     def command(self) -> str:
-        """Runs what is missing; never among the committed records."""
-        return command_of(self.experiment.name, elsewhere(self.overrides))
+        """The command that runs what is missing, never in the folder of committed records."""
+        return command_of(self.experiment.name, without_records_root(self.overrides))
 
     @property
     def specs(self) -> list[RunSpec]:
@@ -94,42 +94,42 @@ class Comparison:
         return [result for row in self.rows for result in row.results.values()]
 
     @property
-    def missing(self) -> list[RunSpec]:
+    def missing_specs(self) -> list[RunSpec]:
         return [spec for row in self.rows for spec in row.specs if spec.id not in row.results]
 
 
 def command_of(experiment: str, overrides: Sequence[str]) -> str:
-    """What a person types to run it."""
+    """The command line that runs the experiment."""
     return shlex.join(["python", "run.py", "-m", f"+experiment={experiment}", *overrides])
 
 
-def elsewhere(overrides: Sequence[str]) -> list[str]:
-    """The words for a person's own runs: without the root of the committed records."""
-    return [word for word in overrides if word != f"runs_root={RECORDS}"]
+def without_records_root(overrides: Sequence[str]) -> list[str]:
+    """Drops the override that points at the committed records, so that new runs go to `runs/`."""
+    return [override for override in overrides if override != f"runs_root={RECORDS}"]
 
 
 def compare(experiment: Experiment, overrides: Sequence[str] = ()) -> Comparison:
-    """The experiment's rows, in its order, under run.py's overrides.
+    """Returns the experiment's rows, in its order, with run.py's overrides applied.
 
-    Overrides that list values (other than seeds) make a row of each value. Raises UserError for
-    what cannot be compared.
+    An override that lists several values (of a key other than the seed) makes one row per value.
+    Raises UserError if the results cannot be compared.
     """
     specs = expand([f"+experiment={experiment.name}", *overrides])
     groups: dict[tuple, list[RunSpec]] = {}
     for spec in specs:
-        settings = tuple(word for word in spec.overrides if not word.startswith("seed="))
+        settings = tuple(each for each in spec.overrides if not each.startswith("seed="))
         groups.setdefault((spec.label, settings), []).append(spec)
     paper = read_paper()
     rows = []
     for (label, settings), members in groups.items():
-        shared = set.intersection(*(set(s) for other, s in groups if other == label))
-        varied = [word for word in settings if word not in shared]
+        common = set.intersection(*(set(s) for other, s in groups if other == label))
+        differing = [override for override in settings if override not in common]
         results = {c.id: r for c in members if (r := c.folder.result(c.evaluation))}
-        printed = paper.get((experiment.table, label), PaperRow({}))
-        rows.append(TableRow(", ".join([label, *varied]), members, results, printed))
+        paper_row = paper.get((experiment.table, label), PaperRow({}))
+        rows.append(TableRow(", ".join([label, *differing]), members, results, paper_row))
     networks = [fps.network_of(row.specs[0].config, row.specs[0].evaluation) for row in rows]
-    measured = fps.read(Path(specs[0].config.runs_root))
-    numbers, device = fps.of_networks(measured, networks)
+    speeds = fps.read(Path(specs[0].config.runs_root))
+    numbers, device = fps.lookup(speeds, networks)
     rows = [replace(row, fps=number) for row, number in zip(rows, numbers, strict=True)]
     comparison = Comparison(experiment, rows, tuple(overrides), device)
     _require_comparable(comparison)
@@ -137,7 +137,7 @@ def compare(experiment: Experiment, overrides: Sequence[str] = ()) -> Comparison
 
 
 def read_paper(path: Path = PAPER) -> dict[tuple[int, str], PaperRow]:
-    """(table, label) -> the paper's row, as the CSV file has it."""
+    """(table, label) -> the paper's row, from the CSV file."""
     rows = {}
     with open(path, newline="") as file:
         for line in csv.DictReader(file):
@@ -151,25 +151,25 @@ def read_paper(path: Path = PAPER) -> dict[tuple[int, str], PaperRow]:
 
 
 def evaluator(result: dict) -> str:
-    """Name and version of what computed the result's AP."""
+    """Name and version of the package that computed the result's AP."""
     package = _package(result)
     return f"{package} {result['env'].get(package, 'of unknown version')}"
 
 
 def _package(result: dict) -> str:
-    """Results of before there was a choice are pycocotools'."""
+    """The evaluator's package. Old results that do not name one come from pycocotools."""
     backend = result["config"]["eval"].get("backend", "pycocotools")
     return {"faster": "faster-coco-eval"}.get(backend, backend)
 
 
 def why_missing(spec: RunSpec) -> str:
-    """What is known about a run without a result, in a line; empty if it was never started."""
+    """Says in one line why a run has no result; empty if it was never started."""
     status = spec.folder.status()
     if status.get("state") == "failed":
         return f"failed: {' '.join((status.get('exception') or 'unknown').split())}"
-    with contextlib.suppress(OSError):  # a runs root that is read-only cannot tell who runs
+    with contextlib.suppress(OSError):  # a read-only runs root has no locks that show running runs
         state = spec.folder.state()
-        done = "trained, but not evaluated in this way"
+        done = "trained, but without this evaluation"
         return {"missing": "", "done": done}.get(state, state)
     return ""
 
@@ -179,12 +179,14 @@ def _value(metrics: dict, metric: str) -> float | None:
         seconds = metrics.get("train_seconds")
         return None if seconds is None else seconds / 3600
     value = metrics.get(metric)
-    return None if value is None or value != value else value  # NaN is none
+    return None if value is None or value != value else value  # NaN counts as undefined
 
 
 def _require_comparable(comparison: Comparison) -> None:
-    """Raises UserError that says what there is several of. Evaluators may differ in name: they give
-    the same numbers, as tests/test_coco_metrics.py holds them to."""
+    """Raises UserError if the results mix data sets, recipes, or versions of one evaluator.
+
+    Different evaluators may be mixed, since tests/test_coco_metrics.py checks that they agree.
+    """
     table, root = comparison.experiment.table, comparison.specs[0].config.runs_root
     data = [
         {
@@ -194,37 +196,38 @@ def _require_comparable(comparison: Comparison) -> None:
         }
         for spec in comparison.specs
     ]
-    # What names a data set comes before its parameters, some of which exist for one kind only.
+    # Check names before parameters: some parameters exist for one kind of data only.
     names = ["data.name", "data.shapes.kind"]
     for key in [*names, *sorted({key for d in data for key in d})]:
         values = dict.fromkeys(str(d.get(key)) for d in data)
         if len(values) > 1:
             raise UserError(
-                f"Table {table} can show one data set, but {key} is {' and '.join(values)}.\n"
-                "Ask for one at a time."
+                f"Table {table} can show one data set only, but {key} is {' and '.join(values)}.\n"
+                f"Choose one value of {key} at a time."
             )
-    found = [(id_, result) for row in comparison.rows for id_, result in row.results.items()]
-    for id_, result in found:
+    results = [(id_, result) for row in comparison.rows for id_, result in row.results.items()]
+    for id_, result in results:
         if result.get("id") != id_:
             raise UserError(
-                f"The folder of {id_} holds the result of {result.get('id')}: it is a copy, or was "
-                f"renamed.\nMove it out of {root}"
+                f"The folder of {id_} holds the result of {result.get('id')}: it is a renamed or "
+                f"copied folder.\nMove it out of {root}"
             )
-    again = "delete the folder evaluations/ of one kind (no run is lost)"
-    compared = [("recipes", lambda r: str(r["recipe"]), f"move one kind out of {root}", found)]
-    for package in sorted({_package(result) for _, result in found}):
-        of_package = [(id_, result) for id_, result in found if _package(result) == package]
-        compared.append(("evaluators", evaluator, again, of_package))
-    for what, of, way_out, those in compared:
-        kinds: dict[str, list[str]] = {}
-        for id_, result in those:
-            kinds.setdefault(of(result), []).append(id_)
-        if len(kinds) > 1:
-            listed = "; ".join(
-                f"{kind}: {len(ids)} ({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})"
-                for kind, ids in kinds.items()
+    reevaluate = "delete the folder evaluations/ of the runs of one version (no training is lost)"
+    move = f"move the runs of one recipe out of {root}"
+    checks = [("recipes", lambda result: str(result["recipe"]), move, results)]
+    for package in sorted({_package(result) for _, result in results}):
+        same_package = [(id_, result) for id_, result in results if _package(result) == package]
+        checks.append(("evaluators", evaluator, reevaluate, same_package))
+    for noun, origin_of, way_out, results_to_check in checks:
+        ids_by_origin: dict[str, list[str]] = {}
+        for id_, result in results_to_check:
+            ids_by_origin.setdefault(origin_of(result), []).append(id_)
+        if len(ids_by_origin) > 1:
+            summary = "; ".join(
+                f"{origin}: {len(ids)} ({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})"
+                for origin, ids in ids_by_origin.items()
             )
             raise UserError(
-                f"The results of table {table} come from several {what}. {listed}\n"
+                f"The results of table {table} come from different {noun}. {summary}\n"
                 f"They cannot be averaged: {way_out}, then\n{comparison.command}"
             )

@@ -1,1 +1,1 @@
-"""What `analysis/benchmark.py` measures, each part beside a plain version of it."""
+"""The parts that `analysis/benchmark.py` measures, each against a plain version."""

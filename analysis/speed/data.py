@@ -1,4 +1,4 @@
-"""From JPEG files to a batch: torchvision's detection reference transforms against ours."""
+"""Times loading a batch from JPEG files: torchvision's detection reference against ours."""
 
 from pathlib import Path
 
@@ -22,18 +22,18 @@ SIZE = ImageSize(short=512, ratio=1.667)
 AUGMENTATION = Augmentation(flip=0.5, min_scale=0.8125)  # shortest sides of 416..512
 GOAL = 1.5
 WHAT = (
-    "{images} JPEG files of COCO, decoded, resized to shortest sides of 416 to 512, flipped, in "
-    "padded batches of {batch}, normalized float32; {plain:.0f} and {ours:.0f} images a second a "
-    "core; without the normalization, which a training on a GPU does there, {plain_raw:.0f} and "
-    "{ours_raw:.0f}"
+    "{images} JPEG files of COCO, decoded, resized to shortest sides of 416 to 512, flipped, and "
+    "normalized, in padded float32 batches of {batch}: {plain:.0f} and {ours:.0f} images per "
+    "second and core. Without normalization, which the GPU does in a training on GPUs: "
+    "{plain_raw:.0f} and {ours_raw:.0f}"
 )
 
 
 def rows(folder: Path) -> list[Timing]:
-    """`folder` holds `train2017/` and `annotations/instances_train2017.json`, as COCO does.
+    """Measures both on the same images, in the same order, resized to the same sizes.
 
-    Both sides read the same images in the same order and bring them to the same sizes. Raises
-    UserError where there are none.
+    `folder` contains `train2017/` and `annotations/instances_train2017.json`, as in COCO. Raises
+    UserError if there are no images.
     """
     file = folder / "annotations" / "instances_train2017.json"
     dataset = DetectionDataset(
@@ -66,24 +66,25 @@ def rows(folder: Path) -> list[Timing]:
 def plain_batch(
     source: ImageFiles, keys: list[Key], views: dict[Key, View], normalized: bool = True
 ) -> tuple[Tensor, list[Tensor]]:
-    """What torchvision's references/detection does in training with `data_augmentation=multiscale`
-    and PIL, its default; then normalization and padding as in its GeneralizedRCNNTransform.
+    """Loads a batch like torchvision's references/detection in training, with
+    `data_augmentation=multiscale` and PIL, its default. Then normalizes and pads it like
+    torchvision's GeneralizedRCNNTransform.
 
-    The sizes and flips are given, not drawn. Returns [B, 3, H, W] float32, padded with zeros, and
-    the boxes of each image [N, 4].
+    The views fix the sizes and flips, which are random there. Returns [B, 3, H, W] float32, padded
+    with zeros, and the boxes of each image [N, 4].
     """
     annotations, images, boxes = source.annotations, [], []
     for key in keys:
         image = Image.open(source.path(key[1])).convert("RGB")
-        of_image = torch.from_numpy(annotations.boxes_xyxy[annotations.rows(key[1])]).float()
-        image, of_image = _transformed(image, of_image, views[key])
-        images.append(_normalized(image) if normalized else image)
-        boxes.append(of_image)
-    return _padded(images), boxes
+        image_boxes = torch.from_numpy(annotations.boxes_xyxy[annotations.rows(key[1])]).float()
+        image, image_boxes = _transform(image, image_boxes, views[key])
+        images.append(_normalize(image) if normalized else image)
+        boxes.append(image_boxes)
+    return _pad(images), boxes
 
 
-def _transformed(image: Image.Image, boxes: Tensor, view: View) -> tuple[Tensor, Tensor]:
-    """RandomShortestSize, RandomHorizontalFlip, PILToTensor, ToDtype."""
+def _transform(image: Image.Image, boxes: Tensor, view: View) -> tuple[Tensor, Tensor]:
+    """Applies RandomShortestSize, RandomHorizontalFlip, PILToTensor and ToDtype."""
     (width, height), (new_height, new_width) = image.size, view.size_hw
     image = functional.resize(image, [new_height, new_width], InterpolationMode.BILINEAR)
     boxes = boxes * torch.tensor([new_width / width, new_height / height] * 2)
@@ -94,12 +95,12 @@ def _transformed(image: Image.Image, boxes: Tensor, view: View) -> tuple[Tensor,
     return functional.to_dtype(pixels, torch.float32, scale=True), boxes
 
 
-def _normalized(pixels: Tensor) -> Tensor:
+def _normalize(pixels: Tensor) -> Tensor:
     mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
     return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
-def _padded(images: list[Tensor]) -> Tensor:
+def _pad(images: list[Tensor]) -> Tensor:
     height, width = (max(image.shape[side] for image in images) for side in (1, 2))
     height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in (height, width))
     batch = images[0].new_full((len(images), 3, height, width), 0)

@@ -1,6 +1,6 @@
-"""COCO's 12 numbers without and with NMS: two plain runs of pycocotools, and the suite's scoring.
+"""Times COCO's 12 metrics without and with NMS: two runs of pycocotools against our scoring.
 
-N objects and D detections of all images.
+N: objects of all images; D: detections of all images.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ from onenet.system.memory import without_collection
 
 CLASSES = 80
 SIZE_WH = np.array([640, 480])
-OBJECTS = 7.4  # an image, on average
+OBJECTS = 7.4  # per image, on average
 TOLERANCE = 1e-9
 
 
 def rows(images: int = 5000) -> list[Timing]:
-    """Raises AssertionError if the numbers of the two are not equal."""
+    """Raises AssertionError if the two give different metrics."""
     annotations, predictions = synthetic(images)
     plain, ours = seconds(annotations, predictions)
     what = (
-        f"{images:,} images × {MAX_DETECTIONS} detections, {CLASSES} classes, {OBJECTS} objects an "
-        "image; AP without and with NMS, 12 numbers each, from arrays, one thread. Plain: two "
-        "runs of pycocotools. Ours: eval.backend=faster"
+        f"{images:,} images × {MAX_DETECTIONS} detections, {CLASSES} classes, {OBJECTS} objects "
+        "per image; 12 metrics each without and with NMS, from arrays, one thread. Plain: two runs "
+        "of pycocotools. Ours: eval.backend=faster"
     )
     return [Timing("eval", what, plain, ours, unit="s", goal=6)]
 
@@ -43,32 +43,32 @@ def growth(counts: tuple[int, ...] = (250, 500, 1000, 2000)) -> list[tuple[int, 
 
 
 def seconds(annotations: Annotations, predictions: Predictions) -> list[float]:
-    """Of the plain version and of ours, after a look at whether they agree."""
+    """Returns the seconds of the plain version and of ours, and asserts that they agree."""
     numbers = {}
 
     def run_plain() -> None:
         results = predictions.to_coco(annotations)
         keep = predictions.nms_keep[0.5].tolist()
-        kept = [row for row, stays in zip(results, keep, strict=True) if stays]
-        numbers["plain"] = plain_pycocotools(annotations.to_coco(), [results, kept])
+        after_nms = [row for row, kept in zip(results, keep, strict=True) if kept]
+        numbers["plain"] = plain_pycocotools(annotations.to_coco(), [results, after_nms])
 
     def run_ours() -> None:
         numbers["ours"] = ours(annotations, predictions)
 
     best = least_seconds(run_plain, run_ours, rounds=2, warmup=0)
     difference = np.abs(numbers["plain"] - numbers["ours"]).max()
-    assert difference <= TOLERANCE, f"the numbers differ by {difference}"
+    assert difference <= TOLERANCE, f"the metrics differ by {difference}"
     return best
 
 
-def plain_pycocotools(truth: dict, of_results: list[list[dict]]) -> np.ndarray:
-    """[sets of results, 12], as its example does it."""
+def plain_pycocotools(truth: dict, result_sets: list[list[dict]]) -> np.ndarray:
+    """The metrics [sets of results, 12], computed as in pycocotools' example."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = truth
         coco.createIndex()
         numbers = []
-        for results in of_results:
+        for results in result_sets:
             evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
             evaluation.evaluate()
             evaluation.accumulate()
@@ -77,14 +77,14 @@ def plain_pycocotools(truth: dict, of_results: list[list[dict]]) -> np.ndarray:
     return np.array(numbers)
 
 
-@without_collection()  # as Scorer.score
+@without_collection()  # like Scorer.score
 def ours(annotations: Annotations, predictions: Predictions) -> np.ndarray:
-    """[without and with NMS, 12], by what a run's evaluation calls."""
+    """The metrics [without and with NMS, 12], computed as in a run's evaluation."""
     scorer = Scorer(annotations, backend="faster")
-    loaded = scorer.load(predictions)
+    results = scorer.load(predictions)
     keep = predictions.nms_keep[0.5].tolist()
-    kept = [row for row, stays in zip(loaded, keep, strict=True) if stays]
-    evaluations = [scorer.evaluate(part) for part in (loaded, kept)]
+    after_nms = [row for row, kept in zip(results, keep, strict=True) if kept]
+    evaluations = [scorer.evaluate(each) for each in (results, after_nms)]
     for evaluation in evaluations:
         evaluation.summarize()
     return np.array([evaluation.stats for evaluation in evaluations])
@@ -94,13 +94,14 @@ def ours(annotations: Annotations, predictions: Predictions) -> np.ndarray:
 
 
 def synthetic(images: int, seed: int = 0) -> tuple[Annotations, Predictions]:
-    """Objects of up to three classes an image, 1 % of them crowds. About 60 of its 100 detections
-    are on objects, with noise, mostly of their class; the rest anywhere. They name 19 classes."""
+    """Random images with objects of up to three classes, 1 % of them crowds. Of 100 detections per
+    image, about 60 are noisy boxes of objects, mostly with the right class; the others are random.
+    An image's detections have 19 classes on average."""
     rng = np.random.default_rng(seed)
     frequency = 1 / np.arange(1, CLASSES + 1)
     frequency /= frequency.sum()
     counts = np.minimum(rng.geometric(1 / (1 + OBJECTS), images) - 1, 60)
-    of_image = rng.choice(CLASSES, (images, 3), p=frequency)
+    image_classes = rng.choice(CLASSES, (images, 3), p=frequency)
     image = np.repeat(np.arange(images), counts)
     boxes = _boxes(rng, len(image))
     annotations = Annotations(
@@ -110,21 +111,22 @@ def synthetic(images: int, seed: int = 0) -> tuple[Annotations, Predictions]:
         sizes_hw=np.tile(SIZE_WH[::-1], (images, 1)),
         first=np.concatenate([[0], counts.cumsum()]),
         boxes_xyxy=boxes,
-        labels=of_image[image, rng.integers(0, 3, len(image))],
+        labels=image_classes[image, rng.integers(0, 3, len(image))],
         areas=(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) * rng.uniform(0.5, 1, len(image)),
         crowd=rng.random(len(image)) < 0.01,
     )
     count = images * MAX_DETECTIONS
+    candidates = np.repeat(image_classes, MAX_DETECTIONS, axis=0)
     guesses = np.where(
         rng.random(count) < 0.5,
-        np.repeat(of_image, MAX_DETECTIONS, axis=0)[np.arange(count), rng.integers(0, 3, count)],
+        candidates[np.arange(count), rng.integers(0, 3, count)],
         rng.choice(CLASSES, count, p=frequency),
     )
     return annotations, _detections(rng, annotations, guesses)
 
 
 def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
-    """[count, 4] xyxy, all sizes equally likely on a logarithmic scale."""
+    """Random boxes [count, 4] xyxy, with sides that are log-uniform."""
     sides = np.exp(rng.uniform(np.log(8), np.log(320), (count, 2)))
     corner = rng.random((count, 2)) * (SIZE_WH - sides)
     return np.hstack([corner, corner + sides])
@@ -133,22 +135,22 @@ def _boxes(rng: np.random.Generator, count: int) -> np.ndarray:
 def _detections(
     rng: np.random.Generator, annotations: Annotations, guesses: np.ndarray
 ) -> Predictions:
-    """`guesses` [D]: the labels of those that have not the label of an object."""
+    """`guesses` [D]: the labels of detections that do not take the label of an object."""
     image = np.repeat(np.arange(len(annotations)), MAX_DETECTIONS)
     count = np.diff(annotations.first)[image]
     on_object = (count > 0) & (rng.random(len(image)) < 0.6)
     nth = (rng.random(len(image)) * count).astype(int)
-    at = np.minimum(annotations.first[image] + nth, len(annotations.labels) - 1)
-    box = annotations.boxes_xyxy[at]
+    row = np.minimum(annotations.first[image] + nth, len(annotations.labels) - 1)
+    box = annotations.boxes_xyxy[row]
     noise = rng.normal(0, rng.choice([0.02, 0.08, 0.2], (len(image), 1)), (len(image), 4))
     near = box + noise * np.tile(box[:, 2:] - box[:, :2], 2)
     near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
-    right = on_object & (rng.random(len(image)) < 0.8)
+    correct = on_object & (rng.random(len(image)) < 0.8)
     scores = rng.beta(1, 6, len(image)) + on_object * rng.beta(1.2, 3, len(image)) / 2
-    scores = scores.clip(0, 1).astype(np.float32).astype(np.float64)  # a network's
+    scores = scores.clip(0, 1).astype(np.float32).astype(np.float64)  # precision of a network
     order = np.lexsort((-scores, image))
     boxes = np.where(on_object[:, None], near, _boxes(rng, len(image)))[order]
-    labels = np.where(right, annotations.labels[at], guesses)[order]
+    labels = np.where(correct, annotations.labels[row], guesses)[order]
     keep = []
     for rows in np.split(np.arange(len(image)), len(annotations)):
         columns = (torch.from_numpy(column[rows]) for column in (boxes, scores[order], labels))

@@ -1,6 +1,6 @@
-"""From an image to its boxes: our detectors beside torchvision's one-stage ones, which need NMS.
+"""Times inference: our detectors against torchvision's one-stage detectors, which need NMS.
 
-All weights are random. A frame begins with the image as a tensor on the device.
+All weights are random. The time of a frame starts with the image as a tensor on the device.
 """
 
 import time
@@ -20,89 +20,90 @@ from onenet.job import build
 from onenet.ops.fusion import for_inference
 from onenet.postprocess import nms_keep, top_k
 from onenet.sweeps.experiments import expand
+from onenet.system.plural import plural
 
 CLASSES = 80
-ROUNDS = 5  # in each of which all networks are measured
-CLAIMED = 25  # rounds of those that claims compare, whose interval a shared machine widens
-ENOUGH = 0.8  # seconds for the frames of a round
-TABLES = ("table1", "table2", "table3", "table5")  # those with frames a second
-CLAIMS = ("table2", "table3")  # those about which a claim speaks of speed
+ROUNDS = 5  # each measures all networks
+CLAIM_ROUNDS = 25  # for networks in claims: their intervals are wide on a shared machine
+ROUND_SECONDS = 0.8  # per network
+TABLES = ("table1", "table2", "table3", "table5")  # that show FPS
+CLAIM_TABLES = ("table2", "table3")  # whose claims are about FPS
 PAPER_SIZES = ((512, 640), (512, 853))
 TORCHVISION = {
     "fcos": detection.fcos_resnet50_fpn,
     "retinanet": detection.retinanet_resnet50_fpn,
 }
 WHAT = (
-    "an image of {h} × {w}, float32, {threads} thread(s), random weights. Plain: torchvision's "
+    "an image of {h} × {w}, float32, {threads}, random weights. Plain: torchvision's "
     "fcos_resnet50_fpn in evaluation mode, {classes} classes, score_thresh=0, up to 1,000 "
-    "candidates a level, then its NMS; min_size={h} max_size={w} and its resizing left out, so the "
+    "candidates per level, then its NMS; min_size={h} max_size={w} without its resizing, so the "
     "image keeps its size. Ours: ResNet-50, neck=deconv (256, 128, 64 channels), {classes} "
-    "classes, as in an evaluation: BatchNorm folded, weights laid out for the size beforehand, "
-    "the 100 best pairs, no NMS"
+    "classes, as in an evaluation: BatchNorm folded, weights packed for the image size beforehand, "
+    "the 100 best pairs of slot and class, no NMS"
 )
 
 
 def rows() -> list[Timing]:
     size_hw = (512, 853)
-    ours = our_frames(ours_at(size_hw, "resnet50", "deconv"), size_hw)
-    plain = torchvision_frames("fcos", size_hw)
+    ours = our_detector(our_network(size_hw, "resnet50", "deconv"), size_hw)
+    plain = torchvision_detector("fcos", size_hw)
     plain_seconds, seconds = least_seconds(plain, ours, warmup=3)
     what = WHAT.format(
         h=size_hw[0],
         w=size_hw[1],
-        threads=torch.get_num_threads(),
+        threads=plural(torch.get_num_threads(), "thread"),
         classes=CLASSES,
     )
     return [Timing("fcos", what, 1e3 * plain_seconds, 1e3 * seconds, unit="ms", goal=2.0)]
 
 
 def fps(device: str = "cpu", compared: bool = False) -> list[Speed]:
-    """Of every network that the tables ask for, and of torchvision's; a quarter of an hour on a
-    processor. `compared`: only those that the claims about speed compare, minutes.
+    """Measures all networks of the tables, and torchvision's: a quarter of an hour on a CPU. With
+    `compared`, only those that the claims about speed compare: minutes.
 
-    Call it alone on the machine. `device`: cpu or cuda.
+    Nothing else should run on the machine. `device`: cpu or cuda.
     """
-    claimed = networks(CLAIMS, (NETWORKS,))
-    answers = {
-        network: [our_frames(network, _sides(network), device, nms) for nms in (False, True)]
-        for network in (claimed if compared else all_networks())
+    networks_in_claims = networks(CLAIM_TABLES, (NETWORKS,))
+    detectors = {
+        network: [our_detector(network, _size_hw(network), device, nms) for nms in (False, True)]
+        for network in (networks_in_claims if compared else all_networks())
     }
     for name in () if compared else TORCHVISION:
         for size_hw in PAPER_SIZES:
             network = Network(name, "resnet50", "fpn", 256, 1, 1, _size(size_hw))
-            answers[network] = [torchvision_frames(name, size_hw, device)]
-    clocks = {network: _clock(frames, device) for network, frames in answers.items()}
-    found: dict[Network, list[list[float]]] = {network: [] for network in answers}
-    for done in range(CLAIMED):
-        for network, frames_per_second in clocks.items():
-            if done < ROUNDS or network in claimed:
-                found[network].append(frames_per_second())
+            detectors[network] = [torchvision_detector(name, size_hw, device)]
+    timers = {network: _timer(each, device) for network, each in detectors.items()}
+    rounds: dict[Network, list[list[float]]] = {network: [] for network in detectors}
+    for number in range(CLAIM_ROUNDS):
+        for network, measure in timers.items():
+            if number < ROUNDS or network in networks_in_claims:
+                rounds[network].append(measure())
     now = time.time()
-    return [_speed(network, device, rounds, now) for network, rounds in found.items()]
+    return [_speed(network, device, measured, now) for network, measured in rounds.items()]
 
 
 def all_networks() -> list[Network]:
-    """Those of the paper's tables at both scales, and OneNet with every neck."""
-    found = [
-        ours_at(size_hw, backbone, neck)
+    """The networks of the paper's tables at both scales, and OneNet with every neck."""
+    onenets = [
+        our_network(size_hw, backbone, neck)
         for size_hw in PAPER_SIZES
         for backbone in ("resnet18", "resnet50", "resnet101")
         for neck in ("deconv", "deconv_dcn", "fpn")
     ]
-    return list(dict.fromkeys([*found, *networks(TABLES, ((), NETWORKS))]))
+    return list(dict.fromkeys([*onenets, *networks(TABLES, ((), NETWORKS))]))
 
 
 def networks(tables: Sequence[str], scales: Sequence[tuple[str, ...]]) -> list[Network]:
-    """Those of the tables under each scale's overrides."""
-    found = []
+    """The distinct networks of the tables, with the overrides of each scale."""
+    all_rows = []
     for table in tables:
         for scale in scales:
-            cells = expand([f"+experiment={table}", "seed=0", *scale])
-            found += [network_of(cell.config, cell.evaluation) for cell in cells]
-    return list(dict.fromkeys(found))
+            specs = expand([f"+experiment={table}", "seed=0", *scale])
+            all_rows += [network_of(spec.config, spec.evaluation) for spec in specs]
+    return list(dict.fromkeys(all_rows))
 
 
-def ours_at(
+def our_network(
     size_hw: tuple[int, int],
     backbone: str,
     neck: str,
@@ -113,10 +114,10 @@ def ours_at(
     return Network(detector, backbone, neck, 64, heads, infer_heads, _size(size_hw))
 
 
-def our_frames(
+def our_detector(
     network: Network, size_hw: tuple[int, int], device: str = "cpu", nms: bool = False
 ) -> Callable[[], object]:
-    """A function that detects in one image, in the way an evaluation does."""
+    """Returns a function that detects objects in one image as an evaluation does."""
     keys = {"neck.channels": network.channels, "heads": network.heads, "device": device}
     keys |= {name: getattr(network, name) for name in ("detector", "backbone", "neck")}
     config = loader().compose([override(key, value) for key, value in keys.items()])
@@ -135,10 +136,10 @@ def our_frames(
     return detect
 
 
-def torchvision_frames(
+def torchvision_detector(
     name: str, size_hw: tuple[int, int], device: str = "cpu"
 ) -> Callable[[], object]:
-    """A function that detects in one image, in the way torchvision does."""
+    """Returns a function that detects objects in one image as torchvision does."""
     torch.manual_seed(0)
     model = TORCHVISION[name](
         weights=None,
@@ -147,7 +148,7 @@ def torchvision_frames(
         score_thresh=0.0,
         min_size=min(size_hw),
         max_size=max(size_hw),
-        _skip_resize=True,  # to the same size
+        _skip_resize=True,  # the image already has this size
     )
     model = model.eval().to(device)
     image = torch.rand(3, *size_hw, device=device)
@@ -159,26 +160,26 @@ def torchvision_frames(
     return detect
 
 
-def _clock(answers: list[Callable[[], object]], device: str) -> Callable[[], list[float]]:
-    """A function that measures the frames a second of each answer, in turns, for one round."""
+def _timer(detectors: list[Callable[[], object]], device: str) -> Callable[[], list[float]]:
+    """Returns a function that measures the FPS of each detector in one round, alternating."""
 
-    def finished(answer: Callable[[], object]) -> Callable[[], object]:
+    def synchronized(detect: Callable[[], object]) -> Callable[[], object]:
         def run():
-            answer()
+            detect()
             if device == "cuda":
                 torch.cuda.synchronize()
 
         return run
 
-    frames = [finished(answer) for answer in answers]
-    once = sum(least_seconds(*frames, rounds=1, warmup=3))
-    again = int(min(100, max(1, ENOUGH / once)))
-    return lambda: [1 / s for s in least_seconds(*frames, rounds=again, warmup=0)]
+    detectors = [synchronized(detect) for detect in detectors]
+    seconds = sum(least_seconds(*detectors, rounds=1, warmup=3))
+    repeats = int(min(100, max(1, ROUND_SECONDS / seconds)))
+    return lambda: [1 / s for s in least_seconds(*detectors, rounds=repeats, warmup=0)]
 
 
 def _speed(network: Network, device: str, rounds: list[list[float]], now: float) -> Speed:
-    """`rounds`: of each the frames a second without and with NMS, or with it alone."""
-    best = [max(of_all) for of_all in zip(*rounds, strict=True)]
+    """`rounds`: the FPS in each, without and with NMS, or only with NMS."""
+    best = [max(values) for values in zip(*rounds, strict=True)]
     return Speed(
         network,
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
@@ -186,14 +187,14 @@ def _speed(network: Network, device: str, rounds: list[list[float]], now: float)
         classes=CLASSES,
         fps=best[0] if len(best) == 2 else None,
         fps_nms=best[-1],
-        rounds=tuple(round_[0] for round_ in rounds),
+        rounds=tuple(measured[0] for measured in rounds),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         measured=now,
     )
 
 
-def _sides(network: Network) -> tuple[int, int]:
+def _size_hw(network: Network) -> tuple[int, int]:
     height, width = map(int, network.size.split("x"))
     return height, width
 

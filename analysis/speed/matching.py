@@ -1,4 +1,4 @@
-"""Matching and focal loss against plain versions: time at batch 8, memory at batch 1."""
+"""Measures matching and focal loss against plain versions: time at batch 8, memory at batch 1."""
 
 import torch
 
@@ -11,7 +11,7 @@ from onenet.ops.focal import focal_loss
 from onenet.structures import HeadOutput, Target
 
 BATCH, MIB, MS = 8, 2**20, 1000
-GOALS = {7: 10.0, 20: 10.0, 100: 5.0}  # objects an image: times faster
+GOALS = {7: 10.0, 20: 10.0, 100: 5.0}  # objects per image -> speed-up aimed at
 
 
 def match(output: HeadOutput, targets: list[Target]):
@@ -33,11 +33,11 @@ def matching_rows() -> list[Timing]:
         key = f"match_n{objects}"
         rows.append(Timing(key, f"{objects} objects, {where}", all_classes, ours, "ms", goal))
         rows.append(
-            Timing(f"{key}_gathered", "its plain gathers columns first", gathered, ours, "ms")
+            Timing(f"{key}_gathered", "the plain version gathers first", gathered, ours, "ms")
         )
     output, targets = scene(BATCH, 20, scattered=True)
     seconds = least_seconds(lambda: plain.match(output, targets), lambda: match(output, targets))
-    what = f"20 objects, boxes of any size anywhere, {where}"
+    what = f"20 objects, predicted boxes of random sizes, {where}"
     rows.append(Timing("match_n20_scattered", what, *(MS * s for s in seconds), "ms"))
     return [*rows, _matching_memory()]
 
@@ -45,34 +45,35 @@ def matching_rows() -> list[Timing]:
 def _matching_memory() -> Timing:
     output, targets = scene(1, 100)
     peaks = [peak_bytes(lambda f=f: f(output, targets)) / MIB for f in (plain.match, match)]
-    return Timing("match_n100_memory", "100 objects, one image, peak over live", *peaks, "MiB", 5.0)
+    what = "100 objects, one image, peak of allocated memory"
+    return Timing("match_n100_memory", what, *peaks, "MiB", 5.0)
 
 
 def _check_same_matches(output: HeadOutput, targets: list[Target]) -> None:
-    """Our slots cost what the plain version's do (its focal cost adds 1e-8 inside the logarithms,
-    so that between nearly equal slots it may choose another one)."""
+    """Checks that our slots cost the same as the plain version's. The slots may differ in near
+    ties, as the plain focal cost adds 1e-8 inside the logarithms."""
     matches = match(output, targets)
     for image, (target, slots) in enumerate(
         zip(targets, plain.match(output, targets), strict=True)
     ):
         cost = MatchingCost()(output, image, target)
-        every = torch.arange(len(slots))
-        ours, theirs = cost[matches[image].pred_idx, every], cost[slots, every]
+        objects = torch.arange(len(slots))
+        ours, theirs = cost[matches[image].pred_idx, objects], cost[slots, objects]
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def focal_rows() -> list[Timing]:
-    time = least_seconds(*_focal_both_ways(BATCH))
-    peaks = [peak_bytes(work) / MIB for work in _focal_both_ways(1)]
+    seconds = least_seconds(*_focal_pair(BATCH))
+    peaks = [peak_bytes(work) / MIB for work in _focal_pair(1)]
     size = "[27392, 80] logits, forward and backward"
     return [
-        Timing("focal", f"{size}, batch {BATCH}", *(MS * s for s in time), "ms", 4.0),
-        Timing("focal_memory", f"{size}, one image, peak over live", *peaks, "MiB", 3.0),
+        Timing("focal", f"{size}, batch {BATCH}", *(MS * s for s in seconds), "ms", 4.0),
+        Timing("focal_memory", f"{size}, one image, peak of allocations", *peaks, "MiB", 3.0),
     ]
 
 
-def _focal_both_ways(images: int, map_hw: tuple[int, int] = MAP_HW, classes: int = 80):
-    """The plain focal loss and ours, each with its backward pass, on the same positives."""
+def _focal_pair(images: int, map_hw: tuple[int, int] = MAP_HW, classes: int = 80):
+    """Returns the plain focal loss and ours, each with its backward pass, on the same positives."""
     output, targets = scene(images, 7, map_hw, classes)
     logits = output.class_logits.requires_grad_()
     slot = torch.cat([match.pred_idx for match in match(output, targets)])
@@ -80,44 +81,45 @@ def _focal_both_ways(images: int, map_hw: tuple[int, int] = MAP_HW, classes: int
     image = torch.arange(images).repeat_interleave(7)
     one = torch.ones(len(slot))
 
-    def plainly() -> None:
+    def plain_loss() -> None:
         logits.grad = None
         plain.focal_loss(logits, image, slot, label).backward()
 
-    def ours() -> None:
+    def our_loss() -> None:
         logits.grad = None
         focal_loss(logits, (image, slot, label), one, -one).backward()
 
-    plainly()
+    plain_loss()
     expected = logits.grad
-    ours()
+    our_loss()
     torch.testing.assert_close(logits.grad, expected)
-    return plainly, ours
+    return plain_loss, our_loss
 
 
 def growth() -> list[Curve]:
-    """How matching and focal loss of one image grow."""
+    """Times matching and focal loss of one image as its size, objects or classes grow."""
     maps = ((32, 53), (64, 107), (128, 214), (256, 427))
-    objects = [(n, _matching_both_ways(scene(1, n))) for n in (1, 3, 10, 30, 100)]
-    classes = [(k, _matching_both_ways(scene(1, 7, classes=k))) for k in (3, 20, 80, 320)]
-    slots = [(h * w, _matching_both_ways(scene(1, 7, (h, w)))) for h, w in maps]
+    objects = [(n, _matching_pair(scene(1, n))) for n in (1, 3, 10, 30, 100)]
+    classes = [(k, _matching_pair(scene(1, 7, classes=k))) for k in (3, 20, 80, 320)]
+    slots = [(h * w, _matching_pair(scene(1, 7, (h, w)))) for h, w in maps]
     return [
         _curve("matching", "objects", objects),
         _curve("matching", "classes", classes),
         _curve("matching", "slots (pixels / 16)", slots),
-        _curve("focal loss", "classes", [(k, _focal_both_ways(1, MAP_HW, k)) for k in (3, 20, 80)]),
+        _curve("focal loss", "classes", [(k, _focal_pair(1, MAP_HW, k)) for k in (3, 20, 80)]),
         _curve(
             "focal loss",
             "slots (pixels / 16)",
-            [(h * w, _focal_both_ways(1, (h, w))) for h, w in maps],
+            [(h * w, _focal_pair(1, (h, w))) for h, w in maps],
         ),
     ]
 
 
-def _matching_both_ways(made: tuple[HeadOutput, list[Target]]):
-    return (lambda: plain.match(*made)), (lambda: match(*made))
+def _matching_pair(arguments: tuple[HeadOutput, list[Target]]):
+    """Returns the plain matching and ours, on the same predictions and targets."""
+    return (lambda: plain.match(*arguments)), (lambda: match(*arguments))
 
 
 def _curve(what: str, against: str, points: list) -> Curve:
-    times = [(value, *least_seconds(*both, rounds=3)) for value, both in points]
+    times = [(value, *least_seconds(*pair, rounds=3)) for value, pair in points]
     return Curve(what, against, times)

@@ -1,5 +1,5 @@
-"""Matching and loss as one writes them first, and as the released code does: what ours is
-measured against. Same answers, another way.
+"""Straightforward matching and loss, as in the released code: the baselines for our versions, with
+the same results.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ CLS, L1, GIOU = 2.0, 5.0, 2.0
 def match(
     output: HeadOutput, targets: Sequence[Target], gather_first: bool = False
 ) -> list[Tensor]:
-    """The cheapest slot of every object, image by image: the focal cost of all K classes, from
-    which the objects' columns are picked; torch.cdist; torchvision's GIoU.
+    """Returns the cheapest slot of each object, for each image. Computes the focal cost of all K
+    classes before it gathers the columns of the objects; uses torch.cdist and torchvision's GIoU.
 
-    `gather_first` picks the columns before the focal cost.
+    `gather_first`: gather the columns before computing the focal cost.
     """
     return [
         _cost(output.class_logits[i], output.boxes_xyxy[i], target, gather_first).min(dim=0).indices
@@ -50,14 +50,14 @@ def _cxcywh(boxes: Tensor) -> Tensor:
 
 
 def focal_loss(class_logits: Tensor, image: Tensor, slot: Tensor, label: Tensor) -> Tensor:
-    """torchvision's focal loss on a one-hot target: [B, P, K], three [M] of the positives."""
+    """torchvision's focal loss with one-hot targets: logits [B, P, K], indices of positives [M]."""
     one_hot = torch.zeros_like(class_logits)
     one_hot[image, slot, label] = 1
     return sigmoid_focal_loss(class_logits, one_hot, ALPHA, GAMMA, reduction="sum")
 
 
 def loss(outputs: Sequence[HeadOutput], targets: Sequence[Target]) -> Tensor:
-    """The training loss of section 4 over the plain matches."""
+    """The training loss of section 4, with the plain matching."""
     total = torch.zeros(())
     objects = sum(len(target.gt_labels) for target in targets)
     for output in outputs:

@@ -1,4 +1,4 @@
-"""Made-up predictions and objects of the size of COCO's, for timing. Seeded."""
+"""Synthetic predictions and objects with the sizes of COCO's, for timing. Seeded."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from onenet.boxes import grid_points
 from onenet.structures import HeadOutput, Target
 
 STRIDE = 4
-MAP_HW = (128, 214)  # of an image of 512×853
+MAP_HW = (128, 214)  # for an image of 512×853
 
 
 def scene(
@@ -17,12 +17,12 @@ def scene(
     classes: int = 80,
     scattered: bool = False,
 ) -> tuple[HeadOutput, list[Target]]:
-    """Predictions as a network gives them on its way: around every grid point the box of the
-    nearest object, off by 8 pixels on each side (one standard deviation); scores around 0.01 with
-    a deviation of 1 in the logit, and around 0.25 for the object's class near its centre.
+    """Predictions like those of a network during training. Each grid point predicts the box of the
+    nearest object, with noise on each side (standard deviation: 8 pixels). Scores are around 0.01
+    (standard deviation of the logit: 1), and around 0.25 for the object's class near its centre.
 
-    `scattered`: boxes of any size at any slot, which no network predicts: neighbours tell nothing
-    of each other.
+    `scattered`: each slot predicts a box of random size, so that neighbours are unrelated, unlike
+    in any network.
     """
     generator = torch.Generator().manual_seed(0)
     points = grid_points(*map_hw, STRIDE)
@@ -46,7 +46,7 @@ def scene(
 
 
 def _objects(count: int, size_hw: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Boxes [count, 4] pixels inside the image, sides log-normal around 80 pixels."""
+    """Boxes [count, 4] in pixels, inside the image, with log-normal sides around 80 pixels."""
     width_height = torch.tensor([size_hw[1], size_hw[0]], dtype=torch.float32)
     center = torch.rand(count, 2, generator=generator) * width_height
     side = 80 * torch.exp(0.7 * torch.randn(count, 2, generator=generator))

@@ -1,4 +1,4 @@
-"""How the suite measures: the least of several runs, taken in turn; the peak over live tensors."""
+"""Measures time as the minimum over alternating rounds, and memory as the peak of live tensors."""
 
 import time
 from collections.abc import Callable
@@ -13,11 +13,11 @@ class Timing:
 
     key: str
     what: str  # the conditions, for the reader
-    plain: float  # in `unit`, less is better
+    plain: float  # in `unit`, lower is better
     ours: float
     unit: str  # "ms", "s", "MiB"
-    goal: float | None = None  # least ratio plain / ours that is aimed at
-    at_most: bool = False  # the ratio is a share, and `goal` the largest
+    goal: float | None = None  # for the ratio plain / ours: a minimum, or a maximum with at_most
+    at_most: bool = False  # the ratio is the fraction of time spent in a part
 
     @property
     def ratio(self) -> float:
@@ -26,7 +26,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Curve:
-    """How the time of something grows."""
+    """The growth of a computation's time."""
 
     what: str
     against: str
@@ -36,28 +36,28 @@ class Curve:
 def least_seconds(
     *candidates: Callable[[], object], rounds: int = 5, warmup: int = 1
 ) -> list[float]:
-    """The least time of each candidate over `rounds` runs, in which they take turns, so that a slow
-    moment of the machine hits all of them."""
+    """Returns the minimum time of each candidate over `rounds` rounds. In each round all candidates
+    run once, so that a slow phase of the machine affects all of them."""
     for candidate in candidates * warmup:
         candidate()
     best = [float("inf")] * len(candidates)
     for _ in range(rounds):
         for number, candidate in enumerate(candidates):
-            started = time.perf_counter()
+            start = time.perf_counter()
             candidate()
-            best[number] = min(best[number], time.perf_counter() - started)
+            best[number] = min(best[number], time.perf_counter() - start)
     return best
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """The most that `work` holds at a time in CPU tensors of its own, in bytes."""
+    """Returns the peak memory, in bytes, of the CPU tensors that `work` allocates."""
     work()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         work()
-    held = peak = 0
+    allocated = peak = 0
     events = record.profiler.kineto_results.events()
     for event in sorted(events, key=lambda e: e.start_ns()):
         if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
+            allocated += event.nbytes()
+            peak = max(peak, allocated)
     return peak

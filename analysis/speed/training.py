@@ -1,8 +1,8 @@
-"""A training step of OneNet ResNet-18 (neck=deconv) at 512×512: against a plain one, and how much
-of it is matching and losses.
+"""Times a training step of OneNet ResNet-18 (neck=deconv) at 512×512 against a plain step, and the
+part of it that matching and losses take.
 
-Each variant lives in a process of its own, since the allocator is a matter of the process; they
-take turns.
+Each variant runs in its own process, as the settings of the allocator are per process. The
+processes alternate.
 """
 
 import multiprocessing
@@ -29,12 +29,13 @@ from onenet.system.memory import keep_freed_memory
 from onenet.training.optim import make_optimizer
 
 SIDE, CLASSES, OBJECTS, ROUNDS = 512, 80, 7, 5
-WHERE = f"ResNet-18, neck=deconv, {SIDE}×{SIDE}, {OBJECTS} objects an image"
+SETTING = f"ResNet-18, neck=deconv, {SIDE}×{SIDE}, {OBJECTS} objects per image"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`plain`: contiguous, default allocator, torchvision's losses; else as the suite trains."""
+    """A training step: the suite's, or with `plain` one with contiguous memory format, the default
+    allocator and torchvision's losses."""
 
     batch: int
     precision: str = "float32"
@@ -45,40 +46,43 @@ def rows() -> list[Timing]:
     fast = build.precision("auto", "cpu")
     precisions = list(dict.fromkeys([fast, "float32"]))
     variants = [Variant(8, precision) for precision in precisions]
-    (*ours, plainly), _ = _least(*variants, Variant(8, plain=True))
+    (*ours, plain_step), _ = _fastest_steps(*variants, Variant(8, plain=True))
     lines = []
     for precision, step in zip(precisions, ours, strict=True):
         key, goal = ("train_step", 1.5) if precision == fast else ("train_step_float32", None)
-        lines.append(Timing(key, f"{WHERE}, batch 8, ours {precision}", plainly, step, "ms", goal))
+        what = f"{SETTING}, batch 8, ours {precision}"
+        lines.append(Timing(key, what, plain_step, step, "ms", goal))
     for precision in reversed(precisions):
-        (step,), (part,) = _least(Variant(2, precision))
-        plain_precision = precision == "float32"
-        key, goal = ("step_share", 0.03) if plain_precision else (f"step_share_{precision}", None)
-        what = f"matching and losses in a step of ours, {WHERE}, batch 2, {precision}"
-        lines.append(Timing(key, what, part, step, "ms", goal, at_most=True))
+        (step,), (losses,) = _fastest_steps(Variant(2, precision))
+        is_float32 = precision == "float32"
+        key, goal = ("step_share", 0.03) if is_float32 else (f"step_share_{precision}", None)
+        what = f"matching and losses in a step of ours, {SETTING}, batch 2, {precision}"
+        lines.append(Timing(key, what, losses, step, "ms", goal, at_most=True))
     return lines
 
 
-def _least(*variants: Variant) -> tuple[list[float], list[float]]:
-    """Of the fastest step of each variant: all of it, and its matching and losses; milliseconds."""
+def _fastest_steps(*variants: Variant) -> tuple[list[float], list[float]]:
+    """Times the fastest step of each variant, in milliseconds: the whole steps, and their matching
+    and losses."""
     with ExitStack() as stack:
-        steps = [stack.enter_context(_in_a_process(variant)) for variant in variants]
-        times = [[step() for step in steps] for _ in range(ROUNDS + 1)][1:]
-    best = [min(of_variant) for of_variant in zip(*times, strict=True)]
-    return [1e3 * whole for whole, _ in best], [1e3 * part for _, part in best]
+        steps = [stack.enter_context(_process(variant)) for variant in variants]
+        rounds = [[step() for step in steps] for _ in range(ROUNDS + 1)][1:]
+    best = [min(times) for times in zip(*rounds, strict=True)]
+    return [1e3 * step for step, _ in best], [1e3 * losses for _, losses in best]
 
 
 @contextmanager
-def _in_a_process(variant: Variant):
-    """A function that has the variant's process do a step and returns `_steps`' answer."""
+def _process(variant: Variant):
+    """Starts the variant's process. Yields a function that does a step in it and returns what the
+    function from `_steps` returns."""
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(variant, there), daemon=True)
+    connection, child_connection = context.Pipe()
+    process = context.Process(target=_serve, args=(variant, child_connection), daemon=True)
     process.start()
 
     def step() -> tuple[float, float]:
-        here.send(None)
-        return here.recv()
+        connection.send(None)
+        return connection.recv()
 
     yield step
     process.terminate()
@@ -96,8 +100,8 @@ def _serve(variant: Variant, pipe) -> None:
 
 
 def _steps(variant: Variant) -> Callable[[], tuple[float, float]]:
-    """A training step that returns its seconds, and those of matching and losses in it, their
-    backward pass included."""
+    """Returns a function that does a training step and returns its seconds, and the seconds of
+    matching and losses in it, including their backward pass."""
     torch.manual_seed(0)
     backbone = make_backbone("resnet18")
     neck = make_neck("deconv", backbone.feature_info.channels(), 64)
@@ -111,30 +115,30 @@ def _steps(variant: Variant) -> Callable[[], tuple[float, float]]:
         model.to(memory_format=build.memory_format(model, "cpu"))
         optimizer = make_optimizer(model, 1e-4, 1e-4)
 
-    def total_of(outputs: list[HeadOutput], targets: list[Target]) -> Tensor:
+    def total_loss(outputs: list[HeadOutput], targets: list[Target]) -> Tensor:
         return plain.loss(outputs, targets) if variant.plain else loss(outputs, targets)[0]
 
     def step() -> tuple[float, float]:
-        begin = time.perf_counter()
+        start = time.perf_counter()
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, variant.precision == "bf16"):
             outputs = model(images)
-        predicted = time.perf_counter()
-        leaves = [_cut(output) for output in outputs]
-        total_of(leaves, targets).backward()
-        matched = time.perf_counter()
+        loss_start = time.perf_counter()
+        leaves = [_detach(output) for output in outputs]
+        total_loss(leaves, targets).backward()
+        loss_end = time.perf_counter()
         tensors = [t for o in outputs for t in (o.class_logits, o.boxes_xyxy)]
         torch.autograd.backward(
             tensors, [t.grad for leaf in leaves for t in (leaf.class_logits, leaf.boxes_xyxy)]
         )
         optimizer.step()
-        return time.perf_counter() - begin, matched - predicted
+        return time.perf_counter() - start, loss_end - loss_start
 
     return step
 
 
-def _cut(output: HeadOutput) -> HeadOutput:
-    """The same predictions as leaves, so that the losses' backward pass can be timed."""
+def _detach(output: HeadOutput) -> HeadOutput:
+    """Returns the predictions as leaves, so that the losses' backward pass can be timed alone."""
     leaves = {
         name: getattr(output, name).detach().requires_grad_()
         for name in ("class_logits", "boxes_xyxy")
