@@ -52,13 +52,13 @@ def score(
     """`metrics`, `metrics_notes`, `curves`, `data_report` and `bad_images` of a result. `bad`: the
     files that could not be read."""
     scorer = Scorer(source.annotations, spec.area_scale, config.eval.backend)
-    metrics, notes = scorer.score(predictions)
+    metrics, notes, curves = scorer.score(predictions)
     if bad:
         notes["AP"] = f"{len(bad)} images could not be read and have no detections"
     return {
         "metrics": metrics,
         "metrics_notes": notes,
-        "curves": scorer.curves(predictions),
+        "curves": curves,
         "data_report": list(source.annotations.report),
         "bad_images": bad,
     }
@@ -169,7 +169,7 @@ def environment(device: str, threads: int) -> dict:
     """Where the numbers come from."""
     packages = (
         *("torch", "torchvision", "timm", "numpy", "pillow"),
-        *("pycocotools", "faster-coco-eval"),
+        *("hotcoco", "faster-coco-eval", "pycocotools"),
     )
 
     def git(*arguments: str) -> str:

@@ -69,7 +69,7 @@ class Snapshots:
         if seen is None:
             return
         predictions, objects, chosen, kept = seen
-        numbers, _ = self.scorer.score(predictions)
+        numbers = self.scorer.score(predictions).metrics
         add_line(self.folder, {"step": step, "evaluation": NAME}, numbers)
         _add(self.folder.assignments_file, step, _columns(objects), _columns(chosen))
         if last:
