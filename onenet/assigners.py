@@ -7,7 +7,7 @@ one head for a batch, and the batch's objects; they return a `Matches` for each 
 slots are negative samples. Neither asks which detector it serves.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -37,24 +37,34 @@ def min_cost(
     costs the lower slot index wins. The matches of an image are in the order of its objects.
     `conflict`: what happens when two objects take one slot, see `resolve_conflicts`.
 
-    Raises FloatingPointError, naming image, object and term, if the lowest cost of an object is not
-    finite: with a NaN anywhere, or +inf at all slots. On a GPU that would mean waiting for the
-    device; there the loss is not finite either, which stops training.
+    Raises FloatingPointError: see `_cheapest`.
+    """
+    matches = []
+    for image, cheapest in enumerate(_cheapest(cost, output, targets)):
+        cost_matrix = partial(cost, output, image, targets[image])
+        matches.append(resolve_conflicts(*cheapest, conflict, cost_matrix))
+    return matches
+
+
+def _cheapest(
+    cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """For each image the lowest cost of its objects, the slot that has it, and whether another
+    object has a better claim to that slot: [N], [N], [N] bool.
+
+    Raises FloatingPointError on a processor, naming image, object and term, if any cost is not
+    finite, though a logit may be -inf (its slot is never the cheapest); and if an object has no
+    slot of finite cost. On a GPU this would mean waiting for the device. There, the check before
+    the optimiser step finds that the loss is not finite.
     """
     lowest, slot = cheapest_slots(cost, output, targets)  # [M], [M]: all objects of the batch
-    if lowest.device.type == "cpu" and not lowest.isfinite().all():
-        for number, target in enumerate(targets):
-            cost(output, number, target)  # raises
-
     image = torch.cat([torch.full_like(t.gt_labels, i) for i, t in enumerate(targets)])
+    if lowest.device.type == "cpu" and not lowest.isfinite().all():
+        target = targets[int(image[~lowest.isfinite()][0])]
+        raise FloatingPointError(f"an object of image {target.image_id} has no slot it can take")
     loses = not_first_of_group(image * output.boxes_xyxy.shape[1] + slot, lowest)
     counts = [len(target.gt_labels) for target in targets]
-    of_images = zip(*(part.split(counts) for part in (lowest, slot, loses)), strict=True)
-    matches = []
-    for number, (lowest, slot, loses) in enumerate(of_images):
-        cost_matrix = partial(cost, output, number, targets[number])
-        matches.append(resolve_conflicts(lowest, slot, loses, conflict, cost_matrix))
-    return matches
+    yield from zip(*(part.split(counts) for part in (lowest, slot, loses)), strict=True)
 
 
 def resolve_conflicts(
@@ -98,19 +108,22 @@ def hungarian(cost: MatchingCost, output: HeadOutput, targets: Sequence[Target])
     """The one-to-one assignment of least total cost, as in DETR and in the code that was released
     with the paper: min(P, N) matches an image, in the order of its objects.
 
-    `Matches.conflicts` counts the objects that would lose their slot with `min_cost`. Raises
-    FloatingPointError, naming image, object and term, if any cost is not finite.
+    An image whose objects have different cheapest slots has its optimum already. The others are
+    solved by scipy. `Matches.conflicts` counts the objects that would lose their slot with
+    `min_cost`. Raises FloatingPointError: see `_cheapest`.
     """
     matches = []
-    for image, target in enumerate(targets):
-        cost_matrix = cost(output, image, target)  # [P, N]
-        pred_idx, gt_idx = (
-            torch.as_tensor(index, device=cost_matrix.device)
-            for index in linear_sum_assignment(cost_matrix.cpu().numpy())
-        )
-        order = gt_idx.argsort()
-        conflicts = not_first_of_group(cost_matrix.min(dim=0).indices).sum()
-        matches.append(Matches(pred_idx[order], gt_idx[order], conflicts))
+    for image, (_, pred_idx, loses) in enumerate(_cheapest(cost, output, targets)):
+        gt_idx = torch.arange(len(pred_idx), device=pred_idx.device)
+        if loses.any():
+            cost_matrix = cost(output, image, targets[image])  # [P, N]
+            pred_idx, gt_idx = (
+                torch.as_tensor(index, device=cost_matrix.device)
+                for index in linear_sum_assignment(cost_matrix.cpu().numpy())
+            )
+            order = gt_idx.argsort()
+            pred_idx, gt_idx = pred_idx[order], gt_idx[order]
+        matches.append(Matches(pred_idx, gt_idx, loses.sum()))
     return matches
 
 

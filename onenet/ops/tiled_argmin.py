@@ -8,10 +8,11 @@ consecutive slots, T of them in an image.
 
 Minimum Cost Assignment needs the column minima of the cost [P, N] and nothing else of it. On a GPU,
 and where there are few pairs, the batch's costs are computed as one [M, P], of the objects' classes
-only, and without waiting for the device. On a processor with many pairs (COCO: 27,000 slots) they
-are searched by branch and bound: the ranges of what a tile predicts bound its costs from below, and
-only tiles that can hold a minimum are looked into. Either way each pair's cost is computed by the
-same operations as in the whole matrix.
+only, and without waiting for the device. On a processor with many pairs (COCO: 27,000 slots) each
+image is searched by branch and bound: the ranges of what a tile predicts bound its costs from
+below, and only tiles that can hold a minimum are evaluated. Where the bounds leave too many, all
+slots are, a few objects at a time, in the processor's cache. Every way computes a pair's cost by
+the same operations as the whole matrix does.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,10 @@ from onenet.structures import HeadOutput, Target
 TILE = 16
 FEW_PAIRS = 120_000  # of a batch, up to which looking at all of them is faster
 AT_ONCE = 1 << 24  # pairs of which the costs are in memory at a time
-IN_CACHE = 1 << 16  # the same, for the search
+IN_CACHE = 1 << 16  # the same, on a processor
+MANY, TOO_MANY = 0.04, 0.3  # fractions of the tiles that bounds may leave: better bounds, no search
+SAMPLE = 16  # promising tiles of an object that give a better bound
+LARGEST = 1e18  # a coordinate in pixels whose square is still finite
 ROUNDING = 1e-4  # relative to a bound; a hundred times what float32 can be off
 
 
@@ -34,17 +38,21 @@ ROUNDING = 1e-4  # relative to a bound; a hundred times what float32 can be off
 def cheapest_slots(
     cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
 ) -> tuple[Tensor, Tensor]:
-    """The lowest cost of each of the batch's objects, and the first slot that has it: [M], [M]."""
+    """The lowest cost of each of the batch's objects, and the first slot that has it: [M], [M].
+
+    Raises FloatingPointError on a processor, as `cost(output, image, target)` does.
+    """
     pairs = output.boxes_xyxy.shape[1] * sum(len(target.gt_labels) for target in targets)
     on_cpu = output.boxes_xyxy.device.type == "cpu"
-    if on_cpu and pairs > FEW_PAIRS and _has_bounds(cost):
-        found = [_search(cost, output, image, target) for image, target in enumerate(targets)]
-        lowest, pred_idx = zip(*found, strict=True)
+    if on_cpu and pairs > FEW_PAIRS:
+        search = _search if _has_bounds(cost) else _evaluate_all
+        minima = [search(cost, output, image, target) for image, target in enumerate(targets)]
+        lowest, pred_idx = zip(*minima, strict=True)
         return torch.cat(lowest), torch.cat(pred_idx)
-    return _look_at_all(cost, output, targets)
+    return _evaluate_batch(cost, output, targets)
 
 
-def _look_at_all(
+def _evaluate_batch(
     cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
 ) -> tuple[Tensor, Tensor]:
     """The batch's M objects against the slots of their own images: [M], [M]."""
@@ -68,7 +76,11 @@ def _look_at_all(
             gt_xyxy=gt[some, None],
             whwh=whwh[some, None],
         )
-        minimum = cost.of(pairs).min(dim=1)
+        total = cost.of(pairs)
+        if device.type == "cpu" and not total.isfinite().all():
+            for number, target in enumerate(targets):
+                cost(output, number, target)  # raises, but where only logits are -inf
+        minimum = total.min(dim=1)
         lowest.append(minimum.values)
         pred_idx.append(minimum.indices)
     if not lowest:
@@ -104,22 +116,60 @@ def _search(
     whwh = torch.tensor([width, height, width, height], dtype=torch.float32)
     tiles = _tiles(output, image, target)
     bound = _lower_bound(cost, tiles, target, whwh)  # [N, T]
+    if bound is None:
+        return _evaluate_all(cost, output, image, target)
     lowest = torch.full_like(bound, torch.inf)
     first = torch.zeros_like(bound, dtype=torch.int64)
 
-    def look_into(objects: Tensor, chosen: Tensor) -> None:
-        parts = (t.split(IN_CACHE // TILE) for t in (objects, chosen))
-        for gt, tile in zip(*parts, strict=True):
-            minimum = cost.of(tiles.pairs(tile, gt, target, whwh)).min(dim=0)
-            lowest[gt, tile], first[gt, tile] = minimum
+    def evaluate(objects: Tensor, tile: Tensor) -> None:
+        parts = (t.split(IN_CACHE // TILE) for t in (objects, tile))
+        for gt, some in zip(*parts, strict=True):
+            minimum = cost.of(tiles.pairs(some, gt, target, whwh)).min(dim=0)
+            lowest[gt, some], first[gt, some] = minimum
 
     every = torch.arange(len(bound))
-    promising = bound.argmin(dim=1)
-    look_into(every, promising)
-    reached = lowest[every, promising][:, None]
-    look_into(*(~(bound > reached)).nonzero(as_tuple=True))  # "not greater": where it is NaN, too
+    evaluate(every, bound.argmin(dim=1))
+    left = ~(bound > lowest.amin(dim=1)[:, None])  # "not greater": where it is NaN, too
+    if left.float().mean() > MANY:
+        sample = bound.topk(min(SAMPLE, bound.shape[1]), dim=1, largest=False).indices
+        evaluate(every.repeat_interleave(sample.shape[1]), sample.flatten())
+        left = ~(bound > lowest.amin(dim=1)[:, None])
+        if left.float().mean() > TOO_MANY:
+            return _evaluate_all(cost, output, image, target)
+    evaluate(*left.nonzero(as_tuple=True))
     value, tile = lowest.min(dim=1)
     return value, tile * TILE + first[every, tile]
+
+
+def _evaluate_all(
+    cost: MatchingCost, output: HeadOutput, image: int, target: Target
+) -> tuple[Tensor, Tensor]:
+    """All slots of one image, a few objects at a time: [N], [N]. The class cost is computed once
+    for each class."""
+    height, width = target.size_hw
+    labels, column = target.gt_labels.unique(return_inverse=True)
+    logits = output.class_logits[image].detach().index_select(1, labels).float().t().contiguous()
+    class_cost = cost.class_cost(logits) if cost.weights.cls else None
+    sides, points = (
+        t.detach().float().t().contiguous().t()[None]  # each coordinate contiguous
+        for t in (output.boxes_xyxy[image], output.points_xy)
+    )
+    minima = []
+    for some in torch.arange(len(column)).split(max(1, IN_CACHE // logits.shape[1])):
+        pairs = Pairs(
+            logits=logits[column[some]],
+            boxes_xyxy=sides,
+            points_xy=points,
+            gt_xyxy=target.gt_xyxy[some, None],
+            whwh=sides.new_tensor([width, height, width, height]),
+        )
+        total = cost.of(pairs, None if class_cost is None else class_cost[column[some]])
+        if not total.isfinite().all():
+            cost(output, image, target)  # raises, but where only logits are -inf
+        minima.append(total.min(dim=1))
+    if not minima:
+        return sides.new_zeros(0), torch.zeros_like(column)
+    return tuple(torch.cat(part) for part in zip(*minima, strict=True))
 
 
 def _tiles(output: HeadOutput, image: int, target: Target) -> _Tiles:
@@ -139,22 +189,27 @@ def _in_runs(values: Tensor) -> Tensor:
     return values.unflatten(0, (-1, TILE))
 
 
-def _lower_bound(cost: MatchingCost, tiles: _Tiles, target: Target, whwh: Tensor) -> Tensor:
-    """What no slot of the tile can undercut: [N, T]."""
+def _lower_bound(cost: MatchingCost, tiles: _Tiles, target: Target, whwh: Tensor) -> Tensor | None:
+    """What no slot of the tile can undercut: [N, T]. None if there are values that are not finite,
+    or so large that costs overflow."""
     w, gt = cost.weights, target.gt_xyxy
+    low, high = tiles.sides.amin(dim=1), tiles.sides.amax(dim=1)  # [4, T]
+    logits = tiles.logits.amax(dim=1)  # [T, U]
+    if not ((low > -LARGEST) & (high < LARGEST)).all() or not (logits < torch.inf).all():
+        return None
     bound = torch.zeros(len(gt), tiles.sides.shape[2])
     if w.cls:
-        bound += w.cls * cost.class_cost(tiles.logits.amax(dim=1)).t()[tiles.column]
+        bound += w.cls * cost.class_cost(logits).t()[tiles.column]
     if w.l1:
         numbers = normalized(tiles.sides.movedim(0, -1), whwh, cost.l1_format)
         bound += w.l1 * _least_distance(numbers, normalized(gt, whwh, cost.l1_format))
     if w.iou or w.giou:
-        iou, giou = _most_iou_and_giou(tiles.sides.amin(dim=1), tiles.sides.amax(dim=1), gt)
+        iou, giou = _most_iou_and_giou(low, high, gt)
         bound += w.iou * (1 - iou) + w.giou * (1 - giou)
     if w.center:
         points = [xy / unit for xy, unit in zip(tiles.points, whwh, strict=False)]
         bound += w.center * _least_distance(points, normalized(gt, whwh, "cxcywh")[:2])
-    return bound - ROUNDING * (1 + bound.abs())
+    return bound - ROUNDING * (1 + bound.abs()).clamp_(max=LARGEST)
 
 
 def _least_distance(slots: Sequence[Tensor], objects: Sequence[Tensor]) -> Tensor:
