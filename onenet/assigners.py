@@ -7,7 +7,7 @@ batch, and the objects of its images, and return one `Matches` per image. All ot
 negative samples. Neither depends on the detector.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -37,24 +37,36 @@ def min_cost(
     to the lower slot index. The matches of an image are in the order of its objects.
     `conflict`: what happens when two objects ask for one slot, see `resolve_conflicts`.
 
-    Raises FloatingPointError, naming image, object and term, if the lowest cost of an object is not
-    finite, that is, if any of its costs is NaN or all are +inf. On a GPU the check would force a
-    synchronization, so it is skipped; there the loss is not finite either, which stops training.
+    Raises FloatingPointError: see `_cheapest`.
+    """
+    matches = []
+    for image, cheapest in enumerate(_cheapest(cost, output, targets)):
+        cost_matrix = partial(cost, output, image, targets[image])
+        matches.append(resolve_conflicts(*cheapest, conflict, cost_matrix))
+    return matches
+
+
+def _cheapest(
+    cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields for each image its objects' lowest costs, the slots with these costs, and whether
+    another object has a better claim to the slot: [N], [N], [N] bool.
+
+    On a CPU, raises FloatingPointError, naming image, object and term, if any cost is not finite; a
+    logit of -inf is allowed, its slot is never the cheapest. Also if an object has no slot with a
+    finite cost. On a GPU the check would force a synchronization, so it is skipped; there the loss
+    is not finite either, which stops training before the optimiser step.
     """
     lowest, slot = cheapest_slots(cost, output, targets)  # [M], [M]: all objects of the batch
-    if lowest.device.type == "cpu" and not lowest.isfinite().all():
-        for image, target in enumerate(targets):
-            cost(output, image, target)  # raises
-
     image_idx = torch.cat([torch.full_like(t.gt_labels, i) for i, t in enumerate(targets)])
+    if lowest.device.type == "cpu" and not lowest.isfinite().all():
+        target = targets[int(image_idx[~lowest.isfinite()][0])]
+        raise FloatingPointError(
+            f"an object of image {target.image_id} has no slot with a finite matching cost"
+        )
     loser = not_first_of_group(image_idx * output.boxes_xyxy.shape[1] + slot, lowest)
     counts = [len(target.gt_labels) for target in targets]
-    per_image = zip(*(tensor.split(counts) for tensor in (lowest, slot, loser)), strict=True)
-    matches = []
-    for image, (lowest, slot, loser) in enumerate(per_image):
-        cost_matrix = partial(cost, output, image, targets[image])
-        matches.append(resolve_conflicts(lowest, slot, loser, conflict, cost_matrix))
-    return matches
+    yield from zip(*(tensor.split(counts) for tensor in (lowest, slot, loser)), strict=True)
 
 
 def resolve_conflicts(
@@ -99,19 +111,22 @@ def hungarian(cost: MatchingCost, output: HeadOutput, targets: Sequence[Target])
     """The one-to-one assignment with the lowest total cost, as in DETR and in the code released
     with the paper. Returns min(P, N) matches per image, in the order of its objects.
 
-    `Matches.conflicts` counts the objects that would lose their slot under `min_cost`. Raises
-    FloatingPointError, naming image, object and term, if any cost is not finite.
+    If no two objects of an image ask for one slot, the cheapest slots are the optimum. Otherwise
+    scipy finds it. `Matches.conflicts` counts the objects that would lose their slot under
+    `min_cost`. Raises FloatingPointError: see `_cheapest`.
     """
     matches = []
-    for image, target in enumerate(targets):
-        cost_matrix = cost(output, image, target)  # [P, N]
-        pred_idx, gt_idx = (
-            torch.as_tensor(index, device=cost_matrix.device)
-            for index in linear_sum_assignment(cost_matrix.cpu().numpy())
-        )
-        order = gt_idx.argsort()
-        conflicts = not_first_of_group(cost_matrix.min(dim=0).indices).sum()
-        matches.append(Matches(pred_idx[order], gt_idx[order], conflicts))
+    for image, (_, pred_idx, loser) in enumerate(_cheapest(cost, output, targets)):
+        gt_idx = torch.arange(len(pred_idx), device=pred_idx.device)
+        if loser.any():
+            cost_matrix = cost(output, image, targets[image])  # [P, N]
+            pred_idx, gt_idx = (
+                torch.as_tensor(index, device=cost_matrix.device)
+                for index in linear_sum_assignment(cost_matrix.cpu().numpy())
+            )
+            order = gt_idx.argsort()
+            pred_idx, gt_idx = pred_idx[order], gt_idx[order]
+        matches.append(Matches(pred_idx, gt_idx, loser.sum()))
     return matches
 
 

@@ -124,11 +124,16 @@ class MatchingCost:
             term = partial(focal_cost, alpha=self.alpha, gamma=self.gamma)
         return apply_in_blocks(term, logits)
 
-    def terms(self, pairs: Pairs) -> Iterator[tuple[str, float, Tensor]]:
-        """Yields the name, weight and unweighted cost [...] of each active term."""
+    def terms(
+        self, pairs: Pairs, class_cost: Tensor | None = None
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        """Yields the name, weight and unweighted cost [...] of each active term.
+
+        `class_cost` [...]: C_cls, if it has been computed already.
+        """
         boxes, gt, whwh, w = pairs.boxes_xyxy, pairs.gt_xyxy, pairs.whwh, self.weights
         if w.cls:
-            yield "cls", w.cls, self.class_cost(pairs.logits)
+            yield "cls", w.cls, self.class_cost(pairs.logits) if class_cost is None else class_cost
         if w.l1:
             yield "l1", w.l1, l1_cost(boxes, gt, whwh, self.l1_format)
         if w.iou:
@@ -140,33 +145,39 @@ class MatchingCost:
         for name, weight, cost in self.own:
             yield name, weight, cost(pairs)
 
-    def of(self, pairs: Pairs) -> Tensor:
-        """The cost of each pair: [...]."""
-        return _sum([term.mul_(weight) for _, weight, term in self.terms(pairs)])
+    def of(self, pairs: Pairs, class_cost: Tensor | None = None) -> Tensor:
+        """The cost of each pair: [...]. See `terms`; `class_cost` is overwritten."""
+        return _sum([term.mul_(weight) for _, weight, term in self.terms(pairs, class_cost)])
 
     @torch.no_grad()
     def __call__(self, output: HeadOutput, image: int, target: Target) -> Tensor:
         """The cost matrix of one image of the batch: [P, N].
 
-        Raises FloatingPointError, naming image, object and term, if a cost is not finite:
-        `torch.min` would silently pick a NaN.
+        Raises FloatingPointError, naming image, object and term, if a cost is not finite, which
+        `torch.min` might silently pick. A logit of -inf is allowed: its slot costs +inf.
         """
         pairs = all_pairs(output, image, target)
         total = self.of(pairs)
         if not torch.isfinite(total).all():
-            self._raise_not_finite(pairs, target)
+            self._raise_if_not_finite(pairs, total, target)
         return total
 
-    def _raise_not_finite(self, pairs: Pairs, target: Target) -> None:
+    def _raise_if_not_finite(self, pairs: Pairs, total: Tensor, target: Target) -> None:
+        allowed = pairs.logits == -torch.inf
         for name, _, term in self.terms(pairs):
             mask = ~torch.isfinite(term)
+            if name == "cls":
+                mask &= ~allowed
             if mask.any():
                 gt = int(mask.any(dim=0).nonzero()[0])
                 raise FloatingPointError(
                     f"matching cost '{name}' is not finite for object {gt} of image "
                     f"{target.image_id} at {int(mask[:, gt].sum())} of {len(term)} slots"
                 )
-        raise FloatingPointError(f"the summed matching cost overflows in image {target.image_id}")
+        if (~torch.isfinite(total) & ~allowed).any():
+            raise FloatingPointError(
+                f"the summed matching cost overflows in image {target.image_id}"
+            )
 
 
 def all_pairs(output: HeadOutput, image: int, target: Target) -> Pairs:

@@ -64,7 +64,10 @@ class GivenCost:
     # Nothing bounds it from below.
     cls_form, weights, own = "cross_entropy", CostWeights(cls=-1.0), ()
 
-    def of(self, pairs: Pairs) -> Tensor:
+    def class_cost(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def of(self, pairs: Pairs, class_cost: Tensor | None = None) -> Tensor:
         return pairs.logits
 
     def __call__(self, output: HeadOutput, image: int, target: Target) -> Tensor:

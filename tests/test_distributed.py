@@ -81,7 +81,7 @@ def score(config, model: nn.Module, world: World) -> dict | None:
     predicted = predict(model, dataset, batch=3, context=RunContext(world=world))
     if predicted is None:
         return None
-    return Scorer(source.annotations).score(predicted[0])[0]
+    return Scorer(source.annotations).score(predicted[0]).metrics
 
 
 def assert_same_training(one: dict, other: dict) -> None:

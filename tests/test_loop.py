@@ -78,7 +78,7 @@ class Run:
         dataset = build.evaluation_set(self.config, self.source, spec)
         batch = self.config.eval.batch
         predictions, _ = predict(self.model, dataset, batch=batch, peaks=spec.peaks)
-        return Scorer(self.source.annotations).score(predictions)[0]
+        return Scorer(self.source.annotations).score(predictions).metrics
 
 
 def load(folder: RunFolder, run: Run) -> Progress:

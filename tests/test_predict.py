@@ -14,7 +14,7 @@ from onenet.data.images import BadImage
 from onenet.data.loading import DetectionDataset
 from onenet.data.sizes import ImageSize
 from onenet.errors import UserError
-from onenet.evaluation.coco_metrics import EVALUATORS
+from onenet.evaluation.evaluators import EVALUATORS
 from onenet.evaluation.predict import predict
 from onenet.job import results
 from onenet.runs.evaluations import requested_evaluation
@@ -57,16 +57,18 @@ def test_an_image_that_cannot_be_read_has_no_detections(monkeypatch):
 
 
 def test_the_backend_makes_neither_another_run_nor_another_evaluation():
-    assert compose([]).eval.backend == "faster"
+    assert compose([]).eval.backend == "hotcoco"
     for backend in EVALUATORS:
         config = compose([f"eval.backend={backend}"])
         assert run_id(config) == run_id(compose([]))
         assert requested_evaluation(config) == requested_evaluation(compose([]))
-    with pytest.raises(UserError, match=r"eval\.backend=coco: choose one of faster, pycocotools"):
+    with pytest.raises(
+        UserError, match=r"eval\.backend=coco: choose one of hotcoco, faster, pycocotools"
+    ):
         compose(["eval.backend=coco"])
 
 
-def test_a_result_has_the_versions_of_both_backends():
+def test_a_result_has_the_versions_of_all_backends():
     environment = results.environment("cpu", threads=1)
-    for package in ("pycocotools", "faster-coco-eval"):
+    for package in ("hotcoco", "pycocotools", "faster-coco-eval"):
         assert environment[package] == metadata.version(package)

@@ -119,7 +119,7 @@ def test_the_line_holds_the_numbers_of_the_first_images(tmp_path):
     source = Pictures(first, [validation.read(i) for i in range(64)])
     dataset = build.evaluation_set(run.config, source, default_evaluation(run.config))
     predictions, _ = predict(run.model, dataset, batch=1)
-    numbers, _ = Scorer(first, (64 / 512) ** 2).score(predictions)
+    numbers = Scorer(first, (64 / 512) ** 2).score(predictions).metrics
     (line,) = lines(folder)
     assert (line.pop("step"), line.pop("evaluation")) == (3, NAME)
     assert line == pytest.approx({k: v for k, v in numbers.items() if v is not None}, abs=0.05)

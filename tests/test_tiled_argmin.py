@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from onenet.assigners import hungarian, min_cost
 from onenet.boxes import grid_points
@@ -27,7 +28,7 @@ COSTS = {
     "all at once": MatchingCost(CostWeights(1.7, 3.1, 0.6, 2.3, 4.9), gamma=1.5, alpha=0.6),
     "a reward": MatchingCost(CostWeights(cls=2, l1=-1, giou=2)),  # nothing bounds it from below
 }
-WAYS = {"look at all": 1 << 60, "a few at a time": 1 << 60, "search": -1}
+WAYS = {"all at once": 1 << 60, "a few at a time": 1 << 60, "search": -1, "all in cache": -1}
 
 
 @pytest.fixture(params=WAYS)
@@ -36,8 +37,11 @@ def way(request, monkeypatch):
     monkeypatch.setattr(tiled_argmin, "FEW_PAIRS", WAYS[request.param])
     if request.param == "a few at a time":
         monkeypatch.setattr(tiled_argmin, "PAIRS_IN_MEMORY", 1)
-    if request.param == "search":
+    if request.param in ("search", "all in cache"):
         monkeypatch.setattr(tiled_argmin, "PAIRS_IN_CACHE", 3 * tiled_argmin.TILE)
+        limit = 0 if request.param == "all in cache" else 2  # fraction of the tiles
+        monkeypatch.setattr(tiled_argmin, "MANY_TILES", min(limit, 0.04))
+        monkeypatch.setattr(tiled_argmin, "TOO_MANY_TILES", limit)
 
 
 def equals_the_whole_cost(cost: MatchingCost, output: HeadOutput, targets: list[Target]) -> None:
@@ -133,7 +137,7 @@ def test_the_search_looks_at_a_fraction_of_the_pairs(monkeypatch):
     seen = []
     of = MatchingCost.of
     monkeypatch.setattr(
-        MatchingCost, "of", lambda cost, pairs: seen.append(of(cost, pairs)) or seen[-1]
+        MatchingCost, "of", lambda *arguments: seen.append(of(*arguments)) or seen[-1]
     )
     output = on_a_grid(1, seeded(), (64, 64))
     cheapest_slots(MatchingCost(), output, [random_target(5, 7, (256, 256), seeded())])
@@ -168,11 +172,110 @@ def test_hungarian_gets_the_costs_of_each_image():
         assert torch.equal(match.pred_idx, expected.pred_idx)
 
 
-@pytest.mark.parametrize("assigner", [min_cost, hungarian])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_cost_that_is_not_finite_is_named(assigner, value, way):
+# --- values that are not finite ---
+
+NOT_FINITE = [torch.nan, torch.inf, -torch.inf]
+assigners = pytest.mark.parametrize("assigner", [min_cost, hungarian])
+
+
+def two_images() -> tuple[HeadOutput, list[Target]]:
+    """The second image has a value that is not finite at slot 77, far from every object."""
     output = on_a_grid(2, seeded())
+    targets = [random_target(3, 5, (96, 160), seeded(i), 40 + i) for i in range(2)]
+    return output, targets
+
+
+@assigners
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_a_box_that_is_not_finite_is_named(assigner, value, way):
+    output, targets = two_images()
     output.boxes_xyxy[1, 77] = value
-    targets = [random_target(3, 7, (96, 160), seeded(i), 40 + i) for i in range(2)]
     with pytest.raises(FloatingPointError, match="'l1' is not finite for object 0 of image 41"):
         assigner(MatchingCost(), output, targets)
+
+
+@assigners
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_logit_of_an_objects_class_that_is_not_finite_is_named(assigner, value, way):
+    output, targets = two_images()
+    output.class_logits[1, 77, targets[1].gt_labels[2]] = value
+    with pytest.raises(FloatingPointError, match="'cls' is not finite for object . of image 41"):
+        assigner(MatchingCost(), output, targets)
+
+
+@assigners
+def test_a_logit_of_minus_infinity_is_a_negative(assigner, way):
+    output, targets = two_images()
+    before = assigner(MatchingCost(), output, targets)
+    output.class_logits[1, 77, targets[1].gt_labels] = -torch.inf
+    assert 77 not in before[1].pred_idx
+    for match, expected in zip(assigner(MatchingCost(), output, targets), before, strict=True):
+        assert torch.equal(match.pred_idx, expected.pred_idx)
+
+
+@assigners
+def test_an_object_without_any_possible_slot_is_an_error(assigner, way):
+    output, targets = two_images()
+    output.class_logits[1, :, targets[1].gt_labels] = -torch.inf
+    with pytest.raises(FloatingPointError, match="an object of image 41 has no slot"):
+        assigner(MatchingCost(), output, targets)
+
+
+@assigners
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_a_logit_of_another_class_has_no_cost(assigner, value, way):
+    output, targets = two_images()
+    before = assigner(MatchingCost(), output, targets)
+    output.class_logits[1, 77, 5:] = value  # the objects are of classes 0 to 4
+    for match, expected in zip(assigner(MatchingCost(), output, targets), before, strict=True):
+        assert torch.equal(match.pred_idx, expected.pred_idx)
+
+
+@assigners
+def test_what_has_no_part_in_the_cost_may_be_anything(assigner, way):
+    output, targets = two_images()
+    output.boxes_xyxy[1, 77] = torch.nan
+    cost = MatchingCost(CostWeights(l1=0, giou=0, center=5))
+    before = assigner(cost, two_images()[0], targets)
+    for match, expected in zip(assigner(cost, output, targets), before, strict=True):
+        assert torch.equal(match.pred_idx, expected.pred_idx)
+
+
+@assigners
+def test_a_box_so_large_that_a_cost_overflows_is_named(assigner, way):
+    output, targets = two_images()
+    output.boxes_xyxy[1, 77] = torch.tensor([-3e38, 0, 3e38, 9])
+    with pytest.raises(FloatingPointError, match="is not finite for object 0 of image 41"):
+        assigner(MatchingCost(), output, targets)
+
+
+# --- Hungarian ---
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("counts", [(3, 0, 5), (15, 1, 2), (20, 4, 0)])  # of 15 slots
+def test_hungarian_equals_scipy_on_all_slots(seed, counts):
+    output = random_output(3, 4, seeded(seed))
+    targets = [random_target(n, 4, (40, 60), seeded(n + seed), n) for n in counts]
+    matches = hungarian(MatchingCost(), output, targets)
+    for image, (match, target) in enumerate(zip(matches, targets, strict=True)):
+        cost = MatchingCost()(output, image, target)
+        slots, objects = linear_sum_assignment(cost.numpy())
+        order = objects.argsort()
+        assert match.gt_idx.tolist() == objects[order].tolist()
+        assert match.pred_idx.tolist() == slots[order].tolist()
+        cheapest = cost.min(dim=0).indices if len(target.gt_labels) else torch.zeros(0)
+        assert match.conflicts == len(target.gt_labels) - len(cheapest.unique())
+
+
+def test_hungarian_asks_scipy_only_where_objects_collide(monkeypatch):
+    output, targets = two_images()
+
+    def no_scipy(_):
+        raise AssertionError
+
+    monkeypatch.setattr("onenet.assigners.linear_sum_assignment", no_scipy)
+    hungarian(MatchingCost(), output, targets)
+    twice = [replace(t, gt_xyxy=t.gt_xyxy[:1].expand(3, 4)) for t in targets]
+    with pytest.raises(AssertionError):
+        hungarian(MatchingCost(CostWeights(cls=0)), output, twice)

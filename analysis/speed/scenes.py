@@ -52,3 +52,40 @@ def _objects(count: int, size_hw: tuple[int, int], generator: torch.Generator) -
     side = 80 * torch.exp(0.7 * torch.randn(count, 2, generator=generator))
     low = (center - side / 2).clamp(min=0)
     return torch.cat([low, torch.minimum(center + side / 2, width_height).maximum(low + 2)], dim=1)
+
+
+def one_box(output: HeadOutput, targets: list[Target]) -> HeadOutput:
+    """Every slot predicts one box with one score: nothing tells slots apart."""
+    boxes = torch.tensor([100.0, 100.0, 300.0, 260.0]).expand_as(output.boxes_xyxy).clone()
+    return HeadOutput(torch.full_like(output.class_logits, -4.6), boxes, output.points_xy)
+
+
+def no_area(output: HeadOutput, targets: list[Target]) -> HeadOutput:
+    """Every box is its slot's point: no IoU tells slots apart."""
+    boxes = output.points_xy.repeat(1, 2).expand_as(output.boxes_xyxy).clone()
+    return HeadOutput(output.class_logits, boxes, output.points_xy)
+
+
+def fresh(output: HeadOutput, targets: list[Target]) -> HeadOutput:
+    """A network at its start: every score near the prior of 0.01, boxes of about 16 pixels."""
+    generator = torch.Generator().manual_seed(1)
+    logits = 0.05 * torch.randn(output.class_logits.shape, generator=generator) - 4.6
+    sides = 8 * torch.exp(0.1 * torch.randn(output.boxes_xyxy.shape, generator=generator))
+    low, high = output.points_xy - sides[..., :2], output.points_xy + sides[..., 2:]
+    return HeadOutput(logits, torch.cat([low, high], dim=-1), output.points_xy)
+
+
+def one_good_slot_a_tile(output: HeadOutput, targets: list[Target]) -> HeadOutput:
+    """Every sixteenth slot has a perfect box of some object and a high score for its class; each
+    tile of consecutive slots looks promising to every bound."""
+    boxes, logits = output.boxes_xyxy.clone(), output.class_logits.clone()
+    slots = torch.arange(0, boxes.shape[1], 16)
+    for image, target in enumerate(targets):
+        gt = torch.arange(len(slots)) % len(target.gt_labels)
+        boxes[image, slots] = target.gt_xyxy[gt]
+        logits[image, slots] = -4.6
+        logits[image, slots, target.gt_labels[gt]] = 2.0
+    return HeadOutput(logits, boxes, output.points_xy)
+
+
+WORST = (one_box, no_area, fresh, one_good_slot_a_tile)  # for a search that skips slots

@@ -160,7 +160,7 @@ class EvalConfig:
     peaks: bool | None = MISSING
     looks: int = key(least=0)
     batch: int = key(least=1)
-    backend: str = key(choices=("faster", "pycocotools"))
+    backend: str = key(choices=("hotcoco", "faster", "pycocotools"))
 
 
 @dataclass

@@ -74,6 +74,10 @@ class Annotations:
             }
             for row in range(len(image_ids))
         ]
+        return {**self.coco_header(), "annotations": annotations}
+
+    def coco_header(self) -> dict:
+        """A COCO `instances` dictionary without its annotations."""
         images = [
             {"id": int(i), "height": int(h), "width": int(w)}
             for i, (h, w) in zip(self.image_ids, self.sizes_hw, strict=True)
@@ -82,9 +86,4 @@ class Annotations:
             {"id": int(i), "name": name}
             for i, name in zip(self.category_ids, self.category_names, strict=True)
         ]
-        return {
-            "info": {},
-            "images": images,
-            "annotations": annotations,
-            "categories": categories,
-        }
+        return {"info": {}, "images": images, "categories": categories}

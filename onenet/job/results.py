@@ -59,13 +59,13 @@ def score(
     `bad_images`: the files that could not be read.
     """
     scorer = Scorer(source.annotations, spec.area_scale, config.eval.backend)
-    metrics, notes = scorer.score(predictions)
+    metrics, notes, curves = scorer.score(predictions)
     if bad_images:
         notes["AP"] = f"{plural(len(bad_images), 'image')} without detections: could not be read"
     return {
         "metrics": metrics,
         "metrics_notes": notes,
-        "curves": scorer.curves(predictions),
+        "curves": curves,
         "data_report": list(source.annotations.report),
         "bad_images": bad_images,
     }
@@ -175,7 +175,7 @@ def environment(device: str, threads: int) -> dict:
     """Returns the versions, the hardware and the commit that produced the numbers."""
     packages = (
         *("torch", "torchvision", "timm", "numpy", "pillow"),
-        *("pycocotools", "faster-coco-eval"),
+        *("hotcoco", "faster-coco-eval", "pycocotools"),
     )
 
     def git(*arguments: str) -> str:

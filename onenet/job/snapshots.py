@@ -72,7 +72,7 @@ class Snapshots:
         if snapshot is None:
             return
         detections, objects, assignments, predictions = snapshot
-        metrics, _ = self.scorer.score(detections)
+        metrics = self.scorer.score(detections).metrics
         add_line(self.folder, {"step": step, "evaluation": NAME}, metrics)
         _add(self.folder.assignments_file, step, _concatenate(objects), _concatenate(assignments))
         if last:

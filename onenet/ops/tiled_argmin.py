@@ -9,9 +9,10 @@ TILE consecutive slots; an image has T tiles.
 Minimum Cost Assignment only needs the column minima of the cost matrix [P, N]. On a GPU, or if
 there are few pairs, the costs of the whole batch are computed as one [M, P], with the logits of the
 objects' classes only and without a synchronization. On a CPU with many pairs (COCO: 27,000 slots),
-branch and bound finds the minima: the ranges of a tile's predictions give a lower bound on its
-costs, and only tiles that may contain a minimum are evaluated. Either way, each pair's cost is
-computed by the same operations as in the full matrix.
+branch and bound finds the minima of an image: the ranges of a tile's predictions give a lower bound
+on its costs, and only tiles that may contain a minimum are evaluated. If the bounds exclude too few
+tiles, all slots are evaluated, a few objects at a time so that the costs stay in the cache. Each
+pair's cost is always computed by the same operations as in the full matrix.
 """
 
 from collections.abc import Sequence
@@ -25,8 +26,12 @@ from onenet.structures import HeadOutput, Target
 
 TILE = 16
 FEW_PAIRS = 120_000  # per batch; up to this number, evaluating all pairs is faster
-PAIRS_IN_MEMORY = 1 << 24  # per chunk when all pairs are evaluated
-PAIRS_IN_CACHE = 1 << 16  # per chunk in branch and bound
+PAIRS_IN_MEMORY = 1 << 24  # per chunk on a GPU
+PAIRS_IN_CACHE = 1 << 16  # per chunk on a CPU
+MANY_TILES = 0.04  # fraction of the tiles; if more are left, SAMPLE tiles tighten the upper bound
+TOO_MANY_TILES = 0.3  # if still more are left, evaluating all slots is faster
+SAMPLE = 16  # tiles per object
+MAX_COORDINATE = 1e18  # pixels; its square is still finite
 ROUNDING = 1e-4  # relative margin of a bound; a hundred times the rounding error of float32
 
 
@@ -34,19 +39,21 @@ ROUNDING = 1e-4  # relative margin of a bound; a hundred times the rounding erro
 def cheapest_slots(
     cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
 ) -> tuple[Tensor, Tensor]:
-    """The lowest cost of each object in the batch, and the first slot with that cost: [M], [M]."""
+    """The lowest cost of each object in the batch, and the first slot with that cost: [M], [M].
+
+    On a CPU, raises FloatingPointError like `cost(output, image, target)`.
+    """
     pairs = output.boxes_xyxy.shape[1] * sum(len(target.gt_labels) for target in targets)
     on_cpu = output.boxes_xyxy.device.type == "cpu"
-    if on_cpu and pairs > FEW_PAIRS and _has_bounds(cost):
-        minima = [
-            _branch_and_bound(cost, output, image, target) for image, target in enumerate(targets)
-        ]
+    if on_cpu and pairs > FEW_PAIRS:
+        search = _branch_and_bound if _has_bounds(cost) else _evaluate_image
+        minima = [search(cost, output, image, target) for image, target in enumerate(targets)]
         lowest, pred_idx = zip(*minima, strict=True)
         return torch.cat(lowest), torch.cat(pred_idx)
-    return _evaluate_all(cost, output, targets)
+    return _evaluate_batch(cost, output, targets)
 
 
-def _evaluate_all(
+def _evaluate_batch(
     cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
 ) -> tuple[Tensor, Tensor]:
     """Compares each of the batch's M objects with all slots of its image: [M], [M]."""
@@ -70,7 +77,11 @@ def _evaluate_all(
             gt_xyxy=gt[chunk, None],
             whwh=whwh[chunk, None],
         )
-        minimum = cost.of(pairs).min(dim=1)
+        total = cost.of(pairs)
+        if device.type == "cpu" and not total.isfinite().all():
+            for number, target in enumerate(targets):
+                cost(output, number, target)  # raises, unless only logits are -inf
+        minimum = total.min(dim=1)
         lowest.append(minimum.values)
         pred_idx.append(minimum.indices)
     if not lowest:
@@ -106,6 +117,8 @@ def _branch_and_bound(
     whwh = torch.tensor([width, height, width, height], dtype=torch.float32)
     tiles = _tiles(output, image, target)
     bound = _lower_bound(cost, tiles, target, whwh)  # [N, T]
+    if bound is None:
+        return _evaluate_image(cost, output, image, target)
     lowest = torch.full_like(bound, torch.inf)
     first = torch.zeros_like(bound, dtype=torch.int64)
 
@@ -115,13 +128,52 @@ def _branch_and_bound(
             minimum = cost.of(tiles.pairs(tile, gt, target, whwh)).min(dim=0)
             lowest[gt, tile], first[gt, tile] = minimum
 
+    def candidates() -> Tensor:
+        return ~(bound > lowest.amin(dim=1)[:, None])  # [N, T]; not `<=`, which is False for NaN
+
     objects = torch.arange(len(bound))
-    best_tile = bound.argmin(dim=1)
-    evaluate(objects, best_tile)
-    upper_bound = lowest[objects, best_tile][:, None]
-    evaluate(*(~(bound > upper_bound)).nonzero(as_tuple=True))  # not `<=`, which is False for NaN
+    evaluate(objects, bound.argmin(dim=1))
+    if candidates().float().mean() > MANY_TILES:
+        sample = bound.topk(min(SAMPLE, bound.shape[1]), dim=1, largest=False).indices
+        evaluate(objects.repeat_interleave(sample.shape[1]), sample.flatten())
+        if candidates().float().mean() > TOO_MANY_TILES:
+            return _evaluate_image(cost, output, image, target)
+    evaluate(*candidates().nonzero(as_tuple=True))
     value, tile = lowest.min(dim=1)
     return value, tile * TILE + first[objects, tile]
+
+
+def _evaluate_image(
+    cost: MatchingCost, output: HeadOutput, image: int, target: Target
+) -> tuple[Tensor, Tensor]:
+    """Compares a few objects of one image at a time with all slots: [N], [N].
+
+    The class cost is computed once per class.
+    """
+    height, width = target.size_hw
+    labels, column = target.gt_labels.unique(return_inverse=True)
+    logits = output.class_logits[image].detach().index_select(1, labels).float().t().contiguous()
+    class_cost = cost.class_cost(logits) if cost.weights.cls else None
+    sides, points = (
+        t.detach().float().t().contiguous().t()[None]  # each coordinate contiguous
+        for t in (output.boxes_xyxy[image], output.points_xy)
+    )
+    minima = []
+    for chunk in torch.arange(len(column)).split(max(1, PAIRS_IN_CACHE // logits.shape[1])):
+        pairs = Pairs(
+            logits=logits[column[chunk]],
+            boxes_xyxy=sides,
+            points_xy=points,
+            gt_xyxy=target.gt_xyxy[chunk, None],
+            whwh=sides.new_tensor([width, height, width, height]),
+        )
+        total = cost.of(pairs, None if class_cost is None else class_cost[column[chunk]])
+        if not total.isfinite().all():
+            cost(output, image, target)  # raises, unless only logits are -inf
+        minima.append(total.min(dim=1))
+    if not minima:
+        return sides.new_zeros(0), torch.zeros_like(column)
+    return tuple(torch.cat(part) for part in zip(*minima, strict=True))
 
 
 def _tiles(output: HeadOutput, image: int, target: Target) -> _Tiles:
@@ -142,22 +194,32 @@ def _group(values: Tensor) -> Tensor:
     return values.unflatten(0, (-1, TILE))
 
 
-def _lower_bound(cost: MatchingCost, tiles: _Tiles, target: Target, whwh: Tensor) -> Tensor:
-    """A lower bound on the costs of each tile's slots for each object: [N, T]."""
+def _lower_bound(cost: MatchingCost, tiles: _Tiles, target: Target, whwh: Tensor) -> Tensor | None:
+    """A lower bound on the cost of all slots of a tile: [N, T].
+
+    None if a value is not finite, or so large that a cost may overflow.
+    """
     w, gt = cost.weights, target.gt_xyxy
+    low, high = tiles.sides.amin(dim=1), tiles.sides.amax(dim=1)  # [4, T]
+    logits = tiles.logits.amax(dim=1)  # [T, U]
+    if (
+        not ((low > -MAX_COORDINATE) & (high < MAX_COORDINATE)).all()
+        or not (logits < torch.inf).all()
+    ):
+        return None
     bound = torch.zeros(len(gt), tiles.sides.shape[2])
     if w.cls:
-        bound += w.cls * cost.class_cost(tiles.logits.amax(dim=1)).t()[tiles.column]
+        bound += w.cls * cost.class_cost(logits).t()[tiles.column]
     if w.l1:
         sides = normalized_coordinates(tiles.sides.movedim(0, -1), whwh, cost.l1_format)
         bound += w.l1 * _min_distance(sides, normalized_coordinates(gt, whwh, cost.l1_format))
     if w.iou or w.giou:
-        iou, giou = _max_iou_and_giou(tiles.sides.amin(dim=1), tiles.sides.amax(dim=1), gt)
+        iou, giou = _max_iou_and_giou(low, high, gt)
         bound += w.iou * (1 - iou) + w.giou * (1 - giou)
     if w.center:
         points = [xy / unit for xy, unit in zip(tiles.points, whwh, strict=False)]
         bound += w.center * _min_distance(points, normalized_coordinates(gt, whwh, "cxcywh")[:2])
-    return bound - ROUNDING * (1 + bound.abs())
+    return bound - ROUNDING * (1 + bound.abs()).clamp_(max=MAX_COORDINATE)
 
 
 def _min_distance(slots: Sequence[Tensor], objects: Sequence[Tensor]) -> Tensor:
