@@ -52,7 +52,7 @@ def fill(
         "config": config or to_dict(spec.config),
         "metrics": metrics,
         "metrics_notes": notes or {},
-        "env": {"pycocotools": "2.0.11", "faster-coco-eval": "1.8.0"} | (env or {}),
+        "env": {"pycocotools": "2.0.11", "hotcoco": "1.3.0"} | (env or {}),
     }
     write_json(spec.folder.evaluation(spec.evaluation) / "result.json", result)
 
@@ -107,7 +107,7 @@ def test_mean_and_deviation_over_seeds_and_the_gap_to_the_paper(root, capsys):
     assert row[:4] == [f"{one.config.lr:g}", "3", "35.7", "32.0 ± 2.6"]  # (4 + 1 + 9) / 2 = 2.65²
     assert row[4:8] == ["-3.7", "35.5 (-0.2)", "32.3 ± 2.4 (+0.3 ± 0.3)", "-3.2"]
     assert grid(page)["predefined + class"][1:5] == ["1/3", "32.5", "20.0", "-12.5"]
-    assert "scored by faster-coco-eval 1.8.0; recipe 1" in page
+    assert "scored by hotcoco 1.3.0; recipe 1" in page
     assert f"COCO's bounds × ({one.config.size.short}/512)²" in page
 
     lines = tidy(printed(capsys, root, "--table", "1", "--format", "csv", "--", "cost=loc_cls"))
@@ -235,7 +235,7 @@ def test_rows_that_share_a_training_keep_their_evaluations_apart(root, capsys):
     ("other", "words"),
     [
         ({"recipe": 2}, ["recipes", "1: 1 (", "2: 1 ("]),
-        ({"env": {"faster-coco-eval": "1.7"}}, ["evaluators", "coco-eval 1.8.0: 1 (", "1.7: 1 ("]),
+        ({"env": {"hotcoco": "1.2"}}, ["evaluators", "hotcoco 1.3.0: 1 (", "1.2: 1 ("]),
     ],
 )
 def test_what_cannot_be_averaged_is_refused(root, capsys, other, words):
@@ -249,7 +249,7 @@ def test_what_cannot_be_averaged_is_refused(root, capsys, other, words):
 def test_two_evaluations_of_one_training_are_compared_too(root, capsys):
     three, one = (c for c in specs(root, 2, "seed=0", "lr_scale=2") if c.config.heads == 3)
     fill(three, AP=1.0)
-    fill(one, AP=1.0, env={"faster-coco-eval": "1.7"})
+    fill(one, AP=1.0, env={"hotcoco": "1.2"})
     words = ("--runs", str(root), "--table", "2", "--", "seed=0", "lr_scale=2")
     assert "evaluators" in refused(capsys, *words)
 
@@ -266,7 +266,7 @@ def test_a_table_says_which_evaluators_its_numbers_come_from(root, capsys):
         assert "scored by pycocotools 2.0.11; recipe 1" in page
     fill(second, AP=1.0)
     page = printed(capsys, root, "--table", "1", "--", *words)
-    assert "scored by faster-coco-eval 1.8.0 and pycocotools 2.0.11; recipe 1" in page
+    assert "scored by hotcoco 1.3.0 and pycocotools 2.0.11; recipe 1" in page
 
 
 def test_a_table_of_two_data_sets_is_refused(root, capsys):
