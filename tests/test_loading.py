@@ -27,7 +27,7 @@ from onenet.data.loading import (
 )
 from onenet.data.normalization import PADDING_RGB, normalize
 from onenet.data.order import training_order
-from onenet.data.shapes import ShapesConfig, make_annotations
+from onenet.data.shapes import ShapeSettings, make_annotations
 from onenet.data.sizes import ImageSize, pad_to_multiple
 from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import FPN
@@ -42,7 +42,7 @@ NO_CHANGE = Augmentation(flip=0.0, min_scale=1.0)
 
 
 def drawn(count: int, split: str = "train") -> DrawnImages:
-    config = ShapesConfig(min_short=40, max_short=50, max_objects=4)
+    config = ShapeSettings(min_short=40, max_short=50, max_objects=4)
     return DrawnImages(make_annotations(config, split, count), config, split)
 
 

@@ -20,7 +20,7 @@ from onenet.data.shapes import (
     OUTLINES,
     PLACEMENT_TRIES,
     Scene,
-    ShapesConfig,
+    ShapeSettings,
     draw_scene,
     make_annotations,
     make_scene,
@@ -36,7 +36,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def scenes(kind: str, count: int = 100, split: str = "val", **changes) -> list[Scene]:
-    config = ShapesConfig(kind=kind, **changes)
+    config = ShapeSettings(kind=kind, **changes)
     return [make_scene(config, split, image) for image in range(count)]
 
 
@@ -52,7 +52,7 @@ def same(a: Scene, b: Scene) -> bool:
 
 @kinds
 def test_images_are_a_function_of_seed_split_and_number(kind):
-    config = ShapesConfig(kind=kind, seed=3)
+    config = ShapeSettings(kind=kind, seed=3)
     first, again = (make_scene(config, "train", 7) for _ in range(2))
     assert same(first, again)
     pixels = draw_scene(config, "train", 7, first)
@@ -67,7 +67,7 @@ def test_images_are_a_function_of_seed_split_and_number(kind):
 
 @kinds
 def test_neither_the_number_of_images_nor_the_order_of_reading_matters(kind):
-    config = ShapesConfig(kind=kind)
+    config = ShapeSettings(kind=kind)
     few, many = make_annotations(config, "train", 3), make_annotations(config, "train", 6)
     for name in ("image_ids", "sizes_hw", "boxes_xyxy", "labels", "parts_xyxy"):
         assert np.array_equal(getattr(few, name), getattr(many.limit(3), name)), name
@@ -80,7 +80,7 @@ def test_neither_the_number_of_images_nor_the_order_of_reading_matters(kind):
 
 
 def test_splits_and_seeds_have_pixels_of_their_own():
-    config = ShapesConfig()
+    config = ShapeSettings()
     scene = make_scene(config, "train", 0)
     drawn = [
         draw_scene(config, "train", 0, scene),
@@ -95,7 +95,7 @@ def test_splits_and_seeds_have_pixels_of_their_own():
 # --- the same numbers as a plain version's, to the bit: trainings can be repeated ---
 
 
-def plain_scene(config: ShapesConfig, image: int) -> Scene:
+def plain_scene(config: ShapeSettings, image: int) -> Scene:
     """With arrays, all boxes at a time."""
     rng = np.random.default_rng([config.seed, 0, image, 0])
     short = int(rng.integers(config.min_short, config.max_short + 1))
@@ -112,7 +112,7 @@ def plain_scene(config: ShapesConfig, image: int) -> Scene:
     return Scene(size_hw, np.array(labels), boxes, parts)
 
 
-def plain_place(rng, config: ShapesConfig, size_hw) -> tuple[np.ndarray, np.ndarray]:
+def plain_place(rng, config: ShapeSettings, size_hw) -> tuple[np.ndarray, np.ndarray]:
     side = min(size_hw) * config.min_side * (config.max_side / config.min_side) ** rng.random()
     side *= config.body_scale if config.kind == "parts" else 1
     stretch = 2 ** rng.uniform(-0.5, 0.5)
@@ -144,7 +144,7 @@ def plain_fits(box: np.ndarray, boxes: np.ndarray, parts: np.ndarray) -> bool:
     )
 
 
-def plain_picture(config: ShapesConfig, image: int, scene: Scene) -> np.ndarray:
+def plain_picture(config: ShapeSettings, image: int, scene: Scene) -> np.ndarray:
     rng = np.random.default_rng([config.seed, 0, image, 1])
     coarse = rng.integers(40, 216, (4, 4, 3), dtype=np.uint8)
     double_wh = (2 * scene.size_hw[1], 2 * scene.size_hw[0])
@@ -165,7 +165,7 @@ def plain_picture(config: ShapesConfig, image: int, scene: Scene) -> np.ndarray:
 @kinds
 @pytest.mark.parametrize("changes", [{}, {"seed": 3, "max_objects": 30, "max_side": 0.7}])
 def test_scenes_and_pixels_are_those_of_the_plain_version(kind, changes):
-    config = ShapesConfig(kind=kind, **changes)
+    config = ShapeSettings(kind=kind, **changes)
     for image in range(60):
         scene = make_scene(config, "train", image)
         assert same(scene, plain_scene(config, image))
@@ -175,7 +175,7 @@ def test_scenes_and_pixels_are_those_of_the_plain_version(kind, changes):
 
 @kinds
 def test_what_is_read_is_drawn_from_the_annotations(kind):
-    config = ShapesConfig(kind=kind)
+    config = ShapeSettings(kind=kind)
     annotations = make_annotations(config, "val", 5)
     source = DrawnImages(annotations, config, "val")
     for image in range(5):
@@ -280,7 +280,7 @@ def shrunk(boxes: np.ndarray) -> np.ndarray:
 @kinds
 def test_an_object_fills_its_box_and_nothing_else(kind):
     """Taking the last object away changes pixels up to all four sides of its box, none outside."""
-    config = ShapesConfig(kind=kind)
+    config = ShapeSettings(kind=kind)
     for image in range(25):
         scene = make_scene(config, "val", image)
         boxes = shrunk(scene.boxes_xyxy)
@@ -292,7 +292,7 @@ def test_an_object_fills_its_box_and_nothing_else(kind):
 
 @kinds
 def test_the_class_shows_in_the_part_and_nowhere_else(kind):
-    config = ShapesConfig(kind=kind)
+    config = ShapeSettings(kind=kind)
     for image in range(25):
         scene = make_scene(config, "val", image)
         labels = scene.labels.copy()
@@ -305,7 +305,7 @@ def test_the_class_shows_in_the_part_and_nowhere_else(kind):
 
 
 def test_pictures_have_the_size_of_the_scene_and_are_not_flat():
-    config = ShapesConfig()
+    config = ShapeSettings()
     scene = make_scene(config, "train", 2)
     pixels = draw_scene(config, "train", 2, scene)
     assert pixels.shape == (*scene.size_hw, 3)

@@ -186,12 +186,12 @@ def _schedule_saturates(runs: Evidence) -> list[Condition]:
     """Compares two gains over 72 epochs each: from 144 to 216, and from 72 to 144."""
     _, *rows = (runs.row("table4", label) for label in EPOCHS)
     half, whole, longer = (by_seed(row, "AP") for row in rows)
-    late = {seed: longer[seed] - whole[seed] for seed in longer.keys() & whole.keys()}
+    late_gain = {seed: longer[seed] - whole[seed] for seed in longer.keys() & whole.keys()}
     early = {seed: whole[seed] - half[seed] for seed in whole.keys() & half.keys()}
     quantity = "AP gained from 144 to 216 epochs - from 72 to 144"
     at_72, at_144, at_216 = (row.paper.numbers["AP"] for row in rows)
     paper = (at_216 - at_144) - (at_144 - at_72)
-    return [Condition(quantity, paired(late, early), "<", rows=tuple(rows), paper=paper)]
+    return [Condition(quantity, paired(late_gain, early), "<", rows=tuple(rows), paper=paper)]
 
 
 # --- Tables 5 and 6 ---

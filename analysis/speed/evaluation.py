@@ -49,7 +49,7 @@ def seconds(annotations: Annotations, predictions: Predictions) -> list[float]:
     def run_plain() -> None:
         results = predictions.to_coco(annotations)
         keep = predictions.nms_keep[0.5].tolist()
-        after_nms = [row for row, kept in zip(results, keep, strict=True) if kept]
+        after_nms = [row for row, is_kept in zip(results, keep, strict=True) if is_kept]
         numbers["plain"] = plain_pycocotools(annotations.to_coco(), [results, after_nms])
 
     def run_ours() -> None:

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image, ImageOps
 from simplejpeg import decode_jpeg
 
 from onenet.data.annotations import Annotations
-from onenet.data.shapes import ShapesConfig, draw_scene, scene_of
+from onenet.data.shapes import ShapeSettings, draw_scene, scene_of
 
 NAME_ENCODING = ("utf-8", "surrogatepass")  # can encode any str
 
@@ -29,7 +29,7 @@ class ImageSource(Protocol):
 class DrawnImages:
     """The built-in images, drawn on first use and then cached (about 40 KB each)."""
 
-    def __init__(self, annotations: Annotations, config: ShapesConfig, split: str):
+    def __init__(self, annotations: Annotations, config: ShapeSettings, split: str):
         self.annotations, self.config, self.split = annotations, config, split
         self._cache: dict[int, np.ndarray] = {}
 

@@ -32,7 +32,7 @@ Color = tuple[int, int, int]  # red, green, blue
 
 
 @dataclass(frozen=True)
-class ShapesConfig:
+class ShapeSettings:
     """Parameters of the images; lengths in pixels."""
 
     kind: str = "rigid"
@@ -101,11 +101,11 @@ class Scene:
     parts_xyxy: np.ndarray  # [N, 4] pixels: the glyph, or the whole box of a rigid object
 
 
-def _generator(config: ShapesConfig, split: str, image: int, stream: int) -> np.random.Generator:
+def _generator(config: ShapeSettings, split: str, image: int, stream: int) -> np.random.Generator:
     return np.random.default_rng([config.seed, {"train": 0, "val": 1}[split], image, stream])
 
 
-def make_scene(config: ShapesConfig, split: str, image: int) -> Scene:
+def make_scene(config: ShapeSettings, split: str, image: int) -> Scene:
     """Samples the layout of image number `image` of `split` (`train`, `val`), reproducibly."""
     rng = _generator(config, split, image, 0)
     short = int(rng.integers(config.min_short, config.max_short + 1))
@@ -124,7 +124,7 @@ def make_scene(config: ShapesConfig, split: str, image: int) -> Scene:
 
 
 def _sample_box(
-    rng: np.random.Generator, config: ShapesConfig, size_hw: Sequence
+    rng: np.random.Generator, config: ShapeSettings, size_hw: Sequence
 ) -> tuple[Box, Box]:
     """Samples a box anywhere in the image, and the part in it that shows the class.
 
@@ -168,7 +168,7 @@ def _area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def draw_scene(config: ShapesConfig, split: str, image: int, scene: Scene) -> np.ndarray:
+def draw_scene(config: ShapeSettings, split: str, image: int, scene: Scene) -> np.ndarray:
     """Draws the pixels, [H, W, 3] uint8 RGB."""
     rng = _generator(config, split, image, 1)
     height, width = scene.size_hw
@@ -199,7 +199,7 @@ def _shift_color(rng: np.random.Generator, color: Color, low: int, high: int) ->
     return tuple((channel + int(rng.integers(low, high))) % 256 for channel in color)
 
 
-def make_annotations(config: ShapesConfig, split: str, count: int) -> Annotations:
+def make_annotations(config: ShapeSettings, split: str, count: int) -> Annotations:
     """Returns the objects of the first `count` images of `split`, with image ids 1..count."""
     scenes = [make_scene(config, split, image) for image in range(count)]
     boxes = np.concatenate([scene.boxes_xyxy for scene in scenes])

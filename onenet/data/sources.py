@@ -5,7 +5,7 @@ from pathlib import Path
 from onenet.config.schema import DataConfig
 from onenet.data.coco import read_coco
 from onenet.data.images import DrawnImages, ImageSource
-from onenet.data.shapes import ShapesConfig, make_annotations
+from onenet.data.shapes import ShapeSettings, make_annotations
 from onenet.errors import UserError
 from onenet.system.own import load
 
@@ -23,7 +23,7 @@ def open_split(data: DataConfig, split: str, cache: Path | None = None) -> Image
         return source
     if data.name == "shapes":
         shapes = data.shapes
-        config = ShapesConfig(
+        config = ShapeSettings(
             kind=shapes.kind,
             seed=data.seed,
             min_short=shapes.min_short,

@@ -45,11 +45,11 @@ def print_plan(console: Console, study: Study) -> None:
     else:
         plan.check(console, [Run([study.base])])
     counts = study.counts("to do")
-    if left := study.size() - len(study.trials):
-        counts += f", {left} of them not drawn yet"
+    if open_trials := study.size() - len(study.trials):
+        counts += f", {open_trials} of them not drawn yet"
         config = study.base.config
         if seconds := Estimates(config.root).seconds(config, config.steps or 0):
-            counts += f" ({duration_text(left * seconds)})"
+            counts += f" ({duration_text(open_trials * seconds)})"
     console.out(counts)
 
 
