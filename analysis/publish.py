@@ -17,7 +17,7 @@ from tabulate import tabulate
 from analysis import claims, figures, tables
 from analysis.core.evidence import BCCD, RECORDS, RESULTS, Evidence, with_root
 from analysis.core.formats import markdown
-from analysis.core.layout import number, sheet, with_std
+from analysis.core.layout import has_tide, number, sheet, with_std
 from analysis.core.predicates import LARGER, LONGER, PARTS
 from analysis.core.rows import Comparison, Stat, TableRow
 from onenet.sweeps.experiments import expand
@@ -49,6 +49,7 @@ MAIN_COLUMNS = {
     "gain": ("nms_gain", "+.1f"),
     "gain in AP50": ("AP50_nms_gain", "+.1f"),
     "duplicates per object": ("duplicates_per_object", ".2f"),
+    "dAP dupe": ("dAP_dupe", ".1f"),
 }
 BACKBONES = ("backbone=tiny,resnet18",)
 PAGES: dict[str, list[tuple[str, Overrides]]] = {  # folder -> its experiments
@@ -125,6 +126,11 @@ def table(name: str, runs: Evidence) -> str:
         if any(cells):
             lines.append([row.label, _paper(row), *cells])
     header = ["", "paper (COCO)", *(title for title, _ in columns)]
+    for title, rows in columns:
+        if has_tide(list(rows.values())):
+            header.append(f"dAP dupe, {title.split(':')[0]}")
+            for line, row in zip(lines, rows.values(), strict=True):
+                line.append(with_std(row.ours("dAP_dupe"), ".1f"))
     if not any(paper for _, paper, *_ in lines):
         header, lines = header[:1] + header[2:], [[row, *cells] for row, _, *cells in lines]
     return _pipe(header, lines)
@@ -132,12 +138,16 @@ def table(name: str, runs: Evidence) -> str:
 
 def main_job(_: Evidence) -> str:
     """The table that the README's first command prints, from its runs in the records."""
-    lines = []
-    for spec in expand([*MAIN_JOB, f"runs_root={RECORDS}"]):
-        metrics = spec.folder.result(spec.evaluation)["metrics"]
-        numbers = [number(metrics[name], pattern) for name, pattern in MAIN_COLUMNS.values()]
-        lines.append([f"`{' '.join(spec.overrides)}`", *numbers])
-    return _pipe(["run", *MAIN_COLUMNS], lines)
+    specs = expand([*MAIN_JOB, f"runs_root={RECORDS}"])
+    results = [spec.folder.result(spec.evaluation)["metrics"] for spec in specs]
+    columns = dict(MAIN_COLUMNS)
+    if not all("dAP_dupe" in metrics for metrics in results):  # of an earlier version
+        del columns["dAP dupe"]
+    lines = [
+        [f"`{' '.join(spec.overrides)}`", *(number(metrics[m], p) for m, p in columns.values())]
+        for spec, metrics in zip(specs, results, strict=True)
+    ]
+    return _pipe(["run", *columns], lines)
 
 
 def table_from_csv(file: Path) -> str:

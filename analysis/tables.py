@@ -19,6 +19,7 @@ from analysis.core import formats
 from analysis.core.evidence import command_line, overrides_of, print_source
 from analysis.core.layout import COCO, missing_summary, sheet
 from analysis.core.rows import Comparison, Stat, compare
+from onenet.config.options import TIDE
 from onenet.errors import UserError
 from onenet.sweeps.experiments import Experiment, experiment_names, read_experiment
 
@@ -27,6 +28,7 @@ METRICS = (
     *COCO,
     *("AP_nms", "nms_gain", "AP50_nms", "AP50_nms_gain", "AP75_nms", "APs_nms", "APm_nms"),
     *("APl_nms", "AP_nms_06", "AP_nms_07", "AR100", "AR100_nms", "duplicates_per_object"),
+    *(f"dAP_{error}{nms}" for nms in ("", "_nms") for error in TIDE),
     *("conflict_rate", "params", "train_hours", "FPS"),
 )
 
@@ -90,6 +92,8 @@ def tidy(comparison: Comparison) -> str:
         lines.writerow([*key, "lr", "", row.specs[0].config.lr, "", "", "", ""])
         for metric in METRICS:
             ours = row.ours(metric)
+            if metric.startswith("dAP") and not ours.n:
+                continue  # results of an earlier version
             values = row.paper.numbers.get(metric), ours.mean, ours.std, ours.n, row.gap(metric)
             rounded = ["" if v is None else round(v, 6) for v in values]
             lines.writerow([*key, metric, *rounded, " ".join(row.values(metric))])

@@ -16,7 +16,7 @@ import yaml
 
 from onenet.runs.folder import RunFolder
 from onenet.sweeps.experiments import expand
-from onenet.system.files import REPOSITORY
+from onenet.system.files import REPOSITORY, write_json
 
 TINY = ["debug=tiny", "tracker=none"]
 
@@ -147,6 +147,32 @@ def test_a_run_of_an_older_version_is_evaluated_again(swept):
     assert done.returncode == 0, done.stdout
     assert list((spec.folder.path / "evaluations").glob("h1-112*/result.json"))
     assert spec.folder.checkpoint_file.stat().st_mtime == trained
+
+
+@pytest.mark.slow
+def test_evaluating_again_fills_what_an_older_result_lacks(swept):
+    root, _, words, _ = swept
+    specs = expand(words[1:])
+    whole = [spec.folder.result(spec.evaluation) for spec in specs]
+    for spec, result in zip(specs, whole, strict=True):
+        old = {k: v for k, v in result["metrics"].items() if not k.startswith("dAP")}
+        write_json(
+            spec.folder.evaluation(spec.evaluation) / "result.json", result | {"metrics": old}
+        )
+    specs[1].folder.checkpoint_file.rename(root / "moved.pt")
+    done = run_py(*words, "evaluate=again")
+    (root / "moved.pt").rename(specs[1].folder.checkpoint_file)
+    assert done.returncode == 1
+    assert f"NOT DONE  {specs[1].folder.path.name}" in done.stdout
+    assert "checkpoint" in done.stdout
+    again = [spec.folder.result(spec.evaluation) for spec in specs]
+    assert again[0]["metrics"] == whole[0]["metrics"] == specs[0].folder.result()["metrics"]
+    assert again[1]["metrics"].keys() < whole[1]["metrics"].keys(), "nothing is lost"
+    assert again[0]["timing"]["finished"] > whole[0]["timing"]["finished"]
+    assert run_py(*words, "evaluate=again").returncode == 0
+    assert [s.folder.result(s.evaluation)["metrics"] for s in specs] == [
+        result["metrics"] for result in whole
+    ]
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from onenet.job.recorder import cut_back
 from onenet.runs.folder import KINDS, Locked, RunFolder, owner
 from onenet.sweeps import local, summary
 from onenet.sweeps.experiments import expand
+from onenet.sweeps.plan import group
 from onenet.system.files import REPOSITORY, write_atomically, write_json
 from tests.launchers import launcher_of
 
@@ -236,3 +237,24 @@ def test_an_owner_names_process_host_and_time():
     assert description["pid"] == os.getpid()
     assert description["host"]
     assert abs(description["started"] - time.time()) < 5
+
+
+# --- evaluating again ---
+
+
+def test_an_earlier_result_does_not_count_when_evaluating_again(tmp_path):
+    (spec,) = expand([f"runs_root={tmp_path}"])
+    result = {"metrics": {"AP": 1.0}, "timing": {"finished": 1000.0}}
+    write_json(spec.folder.evaluation(spec.evaluation) / "result.json", result)
+    assert spec.folder.result(spec.evaluation) == result
+    assert spec.folder.result(spec.evaluation, since=1000.0) == result
+    assert spec.folder.result(spec.evaluation, since=1000.5) == {}
+    write_json(spec.folder.result_file, result)
+    spec.folder.set_status(state="done", kind="done")
+    once, again = ([spec], expand([f"runs_root={tmp_path}", "evaluate=again"]))
+    assert [group(specs)[0].state() for specs in (once, again)] == ["done", "partial"]
+    assert group(again)[0].missing_evaluations() == [spec.evaluation]
+    assert group(again)[0].request(1).since == pytest.approx(time.time(), abs=60)
+    assert group(once)[0].request(1).since == 0
+    assert again[0].id == spec.id
+    assert "evaluate=again" not in again[0].overrides

@@ -79,6 +79,8 @@ def _main_block(
         ("AP50 gain", [_ours(row, "AP50_nms_gain", "+.1f") for row in rows]),
         ("dup/obj", [_ours(row, "duplicates_per_object", ".2f") for row in rows]),
     ]
+    if has_tide(rows):
+        columns.append(("dAP dupe", [_ours(row, "dAP_dupe") for row in rows]))
     if any("train_hours" in row.paper.numbers for row in rows):
         columns += [
             ("hours paper", [_paper(row, "train_hours", "g") for row in rows]),
@@ -152,12 +154,19 @@ def _context(comparison: Comparison, common: list[str]) -> list[str]:
     return lines
 
 
+def has_tide(rows: list[TableRow]) -> bool:
+    """Whether a run has TIDE's errors, which came later than the other metrics."""
+    return any("dAP_dupe" in r["metrics"] for row in rows for r in row.results.values())
+
+
 def _legend(comparison: Comparison) -> list[str]:
     lines = [
         "ours: mean ± sample standard deviation over n seeds; gap: ours minus paper",
         "+NMS and gains: class-wise NMS at IoU 0.5 on the same detections; dup/obj: duplicates per "
         "detected object, at the score threshold that reaches 0.9 of the maximal recall",
     ]
+    if has_tide(comparison.rows):
+        lines.append("dAP dupe: AP50 lost to duplicates (TIDE); earlier results do not have it")
     if any("FPS" in row.paper.numbers for row in comparison.rows):
         lines.append(
             f"FPS ours: network and post-processing, batch 1, float32, on {comparison.fps_device}"

@@ -32,9 +32,11 @@ class SlurmOptions(LauncherOptions):
 
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+TIDE = ("cls", "loc", "both", "dupe", "bkg", "miss")  # kinds of errors
 METRICS = (
     *(*_AP, *(f"{name}_nms" for name in _AP)),
     *("AP_nms_06", "AP_nms_07", "nms_gain", "AP50_nms_gain"),
+    *(f"dAP_{name}{nms}" for nms in ("", "_nms") for name in TIDE),
     *("duplicates_per_object", "duplicates_per_object_half_recall", "score_threshold"),
     *("conflict_rate", "params", "train_seconds"),
 )

@@ -258,6 +258,7 @@ class Config:
     tracker: TrackerConfig = MISSING
     runs_root: str | None = MISSING
     plan: bool = MISSING
+    evaluate: str | None = key(choices=("again",))
     device: str = key(choices=("auto", "cpu", "cuda"))
     processes: int | None = key(least=1)
     accumulate: int = key(least=1)

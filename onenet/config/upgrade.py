@@ -36,6 +36,7 @@ FALLBACKS: dict[str, object] = {
     "eval.backend": "pycocotools",
     "eval.looks": 0,
     "eval.peaks": None,
+    "evaluate": None,
     "processes": 1,
     "accumulate": 1,
     "compile": False,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from onenet.config.options import TIDE
 from onenet.data.annotations import Annotations
 from onenet.evaluation import duplicates
 from onenet.evaluation.evaluators import AREAS, EVALUATORS, HotcocoEvaluator
@@ -18,7 +19,6 @@ AREA_BOUNDS = (32**2, 96**2)  # small | medium | large, square pixels at a short
 SCORES = (0.01, 0.02, *(round(0.05 * step, 2) for step in range(1, 20)))  # of the curves
 NMS_IOU = 0.5  # of the metrics with the suffix _nms
 
-TIDE = ("cls", "loc", "both", "dupe", "bkg", "miss")
 Numbers = dict[str, float | None]  # None where undefined
 
 

@@ -176,7 +176,7 @@ class Job:
                     progress = self._train(model, validation)
             default = default_evaluation(self.config)
             for spec in dict.fromkeys([default, *self.request.evaluations]):
-                if not world.broadcast(bool(folder.result(spec))):
+                if not world.broadcast(bool(folder.result(spec, self.request.since))):
                     self._evaluate(model, progress, spec, validation)
             if not world.first:
                 return

@@ -155,9 +155,12 @@ class RunFolder:
             if status.get("state") == "running" and not status.get("kind"):
                 self.set_status(kind=kind, ended=time.time())
 
-    def result(self, spec: EvalSpec | None = None) -> dict:
-        """Returns result.json of the default evaluation, or of `spec`; empty if there is none."""
-        return read_json(self.evaluation(spec) / "result.json" if spec else self.result_file)
+    def result(self, spec: EvalSpec | None = None, since: float = 0.0) -> dict:
+        """Returns result.json of the default evaluation, or of `spec`; empty if there is none, or
+        only an earlier one than `since` (Unix time)."""
+        result = read_json(self.evaluation(spec) / "result.json" if spec else self.result_file)
+        finished = result.get("timing", {}).get("finished", 0.0) if since else 0.0
+        return result if finished >= since else {}
 
     def last_metrics(self) -> dict:
         """Returns the last complete line of metrics.jsonl; empty if there is none."""

@@ -22,6 +22,7 @@ class Request:
     overrides: list[str] = field(default_factory=list)
     threads: int = 1
     rows: dict[str, str] = field(default_factory=dict)  # experiment: the label of its row
+    since: float = 0.0  # Unix time: evaluations with an earlier result are repeated
 
     @staticmethod
     def read(file: Path) -> "Request":

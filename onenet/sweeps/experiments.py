@@ -16,7 +16,7 @@ from onenet.runs.identity import run_id, slug
 
 GROUP = "experiment"  # conf/experiment is experiments/; the user's folder may have its own
 MAX_VALUES = 10_000  # of a key
-COMMAND_KEYS = ("runs_root", "plan")  # belong to the command, not to a run
+COMMAND_KEYS = ("runs_root", "plan", "evaluate")  # belong to the command, not to a run
 
 Axes = dict[str, list[Override]]  # by key: one override for each of its values
 

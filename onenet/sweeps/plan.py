@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,7 @@ class Run:
     """One training with all evaluations that the sweep requests of it."""
 
     specs: list[RunSpec]
+    since: float = 0.0  # earlier results do not count (Unix time)
 
     @property
     def folder(self) -> RunFolder:
@@ -44,7 +46,8 @@ class Run:
     def missing_evaluations(self) -> list[EvalSpec]:
         """Returns the evaluations that were requested but have no result yet."""
         requested = [default_evaluation(self.config), *(spec.evaluation for spec in self.specs)]
-        return [spec for spec in dict.fromkeys(requested) if not self.folder.result(spec)]
+        specs = dict.fromkeys(requested)
+        return [spec for spec in specs if not self.folder.result(spec, self.since)]
 
     def remaining_seconds(self, estimates: Estimates) -> float | None:
         """Returns the estimated time to the end of the run, None if no finished run is
@@ -55,7 +58,8 @@ class Run:
     def request(self, threads: int) -> Request:
         evaluations = [spec.evaluation for spec in self.specs]
         config, overrides = to_dict(self.config), list(self.specs[0].overrides)
-        return Request(self.specs[0].id, config, evaluations, overrides, threads, self.rows())
+        rows, since = self.rows(), self.since
+        return Request(self.specs[0].id, config, evaluations, overrides, threads, rows, since)
 
     def rows(self) -> dict[str, str]:
         """Returns the label of the run's row in each experiment. If it is several rows, that with
@@ -80,7 +84,8 @@ def group(specs: list[RunSpec]) -> list[Run]:
         raise UserError(f"A sweep has one runs root, but there are {len(roots)}: {sorted(roots)}")
     runs: dict[str, Run] = {}
     for spec in specs:
-        runs.setdefault(spec.id, Run([])).specs.append(spec)
+        since = time.time() if spec.config.evaluate == "again" else 0.0
+        runs.setdefault(spec.id, Run([], since)).specs.append(spec)
     return list(runs.values())
 
 

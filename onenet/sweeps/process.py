@@ -97,5 +97,6 @@ def environment(resources: Resources) -> dict[str, str]:
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
         "PYTHONPATH": python_path(),
         "OMP_NUM_THREADS": str(resources.threads),
+        "RAYON_NUM_THREADS": str(resources.threads),  # of hotcoco
         **({"CUDA_VISIBLE_DEVICES": ",".join(resources.gpus)} if resources.gpus else {}),
     }

@@ -16,6 +16,7 @@ COLUMNS = {  # metric and format, by the column's name
     "gain": ("nms_gain", "+.1f"),
     "gain AP50": ("AP50_nms_gain", "+.1f"),
     "dup/obj": ("duplicates_per_object", ".2f"),
+    "dAP dupe": ("dAP_dupe", ".1f"),
 }
 
 
@@ -28,8 +29,11 @@ def print_results(console: Console, runs: list[Run], statuses: Statuses) -> None
         if result := spec.folder.result(spec.evaluation):
             rows.append((label, spec, result["metrics"]))
     if rows:
-        cells = [_cells(label, spec, metrics) for label, spec, metrics in rows]
-        print_table(console, ("run", "lr", *COLUMNS, "time"), cells)
+        columns = dict(COLUMNS)
+        if not any("dAP_dupe" in metrics for _, _, metrics in rows):  # of an earlier version
+            del columns["dAP dupe"]
+        cells = [_cells(label, spec, metrics, columns) for label, spec, metrics in rows]
+        print_table(console, ("run", "lr", *columns, "time"), cells)
     for run in runs:
         if run.state() != "done":
             print_failure(console, run, statuses)
@@ -83,10 +87,12 @@ def row_labels(specs: list[RunSpec]) -> dict[RunSpec, str]:
     return labels
 
 
-def _cells(label: str, spec: RunSpec, metrics: dict) -> list[str]:
+def _cells(
+    label: str, spec: RunSpec, metrics: dict, columns: dict[str, tuple[str, str]]
+) -> list[str]:
     numbers = [
         "-" if metrics.get(metric) is None else format(metrics[metric], pattern)
-        for metric, pattern in COLUMNS.values()
+        for metric, pattern in columns.values()
     ]
     time = f"{metrics['train_seconds'] / 60:.1f} min"
     return [label, f"{spec.config.lr:.2g}", *numbers, time]
