@@ -2,7 +2,7 @@
 
 python analysis/benchmark.py                     all ratios, frames per second, growth of the times
 python analysis/benchmark.py --only focal eval   some of the ratios
-python analysis/benchmark.py --json FILE         also writes {"ratios", "fps", "device"} to FILE
+python analysis/benchmark.py --json FILE         also writes the numbers to FILE
 python analysis/benchmark.py fps                 only frames per second, which the tables show
 python analysis/benchmark.py fps --compared      only for networks that analysis/claims.py compares
 
@@ -15,6 +15,7 @@ import argparse
 import os
 import platform
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -38,6 +39,8 @@ RATIOS = {  # name for --only -> function that measures its rows
     "jpeg": lambda args: data.rows(args.images),
     "eval": lambda args: evaluation.rows(),
     "fcos": lambda args: inference.rows(),
+    "hungarian": lambda args: matching.hungarian_rows(),
+    "worst": lambda args: matching.worst_rows(),  # last: from here on, freed memory is kept
 }
 
 
@@ -58,6 +61,7 @@ def main(arguments: list[str]) -> int:
     if args.json:
         numbers = {
             "ratios": {row.key: row.ratio for row in rows},
+            "timings": [asdict(row) for row in rows],
             "fps": _fps_by_key(speeds),
             "device": _machine(),
         }

@@ -15,15 +15,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tabulate import tabulate
 
 from analysis import claims, figures, tables
+from analysis.core import fps
 from analysis.core.evidence import BCCD, RECORDS, RESULTS, Evidence, with_root
 from analysis.core.formats import markdown
 from analysis.core.layout import has_tide, number, sheet, with_std
 from analysis.core.predicates import LARGER, LONGER, PARTS
 from analysis.core.rows import Comparison, Stat, TableRow
 from onenet.sweeps.experiments import expand
-from onenet.system.files import REPOSITORY
+from onenet.system.files import REPOSITORY, read_json
 
-TEXTS = (REPOSITORY / "README.md", RESULTS / "README.md")  # with marks
+TEXTS = (  # with marks
+    *(REPOSITORY / "README.md", RESULTS / "README.md"),
+    REPOSITORY / "analysis" / "speed" / "README.md",
+)
+BENCHMARK = RECORDS / "benchmark.json"
 Overrides = tuple[str, ...]  # run.py's
 TABLES: dict[str, list[tuple[str, Overrides]]] = {  # the columns of each table
     "table1": [
@@ -107,6 +112,8 @@ def fill(text: str, runs: Evidence) -> str:
             "score": lambda runs: f"{claims.summary(claims.judge(runs))}",
             "bccd": lambda _: table_from_csv(BCCD / "table1.csv"),
             "main_job": main_job,
+            "speed": lambda _: speed_table(),
+            "fps": lambda _: fps_table(),
         }
         content = special[name](runs) if name in special else table(name, runs)
         return f"<!-- {name} -->\n{content}\n<!-- end -->"
@@ -148,6 +155,33 @@ def main_job(_: Evidence) -> str:
         for spec, metrics in zip(specs, results, strict=True)
     ]
     return _pipe(["run", *columns], lines)
+
+
+def speed_table() -> str:
+    """The plain versions against ours, as `benchmark.py --json` wrote them to the records."""
+    benchmark = read_json(BENCHMARK)
+    lines = []
+    for row in benchmark["timings"]:
+        sides = [f"{row[side]:,.4g} {row['unit']}" for side in ("plain", "ours")]
+        ratio = f"{row['plain'] / row['ours']:.2g}"
+        lines.append([f"`{row['key']}`", row["what"], *sides, ratio])
+    header = ["key", "what", "plain", "ours", "plain / ours"]
+    return f"On {benchmark['device']}:\n\n{_pipe(header, lines)}"
+
+
+def fps_table() -> str:
+    """FPS without NMS of the networks in the records, at 512×853 on a CPU; with NMS where a
+    detector always needs it."""
+    cells: dict[str, dict[str, str]] = {}
+    for speed in fps.read(RECORDS):
+        network = speed.network
+        if (network.size, network.heads, speed.device) == ("512x853", 1, "cpu"):
+            column = f"{network.detector}, {network.neck}"
+            value = f"{speed.fps_nms if speed.fps is None else speed.fps:.2f}"
+            cells.setdefault(column, {})[network.backbone] = value
+    backbones = sorted({b for column in cells.values() for b in column}, key=lambda b: (len(b), b))
+    lines = [[b, *(column.get(b, "") for column in cells.values())] for b in backbones]
+    return _pipe(["", *cells], lines)
 
 
 def table_from_csv(file: Path) -> str:

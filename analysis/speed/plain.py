@@ -5,9 +5,11 @@ the same results.
 from collections.abc import Sequence
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import generalized_box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
+from onenet.costs import MatchingCost
 from onenet.structures import HeadOutput, Target
 
 ALPHA, GAMMA = 0.25, 2.0
@@ -27,6 +29,16 @@ def match(
         _cost(output.class_logits[i], output.boxes_xyxy[i], target, gather_first).min(dim=0).indices
         for i, target in enumerate(targets)
     ]
+
+
+@torch.no_grad()
+def hungarian(cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]) -> list[Tensor]:
+    """The slots of each image's objects: scipy on the whole cost matrix."""
+    assignments = []
+    for image, target in enumerate(targets):
+        slots, objects = linear_sum_assignment(cost(output, image, target).numpy())
+        assignments.append(torch.from_numpy(slots[objects.argsort()]))
+    return assignments
 
 
 def _cost(logits: Tensor, boxes: Tensor, target: Target, gather_first: bool) -> Tensor:
