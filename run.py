@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from onenet.sweeps.app import run
 from onenet.sweeps.foreign import run_frozen
+from onenet.system.torchrun import started_by_torchrun
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -30,7 +31,7 @@ def main(_: DictConfig) -> None:
 
 if __name__ == "__main__":
     status = run(main)
-    if "LOCAL_RANK" in os.environ:  # exit without waiting for the run's other processes
+    if started_by_torchrun():  # exit without waiting for the run's other processes
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

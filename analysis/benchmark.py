@@ -30,6 +30,7 @@ from analysis.speed import data, evaluation, inference, matching, training
 from analysis.speed.timing import Curve, Timing
 from onenet.errors import UserError
 from onenet.system.files import REPOSITORY, write_json
+from onenet.system.terminal import run_command
 
 IMAGES = REPOSITORY.parent / "shared" / "data" / "coco_mini"
 RATIOS = {  # name for --only -> function that measures its rows
@@ -163,4 +164,4 @@ def _plot(curves: list[Curve], file: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -23,6 +23,7 @@ from onenet.errors import UserError
 from onenet.evaluation.per_image import recompute
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder
+from onenet.system.terminal import run_command
 
 METRICS = ("AP", "AP50", "AP_nms", "AP50_nms", "nms_gain", "AP50_nms_gain")
 
@@ -118,4 +119,4 @@ def bootstrap(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -40,6 +40,7 @@ from analysis.tables import SUFFIXES, write
 from onenet.errors import UserError
 from onenet.sweeps.experiments import NoRow, read_experiment
 from onenet.system.files import REPOSITORY
+from onenet.system.terminal import run_command
 
 CLAIMS = REPOSITORY / "analysis" / "paper" / "claims.csv"
 EXPLANATIONS = RESULTS / "explanations.yaml"  # hand-written, for verdicts on the committed records
@@ -278,4 +279,4 @@ WRITERS = {
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

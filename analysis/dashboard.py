@@ -28,6 +28,7 @@ from onenet.errors import UserError
 from onenet.runs.evaluations import default_evaluation
 from onenet.sweeps.experiments import Experiment, RunSpec, expand
 from onenet.system.files import write_json
+from onenet.system.terminal import run_command
 from onenet.tracking.wandb_run import at_most, first_line, keep_inside
 
 try:
@@ -295,4 +296,4 @@ def arrange(panels: list) -> list:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -26,6 +26,7 @@ from analysis.core.evidence import Evidence, command_line, overrides_of, print_s
 from analysis.core.samples import SAMPLES
 from onenet.errors import UserError
 from onenet.system.plural import plural
+from onenet.system.terminal import run_command
 
 STYLE = {"svg.hashsalt": "onenet", "svg.fonttype": "none", "font.size": 9}
 COLORS = {
@@ -120,4 +121,4 @@ def _save(name: str, title: str, caption: str, figure: Figure, folder: Path) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

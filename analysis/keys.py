@@ -22,6 +22,7 @@ from onenet.config.schema import MODELS, NAMES, Config
 from onenet.errors import UserError
 from onenet.runs.identity import run_id
 from onenet.system.files import REPOSITORY
+from onenet.system.terminal import run_command
 
 PAGE = REPOSITORY / "conf" / "README.md"
 HEAD = """# conf
@@ -201,4 +202,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -19,6 +19,7 @@ from analysis.core.formats import Block, Sheet, markdown
 from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import NECKS
 from onenet.detectors.onenet import OneNet
+from onenet.system.terminal import run_command
 
 BACKBONES = ("resnet18", "resnet50", "resnet101")
 SIZE_HW = (512, 864)
@@ -122,4 +123,4 @@ def padded_side(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -23,6 +23,7 @@ from analysis.core.predicates import LARGER, LONGER, PARTS
 from analysis.core.rows import Comparison, Stat, TableRow
 from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY, read_json
+from onenet.system.terminal import run_command
 
 TEXTS = (  # with marks
     *(REPOSITORY / "README.md", RESULTS / "README.md"),
@@ -227,4 +228,4 @@ def scorecard(runs: Evidence) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -24,6 +24,7 @@ from analysis.core.evidence import RECORDS, metric_lines
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
 from onenet.system.files import REPOSITORY, read_json, write_atomically, write_json
+from onenet.system.terminal import run_command
 
 DETAILS = ("assignments.npz", "evaluations/*/per_image.npz")
 SAMPLES = ("predictions.npz", "pictures/image_*", "pictures/pictures.json")
@@ -121,4 +122,4 @@ def _shorten_paths(node, base: Path):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

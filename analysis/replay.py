@@ -41,6 +41,7 @@ from onenet.runs.folder import RunFolder
 from onenet.runs.identity import flatten
 from onenet.structures import HeadOutput, Target
 from onenet.sweeps.experiments import axes_of
+from onenet.system.terminal import run_command
 
 Variants = Sequence[tuple[Override, ...]]
 MATCHING = ("cost", "assigner", "location")  # the groups of keys that decide an assignment
@@ -297,4 +298,4 @@ WRITERS = {"markdown": ("md", lambda results: markdown(sheet(results))), "csv": 
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -37,6 +37,7 @@ from analysis.figures import draw
 from analysis.tables import read_tidy
 from onenet.errors import UserError
 from onenet.system.files import write_atomically
+from onenet.system.terminal import run_command
 
 TEMPLATES = Path(__file__).with_name("page")
 QUESTION = "What makes a dense detector need NMS, and what removes the need?"
@@ -293,4 +294,4 @@ def _footer(runs: Evidence) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

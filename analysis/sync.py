@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder, find_runs
 from onenet.system.files import REPOSITORY
+from onenet.system.terminal import run_command
 from onenet.tracking.tracker import BUSY, UNANSWERED, rebuild_mirror
 
 WAIT_SECONDS = 300
@@ -123,4 +124,4 @@ def send_command(runs: list[Path]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -22,6 +22,7 @@ from analysis.core.rows import Comparison, Stat, compare
 from onenet.config.options import TIDE
 from onenet.errors import UserError
 from onenet.sweeps.experiments import Experiment, experiment_names, read_experiment
+from onenet.system.terminal import run_command
 
 HEADER = ("table", "row", "metric", "paper", "ours_mean", "ours_std", "n", "gap", "ids")
 METRICS = (
@@ -122,4 +123,4 @@ SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -63,6 +63,8 @@ def _heads_and_rate(config: Config) -> Iterator[str]:
             f"infer_heads={config.infer_heads} is more than heads={config.heads}: "
             "inference uses trained heads only. Raise heads or lower infer_heads."
         )
+    if config.runs_root == "":
+        yield "runs_root= is empty: give a folder, or leave it out."
     scale = config.lr_scale
     if scale != "auto" and not (isinstance(scale, int | float) and scale > 0):
         yield f"lr_scale={scale}: must be auto, or a factor above 0."

@@ -12,9 +12,10 @@ from onenet.job.run import work
 from onenet.runs.folder import RunFolder
 from onenet.runs.request import Request
 from onenet.system.signals import stop_with_parent
+from onenet.system.terminal import run_command
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m onenet.job", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("request", type=Path, help="JSON file of a Request")
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     # os._exit: a remaining thread or data worker must not delay the sweep.
-    status = main()
+    status = run_command(main)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -24,7 +24,7 @@ from onenet.system.files import read_json, write_atomically, write_json
 
 LOCK_TRIES = 5  # 0.1 s apart
 MAX_SUGGESTIONS = 5  # in an error message
-STATES = ("done", "partial", "running", "failed", "missing")
+STATES = ("done", "partial", "running", "failed", "missing", "unreadable")
 # How a run ended: `kind` in status.json, null during the run.
 KINDS = ("done", "preempted", "diverged", "out_of_memory", "bad_input", "killed", "failed")
 # Earlier commits recorded only the exception of a failed run.
@@ -121,7 +121,16 @@ class RunFolder:
         write_json(self.path / "status.json", {**self.status(), **changes})
 
     def state(self) -> str:
-        """Returns one of STATES. `partial`: preempted, or the process died during the run."""
+        """Returns one of STATES. `partial`: preempted, or the process died during the run.
+        `unreadable`: the folder or a file in it belongs to someone else."""
+        try:
+            return self._state()
+        except PermissionError:
+            return "unreadable"
+
+    def _state(self) -> str:
+        if not os.access(self.path, os.R_OK | os.X_OK) and self.path.exists():
+            return "unreadable"
         state = self.status().get("state")
         if state == "done" and self.result():  # else result.json is damaged: evaluate again
             return "done"

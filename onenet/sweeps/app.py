@@ -15,6 +15,7 @@ from onenet.sweeps.experiments import titles
 from onenet.sweeps.process import NotDone
 from onenet.system.imports import python_path
 from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest
+from onenet.system.terminal import prepare_streams
 
 PLUGINS = Path(__file__).resolve().parent / "plugins"  # contains the package hydra_plugins
 HYDRA_NEEDS = ("runs_root=", "debug=")  # hydra.sweep.dir depends on these
@@ -30,7 +31,9 @@ def run(main: Callable[[], None]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise exceptions, which are printed here
     sys.path.append(str(PLUGINS))
     os.environ["PYTHONPATH"] = python_path(PLUGINS)  # for processes that a launcher starts
+    prepare_streams()
     try:
+        _check_working_directory()
         StopRequest().install()
         _withhold_run_overrides()
         main()
@@ -48,10 +51,19 @@ def run(main: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        if full_error or (sweep_started and not isinstance(error, UserError)):
+        # An OSError names its file, for example a path that is too long.
+        if full_error or (sweep_started and not isinstance(error, UserError | OSError)):
             raise
         print(f"error: {short_message(error)}", file=sys.stderr)
         return 2
+
+
+def _check_working_directory() -> None:
+    """Raises UserError if it has been deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("The working directory no longer exists: cd to another.") from None
 
 
 def _withhold_run_overrides() -> None:
@@ -67,11 +79,12 @@ def _withhold_run_overrides() -> None:
     if any(prints) or any(override.startswith("hydra/sweeper=") for override in args.overrides):
         return
     for override in args.overrides:
-        if override.lstrip("+~").startswith("hydra"):
-            continue
-        run_overrides.append(override)
-        if not override.startswith(HYDRA_NEEDS) or override.endswith("=null"):
-            sys.argv.remove(override)
+        sys.argv.remove(override)
+        is_hydras = override.lstrip("+~").startswith("hydra")
+        if not is_hydras:
+            run_overrides.append(override)
+        if is_hydras or (override.startswith(HYDRA_NEEDS) and not override.endswith("=null")):
+            sys.argv.append(override)  # after the flags: Hydra's parser takes no others between
 
 
 def _titles() -> str:

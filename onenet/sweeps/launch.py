@@ -74,15 +74,28 @@ def run_all(
     resources: list[Resources] | None = None,
 ) -> Statuses:
     """Trains and evaluates what is missing. `resources`: by default the launcher's."""
-    todo = [run for run in runs if run.state() != "done"]
-    for run in runs:
-        if run not in todo:
-            note_rows(run.folder, run.rows())
+    states = {run: run.state() for run in runs}
+    todo = [run for run, state in states.items() if state not in ("done", "unreadable")]
+    done = [run for run, state in states.items() if state == "done"]
+    for run in done:
+        note_rows(run.folder, run.rows())
     if not todo:
         return {}
     resources = resources or launcher.resources(todo[0].config, len(todo))
     plan.check(console, todo)
-    counts = f"{len(runs) - len(todo)} already done, {len(todo)} to do"
+    counts = f"{len(done)} already done, {len(todo)} to do"
     console.out(f"{plural(len(runs), 'run')}, {counts}: {resources_text(resources)}")
     plan.freeze(todo)
-    return launcher.work(console, todo, resources)
+    statuses = launcher.work(console, todo, resources)
+    _wait_for_others(console, todo)
+    return statuses
+
+
+def _wait_for_others(console: Console, runs: Sequence[Run]) -> None:
+    """Waits for runs that another sweep is doing, so that this one ends with their outcome."""
+    others = [run for run in runs if run.state() == "running"]
+    if others:
+        count = plural(len(others), "run")
+        console.out(f"waiting for {count} of another sweep; Ctrl-C does not disturb it")
+    while any(run.state() == "running" for run in others):
+        time.sleep(POLL)

@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -70,6 +71,7 @@ def stop_processes(processes: Sequence[subprocess.Popen]) -> None:
     """Asks runs to write their checkpoints and end; kills those that take too long."""
     for process in processes:
         process.terminate()
+        process.send_signal(signal.SIGCONT)  # one that is suspended would not see it
     deadline = time.monotonic() + STOP_SECONDS
     for process in processes:
         try:

@@ -106,7 +106,7 @@ def print_plan(console: Console, runs: list[Run]) -> None:
             notes += [duration_text(seconds)] if seconds and not done else []
             comment = f"  # {', '.join(notes)}" if notes else ""
             overrides = " ".join(spec.overrides) or "(defaults)"
-            console.out(f"{spec.id}  {'done' if done else state:8}{overrides}{comment}")
+            console.out(f"{spec.id}  {'done' if done else state:8} {overrides}{comment}")
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     time = f"; {duration_text(total)} of training, one after the other" if total else ""
     time += f", not counting {unknown} without a comparable finished run" if unknown else ""

@@ -1,7 +1,5 @@
 """Does a search: the runs of its trials, and what it prints at its end."""
 
-import os
-
 from rich.console import Console
 
 from onenet.errors import UserError
@@ -12,13 +10,14 @@ from onenet.sweeps.launch import RunLauncher, Statuses, run_all
 from onenet.sweeps.plan import Run
 from onenet.sweeps.search import Search, Study
 from onenet.sweeps.summary import print_failure, print_table
+from onenet.system.torchrun import started_by_torchrun
 
 TABLE_ROWS = 10  # trials in the table at the end
 
 
 def main(console: Console, search: Search, launcher: RunLauncher) -> int:
     """Returns the exit status of run.py: 0 if a trial has a value. Raises UserError."""
-    if "LOCAL_RANK" in os.environ:
+    if started_by_torchrun():
         raise UserError("A search starts torchrun itself: python run.py -m … processes=8")
     study = Study(search)
     console.out(study.headline())

@@ -40,8 +40,11 @@ def print_results(console: Console, runs: list[Run], statuses: Statuses) -> None
     root = runs[0].config.root
     if rows:
         file = root / "answer.png"
-        picture.draw([(label, metrics) for label, _, metrics in rows], file)
-        console.out(f"\nThe picture: {file}")
+        try:
+            picture.draw([(label, metrics) for label, _, metrics in rows], file)
+            console.out(f"\nThe picture: {file}")
+        except OSError as error:  # the root is read-only, or someone else's
+            console.out(f"\nThe picture cannot be written: {error}")
     console.out(f"Everything is in {root}")
 
 
@@ -61,9 +64,12 @@ def print_failure(console: Console, run: Run, statuses: Statuses) -> None:
 
 def failure(run: Run, statuses: Statuses) -> str:
     """Returns why the run is not done, in a line. `statuses`: of the sweep's processes."""
-    status, kind = run.folder.status(), run.folder.kind()
-    if run.folder.state() == "running":
+    state = run.folder.state()
+    if state == "unreadable":
+        return "its folder cannot be read: ask its owner, or use another runs_root"
+    if state == "running":
         return "another process is running it"
+    status, kind = run.folder.status(), run.folder.kind()
     if problem := status.get("evaluation_error") or status.get("exception"):
         return " ".join(problem.removeprefix("UserError: ").split())
     if kind == "preempted":

@@ -15,6 +15,7 @@ from onenet.sweeps.local import gpus
 from onenet.sweeps.plan import Run
 from onenet.sweeps.process import require_gpu
 from onenet.sweeps.search import requested_search
+from onenet.system.torchrun import started_by_torchrun
 
 
 def sweep(overrides: Sequence[str], launcher: RunLauncher) -> int:
@@ -30,7 +31,7 @@ def sweep(overrides: Sequence[str], launcher: RunLauncher) -> int:
     if runs[0].config.plan:
         plan.print_plan(console, runs)
         return 0
-    if "LOCAL_RANK" in os.environ:
+    if started_by_torchrun():
         return run_under_torchrun(console, runs)
     statuses = run_all(console, runs, launcher)
     summary.print_results(console, runs, statuses)

@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from onenet.system.torchrun import started_by_torchrun
+
 LOST_TRIES = 20  # 0.1 s apart
 TIMEOUT = timedelta(hours=2)  # the first process scores evaluations while the others wait
 
@@ -97,7 +99,7 @@ ALONE = World()
 
 def join(device: str = "cpu") -> World:
     """Joins the other processes of the run if `torchrun` started this one. `device`: cpu, cuda."""
-    if "LOCAL_RANK" not in os.environ:
+    if not started_by_torchrun():
         return ALONE
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

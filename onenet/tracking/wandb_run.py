@@ -28,6 +28,7 @@ class Patience:
     upload: float  # for the last uploads; the rest stays in the folder, for `wandb sync`
 
 
+MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")  # of WANDB_MODE
 DEFAULT_PATIENCE = Patience(answer=8, artifact=3, upload=5)  # a run waits for its mirror
 
 
@@ -108,6 +109,10 @@ def open_run(
     `clear`: replace what W&B has under this id. Raises OpenError if there is a key but the run
     cannot be opened; nothing has changed then.
     """
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode not in MODES:  # wandb would refuse all settings
+        os.environ["WANDB_MODE"] = "offline"
+        raise OpenError(f"WANDB_MODE={mode} is not one of {', '.join(MODES)}", server_answered=True)
     import wandb
 
     # The environment is not enough: `wandb offline` stores its choice in a settings file.
