@@ -1,4 +1,4 @@
-"""What several tests share: one thread, and small objects, predictions and data sets made by hand.
+"""Shared by the tests: one thread, and small hand-made objects, predictions and data sets.
 
 Run: pytest
 """
@@ -20,7 +20,7 @@ from onenet.postprocess import nms_keep
 from onenet.structures import Detections, HeadOutput, Matches, Target
 
 torch.set_num_threads(1)
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are for the processor, also beside a GPU
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests run on the CPU even beside a GPU
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -28,7 +28,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def random_boxes(count: int, size_hw: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """[count, 4] pixels inside the image, with area."""
+    """[count, 4] pixels inside the image, not empty."""
     height, width = size_hw
     corners = torch.rand(2, count, 2, generator=generator) * torch.tensor([width, height])
     low, high = corners.amin(0), corners.amax(0)
@@ -59,9 +59,9 @@ def random_output(images: int, classes: int, generator, grid_hw=(3, 5), stride=1
 
 
 class GivenCost:
-    """A matching cost whose matrix is given: its class logits are the costs."""
+    """A matching cost that takes the class logits as its matrix."""
 
-    # Nothing bounds it from below.
+    # It has no lower bound.
     cls_form, weights, own = "cross_entropy", CostWeights(cls=-1.0), ()
 
     def class_cost(self, logits: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class GivenCost:
 
 
 def assign(matcher: Matcher, cost: Tensor, **settings) -> Matches:
-    """What `min_cost` or `hungarian` does with a cost matrix [P, N] of one image."""
+    """The matches of `min_cost` or `hungarian` for the cost matrix [P, N]."""
     slots, objects = cost.shape
     output = HeadOutput(cost[None], torch.zeros(1, slots, 4), torch.zeros(slots, 2))
     boxes = torch.tensor([[0.0, 0, 1, 1]]).expand(objects, 4)
@@ -84,7 +84,7 @@ def assign(matcher: Matcher, cost: Tensor, **settings) -> Matches:
 
 
 def on_each_matrix(assigner: Callable[[Tensor], Matches]) -> Matcher:
-    """A matcher that hands the assigner the cost matrix of one image after the other."""
+    """A matcher that calls the assigner with the cost matrix of each image."""
     return lambda cost, output, targets: [
         assigner(cost(output, image, target)) for image, target in enumerate(targets)
     ]
@@ -96,7 +96,7 @@ def make_annotations(
     classes: int = 3,
     image_ids: Sequence[int] | None = None,
 ) -> Annotations:
-    """`objects`: for each image its (label, box) or (label, box, is it a crowd)."""
+    """`objects`: per image, its (label, box) or (label, box, is_crowd)."""
     rows = [row for of_image in objects for row in of_image]
     boxes = np.array([row[1] for row in rows], dtype=np.float64).reshape(-1, 4)
     return Annotations(
@@ -113,7 +113,7 @@ def make_annotations(
 
 
 class Pictures:
-    """An image source of arrays."""
+    """An in-memory image source."""
 
     def __init__(self, annotations: Annotations, pixels: Sequence[np.ndarray] | None = None):
         self.annotations = annotations
@@ -127,7 +127,7 @@ class Pictures:
 
 
 def make_predictions(image, boxes_xyxy, scores, labels) -> Predictions:
-    """Rows in any order become Predictions; what NMS leaves is computed image by image."""
+    """Predictions from rows in any order; NMS runs on each image."""
     order = np.lexsort((-np.asarray(scores), image))
     image, scores, labels = (np.asarray(column)[order] for column in (image, scores, labels))
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)[order]

@@ -1,4 +1,4 @@
-"""Launchers, as the overrides of a command line choose them."""
+"""Launchers chosen by overrides."""
 
 import sys
 from collections.abc import Sequence

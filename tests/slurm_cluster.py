@@ -1,6 +1,6 @@
-"""A Slurm of one node, this one, in a folder of its own: for tests.
+"""A one-node Slurm cluster for tests, on this machine, in its own folder.
 
-Needs Debian's packages slurm-wlm and munge, no systemd, no accounting, no other Slurm's settings.
+Needs the Debian packages slurm-wlm and munge; no systemd, accounting or Slurm settings.
 """
 
 import contextlib
@@ -59,10 +59,10 @@ def missing() -> list[str]:
 
 @contextlib.contextmanager
 def slurm_cluster(root: Path) -> Iterator[dict[str, str]]:
-    """Starts it; yields the environment variables by which clients find it; ends it.
+    """Starts the cluster, yields the environment for its clients, and stops it.
 
-    `root`: an empty folder with a short path, as a socket lies in it. Raises RuntimeError, with
-    the end of the log, if the node does not come up.
+    `root`: an empty folder; its path must be short for the socket. Raises RuntimeError with the
+    end of the log if the node does not start.
     """
     environment = {"SLURM_CONF": f"{root}/slurm.conf", "PATH": SYSTEM_PATH}
     (root / "munge.key").write_bytes(os.urandom(1024))
@@ -102,7 +102,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def start(command: list[str], environment: dict[str, str]) -> None:
-    """A daemon: the command returns when it is in the background."""
+    """Starts a daemon and returns once it is in the background."""
     subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=30)
 
 
@@ -123,7 +123,7 @@ def ask(command: list[str], environment: dict[str, str]) -> str:
 
 
 def stop(root: Path, environment: dict[str, str]) -> None:
-    """Cancels all jobs, then ends the daemons, by the ids that they wrote."""
+    """Cancels all jobs, then stops the daemons by their PID files."""
     if (root / "slurmctld.pid").is_file():
         ask(["scancel", "--me"], environment)
         deadline = time.monotonic() + 20

@@ -1,11 +1,11 @@
-"""A sweep that is killed again and again must end with what an undisturbed sweep ends with.
+"""A sweep that is killed repeatedly must give the results of an undisturbed sweep.
 
-    python tests/soak.py                                  20 kills, 8 runs, some ten minutes
-    python tests/soak.py --kills 5 --runs 4 --root DIR    the tables and folders stay in DIR
-    python tests/soak.py workers=2                        with further words for run.py
+    python tests/soak.py                                  20 kills, 8 runs, about ten minutes
+    python tests/soak.py --kills 5 --runs 4 --root DIR    tables and folders in DIR
+    python tests/soak.py workers=2                        with more overrides for run.py
 
-The sweep's whole process group gets SIGKILL, now and then SIGTERM, at random moments of start-up,
-training and evaluation, and the same command starts it again. Exits 1 with a list of differences.
+Sends SIGKILL, sometimes SIGTERM, to the sweep's process group at random times during start-up,
+training and evaluation, then restarts it with the same command. Exits 1 and lists differences.
 """
 
 import argparse
@@ -37,17 +37,17 @@ TINY = [
     JOBS_2,
     "hydra.launcher.threads=1",
 ]
-AIMS = ("training", "start-up", "evaluation", "anywhere", "training")  # in turn
-DELAYS = {"training": 4.0, "start-up": 5.0, "evaluation": 0.8, "anywhere": 20.0}  # s, at most
-TERM_EVERY = 4  # kills: so often it is SIGTERM
-END_SECONDS = 45  # for a sweep that got SIGTERM
-WAIT_SECONDS = 120  # for a run to come to its evaluation
+AIMS = ("training", "start-up", "evaluation", "anywhere", "training")  # cycled
+DELAYS = {"training": 4.0, "start-up": 5.0, "evaluation": 0.8, "anywhere": 20.0}  # max seconds
+TERM_EVERY = 4  # kills per SIGTERM
+END_SECONDS = 45  # for a sweep to exit on SIGTERM
+WAIT_SECONDS = 120  # for a run to reach its evaluation
 TIMES = ("wall", "seconds", "train_seconds")
 COMPARED = ("id", "config", "choices", "metrics", "metrics_notes", "data_report", "bad_images")
 
 
 class Sweep:
-    """The same command, as often as it takes."""
+    """One sweep command that can be restarted."""
 
     def __init__(self, root: Path, words: list[str]):
         self.words = [*words, f"runs_root={root}"]
@@ -69,12 +69,12 @@ class Sweep:
             )
 
     def end(self) -> None:
-        """Nothing outlives this program."""
+        """Leaves no process behind."""
         if self.process is not None and self.process.poll() is None:
             self.send(signal.SIGKILL)
 
     def send(self, number: signal.Signals) -> int:
-        """To the whole group, as when a machine goes down. The exit status of the sweep."""
+        """Signals the whole group, as a shutdown does. Returns the exit status."""
         os.killpg(self.process.pid, number)
         return self.process.wait(END_SECONDS)
 
@@ -87,7 +87,7 @@ class Sweep:
 
 
 def phase(spec: RunSpec) -> str:
-    """Where a run stands: missing, partial 12/60, running 12/60, evaluating, done, failed."""
+    """The phase of a run: missing, partial 12/60, running 12/60, evaluating, done, failed."""
     state, step = spec.folder.state(), spec.folder.last_metrics().get("step", 0)
     if state == "running" and step == spec.config.steps:
         return "evaluating"
@@ -95,7 +95,7 @@ def phase(spec: RunSpec) -> str:
 
 
 def soak(sweep: Sweep, kills: int, dice: random.Random) -> list[str]:
-    """Kills and restarts the sweep, then lets it end. What went wrong on the way."""
+    """Kills and restarts the sweep, then lets it finish. Returns errors."""
     wrong = []
     hit = Counter()
     for kill in range(kills):
@@ -124,7 +124,7 @@ def soak(sweep: Sweep, kills: int, dice: random.Random) -> list[str]:
 
 
 def wait_for_moment(sweep: Sweep, aim: str, dice: random.Random) -> bool:
-    """False if the sweep ended before."""
+    """False if the sweep ended first."""
     before = sweep.phases()
     moment = {
         "training": lambda: any(
@@ -138,7 +138,7 @@ def wait_for_moment(sweep: Sweep, aim: str, dice: random.Random) -> bool:
 
 
 def training(now: list[str], before: list[str]) -> list[tuple[str, str]]:
-    """Of each run in training where it stands, and where it stood."""
+    """The current and the earlier phase of each run in training."""
     return [pair for pair in zip(now, before, strict=True) if pair[0].startswith("running")]
 
 
@@ -149,42 +149,44 @@ def patiently(condition: Callable[[], bool]) -> None:
 
 
 def struck(phases: list[str]) -> list[str]:
-    """What a kill interrupted; start-up if no run was running yet."""
+    """The phases that a kill hit; start-up if no run had started."""
     words = [p.split()[0] for p in phases if p.startswith(("running", "evaluating"))]
     return words or ["start-up"]
 
 
 def after_sigterm(sweep: Sweep, phases: list[str], status: int) -> list[str]:
-    """Runs that were at work must have ended, and say that they were stopped."""
+    """Active runs must have ended, with state preempted or done."""
     wrong = []
-    if status not in (0, 75, -signal.SIGTERM):  # before the handlers are there it just ends
+    if status not in (0, 75, -signal.SIGTERM):  # without handlers yet, it just dies
         wrong.append(f"after SIGTERM the sweep ended with {status}")
     for before, folder in zip(phases, sweep.folders, strict=True):
-        said = folder.status().get("state")
-        if before.startswith(("running", "evaluating")) and said not in ("preempted", "done"):
-            wrong.append(f"{folder.path.name}: {before}, SIGTERM, and status.json says {said}")
+        state = folder.status().get("state")
+        if before.startswith(("running", "evaluating")) and state not in ("preempted", "done"):
+            wrong.append(f"{folder.path.name}: {before}, SIGTERM, and status.json says {state}")
     return wrong
 
 
-def differences(wanted: RunFolder, got: RunFolder) -> list[str]:
-    """What differs between two runs, apart from times."""
-    found = [
+def differences(expected: RunFolder, actual: RunFolder) -> list[str]:
+    """Differences between two runs, apart from times."""
+    problems = [
         f"{key} of result.json: {one} and {other}"
         for key in COMPARED
-        if (one := plain(wanted.result().get(key))) != (other := plain(got.result().get(key)))
+        if (one := plain(expected.result().get(key))) != (other := plain(actual.result().get(key)))
     ]
-    found += line_differences(lines(wanted), lines(got))
-    found += [
-        f"checkpoint: {name} differs" for name in tensor_differences(state(wanted), state(got))
+    problems += line_differences(lines(expected), lines(actual))
+    problems += [
+        f"checkpoint: {name} differs" for name in tensor_differences(state(expected), state(actual))
     ]
-    if detections(wanted) != detections(got):
-        found.append("the detections differ")
-    leftovers = [p.name for p in got.path.rglob(".*.*")]
-    return [f"{got.path.name}: {text}" for text in found + [f"left: {name}" for name in leftovers]]
+    if detections(expected) != detections(actual):
+        problems.append("the detections differ")
+    leftovers = [p.name for p in actual.path.rglob(".*.*")]
+    return [
+        f"{actual.path.name}: {text}" for text in problems + [f"left: {name}" for name in leftovers]
+    ]
 
 
 def plain(value):
-    """Without what may differ: times, and where the runs are."""
+    """Drops keys that may differ: times and the runs root."""
     if not isinstance(value, dict):
         return value
     return {k: v for k, v in value.items() if k not in (*TIMES, "runs_root")}
@@ -194,15 +196,17 @@ def lines(folder: RunFolder) -> list[dict]:
     return [plain(json.loads(line)) for line in folder.metrics_file.read_text().splitlines()]
 
 
-def line_differences(wanted: list[dict], got: list[dict]) -> list[str]:
-    steps = Counter((line["step"], line.get("evaluation")) for line in got)
-    found = [f"metrics.jsonl has {key} {n} times" for key, n in steps.items() if n > 1]
-    pairs = enumerate(zip_longest(wanted, got), 1)
+def line_differences(expected: list[dict], actual: list[dict]) -> list[str]:
+    steps = Counter((line["step"], line.get("evaluation")) for line in actual)
+    problems = [f"metrics.jsonl has {key} {n} times" for key, n in steps.items() if n > 1]
+    pairs = enumerate(zip_longest(expected, actual), 1)
     different = [(number, *pair) for number, pair in pairs if pair[0] != pair[1]]
     if different:
         number, one, other = different[0]
-        found.append(f"{len(different)} lines of metrics.jsonl, first {number}: {one} and {other}")
-    return found
+        problems.append(
+            f"{len(different)} lines of metrics.jsonl, first {number}: {one} and {other}"
+        )
+    return problems
 
 
 def state(folder: RunFolder) -> dict:
@@ -211,17 +215,19 @@ def state(folder: RunFolder) -> dict:
     return loaded
 
 
-def tensor_differences(wanted, got, name: str = "") -> list[str]:
-    """The names of all that is not equal bit for bit."""
-    if isinstance(wanted, torch.Tensor) and isinstance(got, torch.Tensor):
-        same = wanted.dtype == got.dtype and torch.equal(wanted, got)
+def tensor_differences(expected, actual, name: str = "") -> list[str]:
+    """The names of entries that are not bit-identical."""
+    if isinstance(expected, torch.Tensor) and isinstance(actual, torch.Tensor):
+        same = expected.dtype == actual.dtype and torch.equal(expected, actual)
         return [] if same else [name]
-    if isinstance(wanted, dict) and isinstance(got, dict) and set(wanted) == set(got):
-        parts = [(f"{name}.{k}".strip("."), wanted[k], got[k]) for k in wanted]
-    elif isinstance(wanted, list) and isinstance(got, list) and len(wanted) == len(got):
-        parts = [(f"{name}.{k}", *pair) for k, pair in enumerate(zip(wanted, got, strict=True))]
+    if isinstance(expected, dict) and isinstance(actual, dict) and set(expected) == set(actual):
+        parts = [(f"{name}.{k}".strip("."), expected[k], actual[k]) for k in expected]
+    elif isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
+        parts = [
+            (f"{name}.{k}", *pair) for k, pair in enumerate(zip(expected, actual, strict=True))
+        ]
     else:
-        return [] if wanted == got else [name]
+        return [] if expected == actual else [name]
     return [bad for part, one, other in parts for bad in tensor_differences(one, other, part)]
 
 
@@ -240,24 +246,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--root", type=Path, help="default: a new temporary folder")
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="further words for run.py")
-    given = parser.parse_intermixed_args(arguments)
-    root = given.root or Path(tempfile.mkdtemp(prefix="soak-"))
+    options = parser.parse_intermixed_args(arguments)
+    root = options.root or Path(tempfile.mkdtemp(prefix="soak-"))
     if any((root / name).exists() for name in ("straight", "killed")):
         parser.error(f"{root} holds an earlier soak: choose an empty folder")
     root.mkdir(parents=True, exist_ok=True)
-    words = [f"seed=range(0,{given.runs})", *TINY, f"steps={given.steps}", *given.words]
+    words = [f"seed=range(0,{options.runs})", *TINY, f"steps={options.steps}", *options.words]
 
     straight, killed = Sweep(root / "straight", words), Sweep(root / "killed", words)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
-        return compare(straight, killed, given.kills, random.Random(given.seed))
+        return compare(straight, killed, options.kills, random.Random(options.seed))
     finally:
         straight.end()
         killed.end()
 
 
 def compare(straight: Sweep, killed: Sweep, kills: int, dice: random.Random) -> int:
-    """Runs both. The exit status."""
+    """Runs both; returns the status."""
     print(f"In {straight.output.parent}", flush=True)
     if status := straight.run_through():
         print(f"the undisturbed sweep ended with {status}: {straight.output}")

@@ -1,4 +1,4 @@
-"""Assigners against Algorithm 1, brute force and examples by hand; ties and conflicts on purpose.
+"""Assigners against Algorithm 1, brute force and hand-worked examples, with ties and conflicts.
 
 Run: pytest tests/test_assigners.py
 """
@@ -17,11 +17,11 @@ from tests.conftest import assign, make_target, random_boxes, seeded
 
 
 def pairs(matches) -> list[tuple[int, int]]:
-    """(slot, object) in the order given."""
+    """(slot, object) of each match."""
     return list(zip(matches.pred_idx.tolist(), matches.gt_idx.tolist(), strict=True))
 
 
-# --- the slow obvious things ---
+# --- brute force ---
 
 
 def cheapest(cost: list[list[float]], gt: int, free: list[int]) -> int:
@@ -33,26 +33,26 @@ def brute_keep(cost, slots, objects):
 
 
 def brute_drop(cost, slots, objects):
-    asked = brute_keep(cost, slots, objects)
+    choices = brute_keep(cost, slots, objects)
     return [
         (slot, gt)
-        for slot, gt in asked
-        if (cost[slot][gt], gt) == min((cost[slot][g], g) for s, g in asked if s == slot)
+        for slot, gt in choices
+        if (cost[slot][gt], gt) == min((cost[slot][g], g) for s, g in choices if s == slot)
     ]
 
 
 def brute_next_best(cost, slots, objects):
     order = sorted(range(objects), key=lambda gt: (min(row[gt] for row in cost), gt))
-    free, taken = list(range(slots)), []
+    free, matches = list(range(slots)), []
     for gt in order[:slots]:
         slot = cheapest(cost, gt, free)
         free.remove(slot)
-        taken.append((slot, gt))
-    return sorted(taken, key=lambda pair: pair[1])
+        matches.append((slot, gt))
+    return sorted(matches, key=lambda pair: pair[1])
 
 
 def brute_conflicts(cost, slots, objects):
-    """Objects that lose: all but one of those that ask for a slot."""
+    """Objects that lose: all but one per slot."""
     return objects - len({slot for slot, _ in brute_keep(cost, slots, objects)})
 
 
@@ -68,7 +68,7 @@ BRUTE = {"keep": brute_keep, "drop": brute_drop, "next_best": brute_next_best}
 
 
 def small_costs(most_slots: int, most_objects: int, count: int):
-    """Whole numbers 0..3: most have several cheapest slots and several askers."""
+    """Integers 0..3: most have ties and conflicts."""
     rng = random.Random(0)
     for _ in range(count):
         slots, objects = rng.randint(1, most_slots), rng.randint(0, most_objects)
@@ -113,19 +113,19 @@ def test_min_cost_equals_the_papers_algorithm_1():
 
 @pytest.mark.parametrize("conflict", BRUTE)
 def test_min_cost_equals_brute_force_with_ties_and_more_objects_than_slots(conflict):
-    seen = 0
+    total = 0
     for rows in small_costs(most_slots=6, most_objects=9, count=400):
         slots, objects = len(rows), len(rows[0])
         matches = assign(min_cost, torch.tensor(rows).reshape(slots, objects), conflict=conflict)
         assert pairs(matches) == BRUTE[conflict](rows, slots, objects), rows
         assert matches.conflicts.item() == brute_conflicts(rows, slots, objects), rows
         assert matches.pred_idx.dtype == matches.gt_idx.dtype == torch.int64
-        seen += matches.conflicts.item()
-    assert seen > 100  # the trials do meet conflicts
+        total += matches.conflicts.item()
+    assert total > 100  # conflicts do occur
 
 
 def test_two_objects_ask_for_one_slot():
-    # Objects 0 and 1 both want slot 1, object 1 more so; object 2 wants slot 0.
+    # Objects 0 and 1 prefer slot 1, object 1 at less cost; object 2 prefers slot 0.
     cost = torch.tensor([[5.0, 4, 0], [2, 1, 9], [3, 7, 9]])
     assert pairs(assign(min_cost, cost, conflict="keep")) == [(1, 0), (1, 1), (0, 2)]
     assert pairs(assign(min_cost, cost, conflict="drop")) == [(1, 1), (0, 2)]
@@ -134,7 +134,7 @@ def test_two_objects_ask_for_one_slot():
 
 
 def test_the_loser_of_a_slot_may_push_out_a_third_object():
-    # Object 1 is served first, object 0 then takes object 2's favourite slot 1.
+    # Object 1 chooses first; object 0 then takes slot 1, which object 2 prefers.
     cost = torch.tensor([[1.0, 0, 9], [2, 9, 3], [9, 9, 4]])
     assert pairs(assign(min_cost, cost, conflict="next_best")) == [(1, 0), (0, 1), (2, 2)]
 
@@ -190,11 +190,15 @@ def test_hungarian_has_the_least_total_cost_of_all_permutations():
     for rows in small_costs(most_slots=6, most_objects=6, count=150):
         slots, objects = len(rows), len(rows[0])
         matches = assign(hungarian, torch.tensor(rows).reshape(slots, objects))
-        found = pairs(matches)
-        assert len(found) == min(slots, objects)
-        assert len({slot for slot, _ in found}) == len({gt for _, gt in found}) == len(found)
+        assignment = pairs(matches)
+        assert len(assignment) == min(slots, objects)
+        assert (
+            len({slot for slot, _ in assignment})
+            == len({gt for _, gt in assignment})
+            == len(assignment)
+        )
         assert matches.gt_idx.tolist() == sorted(matches.gt_idx.tolist())
-        total = sum(rows[slot][gt] for slot, gt in found)
+        total = sum(rows[slot][gt] for slot, gt in assignment)
         assert total == brute_least_total(rows, slots, objects), rows
         assert matches.conflicts.item() == brute_conflicts(rows, slots, objects)
 

@@ -1,4 +1,4 @@
-"""The benchmark's plain versions give what ours give, so that the ratios compare the same work.
+"""The benchmark's plain versions give our results, so that its ratios compare equal work.
 
 Run: pytest tests/test_benchmark.py
 """
@@ -57,7 +57,7 @@ def test_a_step_of_each_kind_takes_its_time(monkeypatch):
 def test_the_least_time_and_the_peak_memory():
     calls = []
     first, second = least_seconds(lambda: calls.append(1), lambda: calls.append(2), rounds=3)
-    assert calls == [1, 2] * 4  # in turn, after a round that is not counted
+    assert calls == [1, 2] * 4  # alternating, after one uncounted round
     assert min(first, second) > 0
     x = torch.zeros(1000, 1000)
     assert peak_bytes(lambda: (x + 1).add_(1)) == pytest.approx(4e6, rel=0.01)
@@ -69,7 +69,7 @@ def test_the_numbers_are_printed_and_written(tmp_path, monkeypatch, capsys):
         Timing("focal", "so and so", 8.0, 2.0, "ms", 4.0),
         Timing("x", "y", 1, 4, "ms", 0.3, True),
     ]
-    monkeypatch.setitem(benchmark.RATIOS, "focal", lambda given: rows)
+    monkeypatch.setitem(benchmark.RATIOS, "focal", lambda options: rows)
     file = tmp_path / "numbers.json"
     assert benchmark.main(["--only", "focal", "--json", str(file), "--runs", str(tmp_path)]) == 0
     written = json.loads(file.read_text())
@@ -83,8 +83,8 @@ def test_the_numbers_are_printed_and_written(tmp_path, monkeypatch, capsys):
 
 
 def test_images_that_are_not_there_leave_a_line_out(tmp_path, capsys):
-    given = ["--only", "jpeg", "--images", str(tmp_path), "--runs", str(tmp_path)]
-    assert benchmark.main(given) == 0
+    arguments = ["--only", "jpeg", "--images", str(tmp_path), "--runs", str(tmp_path)]
+    assert benchmark.main(arguments) == 0
     assert "jpeg skipped" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""Box geometry against scalar Python, torchvision and examples worked out by hand.
+"""Box geometry against scalar Python, torchvision and hand-worked examples.
 
 Run: pytest tests/test_boxes.py
 """
@@ -46,7 +46,7 @@ def test_boxes_are_cut_at_the_border_of_the_image():
 def test_iou_and_giou_equal_scalar_python_for_touching_nested_and_distant_boxes():
     generator = seeded()
     corners = torch.randint(0, 7, (2, 40, 2), generator=generator).float()
-    boxes = torch.cat([corners.amin(0), corners.amax(0)], dim=1)  # many without area
+    boxes = torch.cat([corners.amin(0), corners.amax(0)], dim=1)  # many have no area
     iou, giou = iou_and_giou(boxes[:, None], boxes[None])
     for i, a in enumerate(boxes.tolist()):
         for j, b in enumerate(boxes.tolist()):

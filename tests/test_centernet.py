@@ -1,5 +1,4 @@
-"""CenterNet: Gaussians against brute force and scalar loops, the loss against plain formulas, the
-network's shapes, types and gradients.
+"""CenterNet: Gaussians and loss against scalar loops; the network's shapes, types and gradients.
 
 Run: pytest tests/test_centernet.py
 """
@@ -35,7 +34,7 @@ SIZE = (64, 96)  # pixels
 GRID = (16, 24)
 NAMES = ("loss_cls", "loss_size", "loss_offset")
 LOSS = CenterNetLoss()
-WIDE = CenterNetLoss(min_overlap=0.1)  # whose Gaussians overlap on so small a map
+WIDE = CenterNetLoss(min_overlap=0.1)  # its Gaussians overlap on a small map
 
 
 def make_output(images: int = 1, grid_hw=GRID, seed: int = 0, dtype=torch.float32) -> CenterOutput:
@@ -70,17 +69,17 @@ def heatmap_of(targets: list[Target], grid_hw=GRID, min_overlap: float = 0.7) ->
 
 
 def dense(heatmap: Heatmap, images: int, slots: int) -> Tensor:
-    """Y [B, P, K]; no place may be told twice."""
+    """Y [B, P, K]; repeated indices add up."""
     y = torch.zeros(images, slots, K)
     y.index_put_(heatmap.index, heatmap.value, accumulate=True)
     return y
 
 
-# --- the slow obvious thing ---
+# --- scalar reference ---
 
 
 def scalar_radius(w: float, h: float, t: float) -> float:
-    """By bisection: with both corners inside the IoU falls fastest, see the test below."""
+    """By bisection; the IoU falls fastest with both corners inside, as tested below."""
     low, high = 0.0, min(w, h) / 2
     for _ in range(60):
         r = (low + high) / 2
@@ -107,7 +106,7 @@ def scalar_heatmap(target: Target, grid_hw, min_overlap: float) -> tuple[Tensor,
 
 
 def scalar_loss(loss: CenterNetLoss, output: CenterOutput, targets) -> dict[str, float]:
-    """The parts of equation 4, number by number."""
+    """The terms of equation 4, in scalar loops."""
     width = output.grid_hw[1]
     focal = size = offset = 0.0
     for image, target in enumerate(targets):
@@ -154,7 +153,7 @@ def test_within_the_radius_boxes_overlap_enough_and_beyond_it_not(size, min_over
     w, h = size
     radius = float(gaussian_radius(torch.tensor([w, h], dtype=torch.float64), min_overlap))
     shifts = torch.linspace(-1, 1, 9, dtype=torch.float64)
-    grid = torch.cartesian_prod(shifts, shifts, shifts, shifts)  # of x1, y1, x2, y2
+    grid = torch.cartesian_prod(shifts, shifts, shifts, shifts)  # x1, y1, x2, y2
     box = torch.tensor([0, 0, w, h], dtype=torch.float64)
 
     def worst(r: float) -> float:
@@ -165,7 +164,7 @@ def test_within_the_radius_boxes_overlap_enough_and_beyond_it_not(size, min_over
 
 
 def test_the_radius_of_the_released_code_is_several_times_as_large():
-    """As gaussian_radius says: (b3 + sq3) / 2 is 0.27 of a square's side, at 0.7."""
+    """Its (b3 + sq3) / 2 is 0.27 of a square's side at 0.7: see gaussian_radius."""
     side = torch.tensor([100.0, 100.0])
     assert float(gaussian_radius(side, 0.7)) == pytest.approx(8.17, abs=0.01)
     released = (-2 * 0.7 * 200 + math.sqrt((2 * 0.7 * 200) ** 2 + 16 * 0.7 * 0.3 * 100**2)) / 2
@@ -175,8 +174,8 @@ def test_the_radius_of_the_released_code_is_several_times_as_large():
 
 @pytest.mark.parametrize("size", [(1e-3, 500), (1e-3, 1e-3), (1e4, 1e4)])
 def test_extreme_sizes_keep_float32_accuracy(size):
-    found = float(gaussian_radius(torch.tensor(size), 0.7))
-    assert found == pytest.approx(scalar_radius(*size, 0.7), rel=1e-4)
+    radius = float(gaussian_radius(torch.tensor(size), 0.7))
+    assert radius == pytest.approx(scalar_radius(*size, 0.7), rel=1e-4)
 
 
 # --- the heatmap ---
@@ -184,31 +183,31 @@ def test_extreme_sizes_keep_float32_accuracy(size):
 
 def test_a_kernel_by_hand():
     slots, values = gaussian_kernels(torch.tensor([[1, 0]]), torch.tensor([1]), (2, 4), reach=1)
-    found = dict.fromkeys(range(8), 0.0)
+    kernel = dict.fromkeys(range(8), 0.0)
     for slot, value in zip(slots[0].tolist(), values[0].tolist(), strict=True):
-        found[slot] += value
+        kernel[slot] += value
     side, corner = math.exp(-2), math.exp(-4)  # sigma is 1/2
     expected = [side, 1, side, 0, corner, side, corner, 0]
-    assert list(found.values()) == pytest.approx(expected)
+    assert list(kernel.values()) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("min_overlap", [0.05, 0.3, 0.7])
 @pytest.mark.parametrize("counts", [(1,), (12, 0, 25), (0, 0)])
 @pytest.mark.parametrize("grid", [(16, 24), (17, 9), (8, 1), (1, 1)])
 def test_heatmap_equals_scalar_loops(min_overlap, counts, grid):
-    """Many overlaps of the same class and of others, and objects at every border."""
+    """With many overlaps within and across classes, and objects at every border."""
     targets = make_targets(*counts, size_hw=(4 * grid[0] - 1, 4 * grid[1] - 1))
     heatmap = heatmap_of(targets, grid, min_overlap)
-    found, peaks = dense(heatmap, len(counts), math.prod(grid)), set()
+    maps, peaks = dense(heatmap, len(counts), math.prod(grid)), set()
     for image, target in enumerate(targets):
         y, of_image = scalar_heatmap(target, grid, min_overlap)
-        torch.testing.assert_close(found[image].view(*grid, K), y, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(maps[image].view(*grid, K), y, rtol=1e-4, atol=1e-6)
         peaks |= {(image, row * grid[1] + column, label) for row, column, label in of_image}
     image, slot, label = (at[heatmap.peak].tolist() for at in heatmap.index)
-    assert len(image) == len(peaks), "each once"
+    assert len(image) == len(peaks), "no repeats"
     assert set(zip(image, slot, label, strict=True)) == peaks
     assert (heatmap.value[heatmap.peak] == 1).all()
-    assert (found == 1).sum() == len(peaks)
+    assert (maps == 1).sum() == len(peaks)
 
 
 def test_objects_of_a_pixel_and_of_the_whole_image_lie_on_the_map():
@@ -218,10 +217,10 @@ def test_objects_of_a_pixel_and_of_the_whole_image_lie_on_the_map():
     assert objects.cell_xy.tolist() == [[0, 0], [23, 15], [12, 8], [23, 8]]
     assert objects.slot.tolist() == [0, 383, 204, 215]
     assert ((objects.offset_xy >= 0) & (objects.offset_xy <= 1)).all()
-    found = dense(heatmap_of(targets), 1, 384)[0]
-    assert found[:, 0].nonzero().flatten().tolist() == [0]
-    assert found[:, 1].nonzero().flatten().tolist() == [383]
-    assert (found[:, 2] > 0).sum() == 9 + 1  # radius 1 of the largest box there can be
+    y = dense(heatmap_of(targets), 1, 384)[0]
+    assert y[:, 0].nonzero().flatten().tolist() == [0]
+    assert y[:, 1].nonzero().flatten().tolist() == [383]
+    assert (y[:, 2] > 0).sum() == 9 + 1  # the largest possible box has radius 1
 
 
 def test_the_higher_of_two_gaussians_of_a_class_counts_and_classes_are_apart():
@@ -285,9 +284,9 @@ def test_a_perfect_prediction_has_no_loss_and_decodes_to_the_objects():
     output.offset_xy[0, objects.slot] = objects.offset_xy
     total, _ = LOSS([output], [target])
     assert abs(float(total)) < 1e-4
-    (found,) = top_k(output, [SIZE], 3, peaks=True)
-    assert found.labels.tolist() == labels[::-1]
-    torch.testing.assert_close(found.boxes_xyxy, target.gt_xyxy.flip(0))
+    (detections,) = top_k(output, [SIZE], 3, peaks=True)
+    assert detections.labels.tolist() == labels[::-1]
+    torch.testing.assert_close(detections.boxes_xyxy, target.gt_xyxy.flip(0))
 
 
 @pytest.mark.parametrize("logit", [-200.0, -17.0, 17.0, 200.0])
@@ -310,7 +309,7 @@ def test_a_batch_without_objects_has_a_class_loss_only():
     assert [parts[n].item() for n in (*NAMES[1:], "objects", "conflicts")] == [0, 0, 0, 0]
     total.backward()
     assert (output.class_logits.grad > 0).all()
-    assert not output.size_wh.grad.any(), "there is one, of zeros"
+    assert not output.size_wh.grad.any(), "zero, not None"
     assert not output.offset_xy.grad.any()
 
 
@@ -326,7 +325,7 @@ def test_objects_that_share_a_cell_are_conflicts_and_learn_there_both():
     there = make_target([0, 2, 2, 1], boxes, SIZE)
     output, targets = make_output(2), [there, make_target([0], boxes[:1], SIZE)]
     _, parts = LOSS([output], targets)
-    assert parts["conflicts"].item() == 2, "the same cell of another image is another cell"
+    assert parts["conflicts"].item() == 2, "cells of other images do not conflict"
     assert parts["conflicts"].dtype == torch.int64
     assert parts["objects"].item() == 5
     assert_is_scalar_loss(LOSS, output, targets)
@@ -345,9 +344,9 @@ def test_nothing_is_learnt_of_a_class_inside_its_crowds_but_objects():
     grad = output.class_logits.grad[1].view(*GRID, K)
     inside = grad[3:12, 5:22, 1]  # points 14..46 and 22..86
     assert inside.nonzero().tolist() == [[4, 4], [8, 15]]
-    assert inside[4, 4] < 0, "an object is learnt"
-    assert inside[8, 15] < 0, "an object is learnt"
-    assert grad[3:12, 5:22, 2].all(), "other classes too"
+    assert inside[4, 4] < 0, "objects are learnt"
+    assert inside[8, 15] < 0, "objects are learnt"
+    assert grad[3:12, 5:22, 2].all(), "other classes learn"
 
 
 def test_pieces_sum_up_to_the_loss_of_the_batch():
@@ -371,7 +370,7 @@ def test_the_lap_comes_when_the_targets_are_built():
 
 
 def test_the_device_is_not_waited_for():
-    """On the device without data, any question about values raises."""
+    """The meta device has no data, so reading a value raises."""
     output, names = make_output(2), ("class_logits", "size_wh", "offset_xy", "points_xy")
     output = replace(output, **{name: getattr(output, name).to("meta") for name in names})
     output = learnable(output)
@@ -388,14 +387,14 @@ def test_decoding_by_hand():
     output = make_output(1, (2, 3))
     output.offset_xy[0, 4] = torch.tensor([0.25, 1.5])
     output.size_wh[0, 4] = torch.tensor([10.0, -3.0])
-    expected = [4 + 1 - 5, 4 + 6, 4 + 1 + 5, 4 + 6]  # a size below 0 is none
+    expected = [4 + 1 - 5, 4 + 6, 4 + 1 + 5, 4 + 6]  # negative sizes are 0
     assert output.boxes_xyxy[0, 4].tolist() == expected
 
 
 def test_selected_boxes_are_those_of_all():
     output, slots = make_output(2), torch.tensor([3, 300, 3, 0])
     some = output.boxes_at(1, slots)
-    assert "boxes_xyxy" not in vars(output), "not computed before it is asked for"
+    assert "boxes_xyxy" not in vars(output), "computed on first use"
     assert torch.equal(output.boxes_xyxy[1, slots], some)
     assert (output.boxes_xyxy[..., 2:] >= output.boxes_xyxy[..., :2]).all()
 
@@ -435,11 +434,11 @@ def test_shapes_and_a_finite_loss(training, size, counts):
 
 
 def test_a_cell_reads_its_own_place_on_the_map():
-    """The heads written out by hand, on a map that is not square."""
+    """Against hand-written heads, on a non-square map."""
     model, images = make_model().eval(), make_images()
     (output,) = model(images)
     feature = model.neck(model.backbone(images))
-    for head, found, unit in (
+    for head, values, unit in (
         (model.heatmap, output.class_logits, 1),
         (model.size, output.size_wh, 4),
         (model.offset, output.offset_xy, 1),
@@ -447,7 +446,7 @@ def test_a_cell_reads_its_own_place_on_the_map():
         hidden = torch.relu(torch.conv2d(feature, head.features.weight, head.features.bias, 1, 1))
         maps = torch.einsum("bchw,oc->bhwo", hidden, head.output.weight[:, :, 0, 0])
         maps = unit * (maps + head.output.bias)
-        torch.testing.assert_close(found.view(maps.shape), maps, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(values.view(maps.shape), maps, rtol=1e-4, atol=1e-4)
 
 
 def test_settings_are_heard():
@@ -469,7 +468,7 @@ def test_every_parameter_has_a_gradient_in_every_step(neck, counts):
     model = make_model(neck)
     for name, parameter in model.named_parameters():
         if "bn" in name and name.endswith("weight"):
-            torch.nn.init.ones_(parameter)  # timm starts the residual branches at zero
+            torch.nn.init.ones_(parameter)  # timm initialises residual branches to 0
     model.loss(model(make_images()), make_targets(*counts))[0].backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     assert not [name for name, grad in gradients.items() if grad is None]
@@ -486,10 +485,10 @@ def test_under_autocast_the_answer_is_float32():
     total, _ = model.loss([output], make_targets(3, 2))
     total.backward()
     for name in ("class_logits", "size_wh", "offset_xy", "boxes_xyxy"):
-        found = getattr(output, name)
-        assert found.dtype == torch.float32, name
-        assert not torch.equal(found, found.bfloat16().float()), "not rounded and widened"
-        torch.testing.assert_close(found, getattr(exact, name), rtol=0.1, atol=0.3)
+        tensor = getattr(output, name)
+        assert tensor.dtype == torch.float32, name
+        assert not torch.equal(tensor, tensor.bfloat16().float()), "not rounded to bfloat16"
+        torch.testing.assert_close(tensor, getattr(exact, name), rtol=0.1, atol=0.3)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
@@ -507,12 +506,12 @@ def test_an_image_is_predicted_alike_alone_and_in_a_batch():
 def test_nothing_is_answered_in_the_padding():
     model, images = make_model(), make_images()
     sizes_hw = torch.tensor([[64, 96], [41, 60]])
-    assert torch.isfinite(model(images, sizes_hw)[0].class_logits).all(), "training learns there"
+    assert torch.isfinite(model(images, sizes_hw)[0].class_logits).all(), "unmasked in training"
     (output,) = model.eval()(images, sizes_hw)
     silent = (output.class_logits == -torch.inf).all(dim=2).view(2, *GRID)
     assert not silent[0].any()
     expected = torch.ones(GRID, dtype=torch.bool)
-    expected[:11, :15] = False  # the cell from 40 to 44 is partly of the image
+    expected[:11, :15] = False  # the cell from 40 to 44 is partly inside
     assert torch.equal(silent[1], expected)
     assert torch.isfinite(output.class_logits.view(2, *GRID, K)[1, :11, :15]).all()
     inside = model(images)[0].class_logits
@@ -533,8 +532,8 @@ def test_it_learns_an_image_by_heart():
         total, _ = model.loss(model(images), targets)
         total.backward()
         optimizer.step()
-    found = top_k(model(images)[0], [SIZE] * 2, 2, peaks=True)
-    for detections, target in zip(found, targets, strict=True):
+    batch = top_k(model(images)[0], [SIZE] * 2, 2, peaks=True)
+    for detections, target in zip(batch, targets, strict=True):
         for label, box in zip(target.gt_labels, target.gt_xyxy, strict=True):
             same = detections.labels == label
             assert iou_and_giou(detections.boxes_xyxy[same], box)[0].max() > 0.7

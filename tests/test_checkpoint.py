@@ -1,4 +1,4 @@
-"""Checkpoints: plain, atomic, and passed over for the previous one if damaged or another run's.
+"""Checkpoints: plain types, atomic writes, fallback from a damaged or foreign checkpoint.
 
 Run: pytest tests/test_checkpoint.py
 """
@@ -22,7 +22,7 @@ def folder(tmp_path) -> RunFolder:
 
 
 def saved(folder: RunFolder, *steps: int) -> Run:
-    """A run that left a checkpoint at each of these steps."""
+    """A run with a checkpoint at each of these steps."""
     run = Run()
     for step in steps:
         run.train(until=step)
@@ -48,7 +48,7 @@ def test_a_checkpoint_holds_tensors_and_plain_types_only(folder):
     assert state["progress"] == vars(run.progress)
     assert_equal(dict(state["model"]), dict(run.model.state_dict()))
     files = sorted(path.name for path in folder.checkpoint_file.parent.iterdir())
-    assert files == ["last.pt", "previous.pt"]  # nothing half-written
+    assert files == ["last.pt", "previous.pt"]  # no partial file
 
 
 def test_a_checkpoint_loads_without_an_optimiser(folder):

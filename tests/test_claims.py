@@ -1,4 +1,4 @@
-"""The scorecard, from results written by hand into the folders that the experiments name.
+"""The scorecard, from hand-written results in the run folders of the experiments.
 
 Run: pytest tests/test_claims.py
 """
@@ -34,12 +34,12 @@ def fill_rows(root, experiment: str, *overrides: str, **rows) -> None:
     """`rows`: label -> metrics as functions of the seed."""
     for spec in expand([f"+experiment={experiment}", *overrides, f"runs_root={root}"]):
         if spec.label in rows:
-            made = rows[spec.label](spec.config.seed)
-            fill(spec, **{"AP": 50.0, "AP_nms": 50.0} | made)
+            metrics = rows[spec.label](spec.config.seed)
+            fill(spec, **{"AP": 50.0, "AP_nms": 50.0} | metrics)
 
 
 class Verdicts(dict):
-    """Claim id -> what was found, judged when it is asked for."""
+    """Claim id -> its judgement, computed on first access."""
 
     def __init__(self, runs: Evidence):
         self.runs = runs
@@ -98,7 +98,7 @@ def test_nothing_is_run_in_an_empty_folder_and_the_commands_are_named(root, caps
 
 
 def test_differences_are_taken_seed_by_seed(root):
-    """Levels differ by 10 AP from seed to seed, their differences by 0.1."""
+    """Rows vary by 10 AP between seeds, their differences by 0.1."""
     rows = {
         "predicted": lambda s: {"AP": 20 + 10 * s, "AP_nms": 40 + 10 * s + 0.1 * s},
         "predefined": lambda s: {"AP": 25 + 10 * s, "AP_nms": 35 + 10 * s},
@@ -106,13 +106,13 @@ def test_differences_are_taken_seed_by_seed(root):
         "predicted + class": lambda s: {"AP": 45 + 10 * s + 0.1 * s, "AP_nms": 45 + 10 * s},
     }
     fill_rows(root, "table1", **rows)
-    found = verdicts(root)
+    judgements = verdicts(root)
     for claim in ("nms_gain_predicted", "best_row", "worst_row", "beats_nms"):
-        assert found[claim].verdict == "reproduced", claim
-    part, interval = found["nms_gain_predicted"].decisive
+        assert judgements[claim].verdict == "reproduced", claim
+    part, interval = judgements["nms_gain_predicted"].decisive
     assert part.values == pytest.approx([20, 20.1, 20.2])
     assert interval == t_interval(part.values)
-    best = [part.values for part, _ in found["best_row"].conditions]
+    best = [part.values for part, _ in judgements["best_row"].conditions]
     assert best == [pytest.approx([25, 25.1, 25.2]), pytest.approx([15, 15.1, 15.2]),
                     pytest.approx([20, 20.1, 20.2])]  # fmt: skip
 
@@ -141,21 +141,21 @@ def test_the_predefined_rows_are_looked_at_where_they_need_nms(root):
     assert verdicts(root)["no_nms_predefined"].verdict == "not run"
     assert verdicts(root, "data.shapes.kind=rigid")["no_nms_predefined"].verdict == "reproduced"
     fill_rows(root, "table1", "data.shapes.kind=parts", **rows)
-    found = verdicts(root)
+    judgements = verdicts(root)
     for claim in ("nms_gain_predefined", "no_nms_predefined"):
-        assert found[claim].verdict == "reproduced"
-        assert "(data.shapes.kind=parts)" in found[claim].conditions[0][0].statement
+        assert judgements[claim].verdict == "reproduced"
+        assert "(data.shapes.kind=parts)" in judgements[claim].conditions[0][0].statement
 
 
 def test_a_claim_of_several_parts_is_as_weak_as_its_weakest(root):
     aps = {"36 epochs": 20.0, "72 epochs": 40.0, "144 epochs": 45.0, "216 epochs": 46.0}
     rows = {label: lambda s, ap=ap: {"AP": ap + 0.1 * s} for label, ap in aps.items()}
     fill_rows(root, "table4", **rows)
-    found = verdicts(root)
-    assert found["schedule_accuracy"].verdict == "reproduced"
-    (_, interval) = found["schedule_saturates"].decisive
+    judgements = verdicts(root)
+    assert judgements["schedule_accuracy"].verdict == "reproduced"
+    (_, interval) = judgements["schedule_saturates"].decisive
     assert interval.mean == pytest.approx(1 - 5)
-    assert found["schedule_saturates"].verdict == "reproduced"
+    assert judgements["schedule_saturates"].verdict == "reproduced"
     fill_rows(root, "table4", **{"144 epochs": lambda s: {"AP": 41 + 5 * (s - 1)}})
     assert verdicts(root)["schedule_accuracy"].verdict == "too noisy"
     fill_rows(root, "table4", **{"144 epochs": lambda s: {"AP": 30.0 + 0.1 * s}})
@@ -184,25 +184,29 @@ def test_speeds_are_compared_round_by_round(root):
     three = networks[predicates.MULTI_FAST]
     rounds = {single: (100.0, 50.0, 80.0), one: (101.0, 50.5, 80.4), three: (60.0, 31.0, 48.5)}
     fps.write(root, [speed(n, frames=max(r), rounds=r) for n, r in rounds.items()])
-    found = verdicts(root)
-    assert found["single_inference_speed"].verdict == "reproduced"
-    assert found["single_inference_speed"].conditions[0][0].values == pytest.approx([1.0, 1.0, 0.5])
-    assert found["multi_inference_slow"].verdict == "reproduced"
+    judgements = verdicts(root)
+    assert judgements["single_inference_speed"].verdict == "reproduced"
+    assert judgements["single_inference_speed"].conditions[0][0].values == pytest.approx(
+        [1.0, 1.0, 0.5]
+    )
+    assert judgements["multi_inference_slow"].verdict == "reproduced"
     fps.write(root, [speed(three, frames=9.0, rounds=(9.0,) * 3, measured=7.0)])  # at another time
-    judged = verdicts(root)["multi_inference_slow"]
-    assert judged.verdict == "not run"
-    assert claims.missing_commands([judged]) == [f"python analysis/benchmark.py fps --runs {root}"]
+    judgement = verdicts(root)["multi_inference_slow"]
+    assert judgement.verdict == "not run"
+    assert claims.missing_commands([judgement]) == [
+        f"python analysis/benchmark.py fps --runs {root}"
+    ]
 
 
-def write_looks(spec, nearest: float, inside: float, known: bool = True) -> None:
-    """100 objects in boxes from 0 to 10, whose samples are at these shares nearest and inside."""
+def write_snapshots(spec, nearest: float, inside: float, parts: bool = True) -> None:
+    """100 objects in boxes 0..10; `nearest` and `inside` are fractions of their samples."""
     place = np.where(np.arange(100)[:, None] < round(100 * inside), 5.0, 20.0).repeat(2, axis=1)
     box = np.tile(np.array([0.0, 0, 10, 10]), (100, 1))
     spec.folder.path.mkdir(parents=True, exist_ok=True)
     np.savez(
         spec.folder.assignments_file, steps=[1], slot=np.zeros((1, 100), int), place_xy=place[None],
         nearest=np.arange(100)[None] < round(100 * nearest), gt_xyxy=box,
-        part_xyxy=box if known else np.full_like(box, np.nan),
+        part_xyxy=box if parts else np.full_like(box, np.nan),
     )  # fmt: skip
 
 
@@ -212,13 +216,15 @@ def test_shares_of_positive_samples_come_from_the_last_look(root):
         for spec in expand(["+experiment=table1", *kind, f"runs_root={root}"]):
             fill(spec, AP=50.0, AP_nms=50.0)
             with_class = spec.config.cost.name == "loc_cls"
-            write_looks(spec, 0.5 if with_class else 0.99, 0.97 if with_class else 0.6)
-    found = verdicts(root)
-    assert found["positives_centre"].verdict == "reproduced"
-    assert found["positives_centre"].conditions[0][0].values == pytest.approx([99.0] * 3)
-    assert found["positives_inside"].verdict == "reproduced"
-    assert found["positives_discriminative"].verdict == "reproduced"
-    assert found["positives_discriminative"].conditions[0][0].values == pytest.approx([37.0] * 3)
+            write_snapshots(spec, 0.5 if with_class else 0.99, 0.97 if with_class else 0.6)
+    judgements = verdicts(root)
+    assert judgements["positives_centre"].verdict == "reproduced"
+    assert judgements["positives_centre"].conditions[0][0].values == pytest.approx([99.0] * 3)
+    assert judgements["positives_inside"].verdict == "reproduced"
+    assert judgements["positives_discriminative"].verdict == "reproduced"
+    assert judgements["positives_discriminative"].conditions[0][0].values == pytest.approx(
+        [37.0] * 3
+    )
 
 
 def test_the_csv_has_the_columns_that_checks_read(root, capsys, tmp_path):
@@ -250,13 +256,13 @@ def test_an_explanation_is_of_one_verdict_on_the_committed_records(root, monkeyp
         "worst_row:\n  too noisy: of that\n"
     )
     monkeypatch.setattr(claims, "EXPLANATIONS", file)
-    found = verdicts(RECORDS)
-    assert " ".join(found["nms_gain_predicted"].explanation.split()) == "because of this"
-    assert found["worst_row"].explanation == ""
+    judgements = verdicts(RECORDS)
+    assert " ".join(judgements["nms_gain_predicted"].explanation.split()) == "because of this"
+    assert judgements["worst_row"].explanation == ""
     fill_rows(root, "table1", predicted=lambda s: {"AP_nms": 60.0 + s / 9})
-    found = verdicts(root)
-    assert found["nms_gain_predicted"].verdict == "reproduced"
-    assert found["nms_gain_predicted"].explanation == ""
+    judgements = verdicts(root)
+    assert judgements["nms_gain_predicted"].verdict == "reproduced"
+    assert judgements["nms_gain_predicted"].explanation == ""
 
 
 def test_all_explanations_are_of_claims_and_verdicts():
@@ -269,7 +275,7 @@ def test_data_without_parts_says_nothing_about_them(root):
     for words in ((), ("data.shapes.kind=parts",)):
         for spec in expand(["+experiment=table1", *words, f"runs_root={root}"]):
             fill(spec, AP=50.0, AP_nms=50.0)
-            write_looks(spec, 1.0, 0.9, known=False)
+            write_snapshots(spec, 1.0, 0.9, parts=False)
     assert verdicts(root)["positives_discriminative"].verdict == "not run"
     assert verdicts(root)["positives_inside"].verdict == "contradicted"
     rigid = verdicts(root, "data.shapes.kind=rigid")
@@ -286,9 +292,9 @@ def test_the_records_are_never_named_as_a_place_to_train(monkeypatch, capsys):
 
 def test_one_seed_has_no_interval(root):
     fill_rows(root, "table1", "seed=0", predicted=lambda s: {"AP_nms": 60.0})
-    judged = verdicts(root, "seed=0")["nms_gain_predicted"]
-    assert judged.verdict == "too noisy"
-    lines = list(csv.reader(io.StringIO(claims.as_csv([judged]))))
+    judgement = verdicts(root, "seed=0")["nms_gain_predicted"]
+    assert judgement.verdict == "too noisy"
+    lines = list(csv.reader(io.StringIO(claims.as_csv([judgement]))))
     assert lines[1][2:] == ["10.0", "", "", "1", "too noisy"]
 
 
@@ -302,11 +308,11 @@ def test_one_seed_has_no_interval(root):
     ],
 )
 def test_claims_about_rows_that_are_left_out_are_not_run(root, word, claim, why):
-    judged = verdicts(root, word)[claim]
-    assert judged.verdict == "not run"
-    assert why in judged.explanation
-    assert why in claims.WRITERS["markdown"]([judged])
-    assert claims.numbers(*judged.decisive) == ["-", "-", "0"]
+    judgement = verdicts(root, word)[claim]
+    assert judgement.verdict == "not run"
+    assert why in judgement.explanation
+    assert why in claims.WRITERS["markdown"]([judgement])
+    assert claims.numbers(*judgement.decisive) == ["-", "-", "0"]
 
 
 def test_runs_without_snapshots_are_named(root):
@@ -343,24 +349,24 @@ def test_it_needs_no_torch_and_works_from_anywhere(tmp_path):
 
 
 def test_beside_each_number_stands_the_papers_own(root):
-    found = verdicts(root)
+    judgements = verdicts(root)
 
     def papers(claim: str) -> list[float | None]:
-        return [part.paper for part, _ in found[claim].conditions]
+        return [part.paper for part, _ in judgements[claim].conditions]
 
     assert papers("best_row") == pytest.approx([33.6, 3.2, 14.2])
     assert papers("no_nms_predefined") == [pytest.approx(-0.1), None]
     assert papers("multi_inference_slow") == pytest.approx([100 * (12 / 67 - 1)])
     assert papers("schedule_saturates") == pytest.approx([-0.8])
     assert papers("positives_inside") == [None, None]
-    assert claims.printed(found["multi_inference_slow"].conditions[0][0]).endswith(" %")
+    assert claims.printed(judgements["multi_inference_slow"].conditions[0][0]).endswith(" %")
 
 
 def test_settings_are_told_as_they_were(root):
     usual = verdicts(root)["backbone_scales"].conditions[0][0]
     assert usual.statement.endswith("(schedule=2) > 0")
-    asked = verdicts(root, "schedule=1")["backbone_scales"].conditions[0][0]
-    assert "schedule" not in asked.statement
+    explicit = verdicts(root, "schedule=1")["backbone_scales"].conditions[0][0]
+    assert "schedule" not in explicit.statement
 
 
 def test_other_data_is_never_asked_for_parts(tmp_path, root):
@@ -368,7 +374,7 @@ def test_other_data_is_never_asked_for_parts(tmp_path, root):
     for split in ("train", "val"):
         (tmp_path / f"{split}.json").write_text("{}")
     words = ["data=coco", f"data.root={tmp_path}", *files]
-    judged = verdicts(root, *words)["positives_discriminative"]
-    assert judged.verdict == "not run"
-    assert "data=coco" in judged.explanation
-    assert not any("kind=parts" in command for command in claims.missing_commands([judged]))
+    judgement = verdicts(root, *words)["positives_discriminative"]
+    assert judgement.verdict == "not run"
+    assert "data=coco" in judgement.explanation
+    assert not any("kind=parts" in command for command in claims.missing_commands([judgement]))

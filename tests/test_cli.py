@@ -1,4 +1,4 @@
-"""The command line, from the outside: what runs, what is left behind, what fails and how.
+"""The command line from the outside: what it runs, what it writes, how it fails.
 
 Run: pytest tests/test_cli.py
 """
@@ -34,7 +34,7 @@ def run_py(*words: str, cwd: Path | None = None, **environment) -> subprocess.Co
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """Two runs of a sweep, started in a folder of their own."""
+    """A sweep of two runs, started in its own folder."""
     root, cwd = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("cwd")
     words = ["-m", "cost=loc_only,loc_cls", *TINY, f"runs_root={root}"]
     return root, cwd, words, run_py(*words, cwd=cwd)
@@ -135,7 +135,7 @@ def test_bad_input_ends_at_once_without_a_traceback(words, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_of_an_older_version_is_evaluated_again(swept):
-    """Its frozen config lacks the keys that have come since; its id, and so its training, stay."""
+    """Its frozen config lacks newer keys; its id, and so its training, stay the same."""
     root, _, words, _ = swept
     spec = expand([*words[1:], "cost=loc_cls"])[0]
     frozen = yaml.safe_load(spec.folder.config_file.read_text())
@@ -167,7 +167,7 @@ def test_evaluating_again_fills_what_an_older_result_lacks(swept):
     assert "checkpoint" in done.stdout
     again = [spec.folder.result(spec.evaluation) for spec in specs]
     assert again[0]["metrics"] == whole[0]["metrics"] == specs[0].folder.result()["metrics"]
-    assert again[1]["metrics"].keys() < whole[1]["metrics"].keys(), "nothing is lost"
+    assert again[1]["metrics"].keys() < whole[1]["metrics"].keys(), "metrics are kept"
     assert again[0]["timing"]["finished"] > whole[0]["timing"]["finished"]
     assert run_py(*words, "evaluate=again").returncode == 0
     assert [s.folder.result(s.evaluation)["metrics"] for s in specs] == [

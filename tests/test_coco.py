@@ -1,4 +1,4 @@
-"""Reading COCO-format folders: the arrays, every error message, the cleaning report, odd files.
+"""Reading COCO-format folders: arrays, error messages, the cleaning report, unusual files.
 
 pytest tests/test_coco.py
 """
@@ -36,7 +36,7 @@ def annotation(number: int, image_id: int = 7, category_id: int = 3, **changes) 
 
 
 def content(*annotations: dict) -> dict:
-    """Two images of 40×30, the second one (id 7) first; categories 90 and 3 (a gap, unsorted)."""
+    """Two 40×30 images with ids 7 and 5; categories 90 and 3, unsorted and with a gap."""
     return {
         "images": [
             {"id": 7, "file_name": "b.png", "width": 40, "height": 30},
@@ -48,7 +48,7 @@ def content(*annotations: dict) -> dict:
 
 
 def write(folder: Path, data, images: bool = True) -> tuple[Path, Path]:
-    """The folder of images and the annotation file; `data` is JSON content, or text."""
+    """Returns the image folder and annotation file; `data`: JSON content or text."""
     (folder / "images").mkdir(exist_ok=True)
     if images and isinstance(data, dict):
         for entry in data["images"]:
@@ -65,7 +65,7 @@ def read(folder: Path, data, images: bool = True):
 
 
 def message_of(folder: Path, data, images: bool = True) -> str:
-    """What the person reads; it names the file and stays short."""
+    """The error message; it is short and names the file."""
     files = write(folder, data, images)
     with pytest.raises(UserError) as raised:
         read_coco(*files, "train")
@@ -83,42 +83,42 @@ def test_annotations_are_grouped_by_image_in_the_order_of_the_file(tmp_path):
         annotation(3, image_id=5, bbox=[5, 6, 7, 8]),
     )
     source = read(tmp_path, data)
-    found = source.annotations
+    annotations = source.annotations
     assert [source.path(image).name for image in range(2)] == ["b.png", "a.png"]
-    assert found.image_ids.tolist() == [7, 5]
-    assert found.sizes_hw.tolist() == [[30, 40], [30, 40]]
-    assert found.first.tolist() == [0, 1, 3]
-    assert found.boxes_xyxy.tolist() == [[1.5, 2, 4.5, 6.25], [0, 0, 1, 2], [5, 6, 12, 14]]
-    assert found.boxes_xyxy.dtype == np.float64
-    assert found.labels.dtype == np.int64
-    assert list(found.report) == []
-    assert found.parts_xyxy is None
+    assert annotations.image_ids.tolist() == [7, 5]
+    assert annotations.sizes_hw.tolist() == [[30, 40], [30, 40]]
+    assert annotations.first.tolist() == [0, 1, 3]
+    assert annotations.boxes_xyxy.tolist() == [[1.5, 2, 4.5, 6.25], [0, 0, 1, 2], [5, 6, 12, 14]]
+    assert annotations.boxes_xyxy.dtype == np.float64
+    assert annotations.labels.dtype == np.int64
+    assert list(annotations.report) == []
+    assert annotations.parts_xyxy is None
 
 
 def test_category_ids_with_gaps_become_contiguous_labels_sorted_by_id(tmp_path):
-    found = read(tmp_path, content(annotation(1, category_id=90), annotation(2))).annotations
-    assert list(found.category_ids) == [3, 90]
-    assert list(found.category_names) == ["car", "brush"]
-    assert found.labels.tolist() == [1, 0]
+    annotations = read(tmp_path, content(annotation(1, category_id=90), annotation(2))).annotations
+    assert list(annotations.category_ids) == [3, 90]
+    assert list(annotations.category_names) == ["car", "brush"]
+    assert annotations.labels.tolist() == [1, 0]
 
 
 def test_missing_area_is_width_times_height_and_missing_iscrowd_is_0(tmp_path):
     data = content(
         annotation(1, area=None, iscrowd=None), annotation(2, iscrowd=1), annotation(3, area=-1)
     )
-    found = read(tmp_path, data).annotations
-    assert found.areas.tolist() == [50, 40, 50]
-    assert found.crowd.tolist() == [False, True, False]
-    assert len(found.report) == 1
-    assert "2 boxes" in found.report[0]
-    assert "annotation ids 1, 3" in found.report[0]
+    annotations = read(tmp_path, data).annotations
+    assert annotations.areas.tolist() == [50, 40, 50]
+    assert annotations.crowd.tolist() == [False, True, False]
+    assert len(annotations.report) == 1
+    assert "2 boxes" in annotations.report[0]
+    assert "annotation ids 1, 3" in annotations.report[0]
 
 
 def test_a_crowd_with_a_mask_is_its_box(tmp_path):
     mask = {"counts": [0, 200], "size": [30, 40]}
-    found = read(tmp_path, content(annotation(1, segmentation=mask, iscrowd=1))).annotations
-    assert found.boxes_xyxy.tolist() == [[2, 3, 12, 8]]
-    assert found.crowd.tolist() == [True]
+    annotations = read(tmp_path, content(annotation(1, segmentation=mask, iscrowd=1))).annotations
+    assert annotations.boxes_xyxy.tolist() == [[2, 3, 12, 8]]
+    assert annotations.crowd.tolist() == [True]
 
 
 @pytest.mark.parametrize(
@@ -148,9 +148,9 @@ def test_an_image_without_objects_is_kept(tmp_path):
 
 
 def test_a_file_without_any_object_can_be_read(tmp_path):
-    found = read(tmp_path, content()).annotations
-    assert found.boxes_xyxy.shape == (0, 4)
-    assert found.first.tolist() == [0, 0, 0]
+    annotations = read(tmp_path, content()).annotations
+    assert annotations.boxes_xyxy.shape == (0, 4)
+    assert annotations.first.tolist() == [0, 0, 0]
 
 
 def test_parts_are_read_where_every_annotation_has_one(tmp_path):
@@ -171,10 +171,10 @@ def test_the_report_counts_what_was_dropped_and_what_leaves_the_image(tmp_path):
         annotation(7, bbox=[-3, 2, 10, 50], image_id=5),
         annotation(8, bbox=[0, 0, 40, 30]),
     )
-    found = read(tmp_path, data).annotations
-    assert found.boxes_xyxy.tolist() == [[0, 0, 40, 30], [-3, 2, 7, 52]]
-    assert found.first.tolist() == [0, 1, 2]
-    no_area, outside, partly = found.report
+    annotations = read(tmp_path, data).annotations
+    assert annotations.boxes_xyxy.tolist() == [[0, 0, 40, 30], [-3, 2, 7, 52]]
+    assert annotations.first.tolist() == [0, 1, 2]
+    no_area, outside, partly = annotations.report
     assert no_area == "5 boxes without area dropped (annotation ids 0, 1, 2, …)"
     assert outside == "2 boxes wholly outside the image dropped (annotation ids 5, 6)"
     assert partly == ("1 box partly outside the image kept, clipped in training (annotation id 7)")
@@ -193,17 +193,17 @@ def test_crowds_are_not_trained_on(tmp_path):
 
 
 def ap_of_the_ground_truth(dataset: dict) -> float:
-    """AP in 0..1 of pycocotools when every object is detected exactly, with score 1."""
+    """pycocotools' AP, 0..1, when every object is detected exactly with score 1."""
     truth = COCO()
     truth.dataset = dataset
     truth.createIndex()
     keys = ("image_id", "category_id", "bbox")
-    found = [
+    detections = [
         {key: entry[key] for key in keys} | {"score": 1.0}
         for entry in dataset["annotations"]
         if not entry["iscrowd"]
     ]
-    evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+    evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -411,18 +411,18 @@ def test_missing_image_files_are_counted_and_the_first_is_named(tmp_path):
         read_coco(images, file, "val")
 
 
-# Image files, read as training and evaluation do
+# Image files, read as in training and evaluation
 
 
 def one_image(folder: Path, name: str, size_wh: tuple[int, int]) -> tuple[Path, dict]:
-    """Where to save the image, and the content that says it has this size."""
+    """The path for the image, and the content that declares its size."""
     data = content()
     data["images"] = [{"id": 7, "file_name": name, "width": size_wh[0], "height": size_wh[1]}]
     return write(folder, data, images=False)[0] / name, data
 
 
 def batch_of(folder: Path, data: dict, on_bad_image: str = "error"):
-    """All images in one batch, shortest side as stored."""
+    """All images in one batch, at stored size."""
     source = read(folder, data, images=False)
     size = ImageSize(int(source.annotations.sizes_hw[0].min()), 10.0)
     dataset = DetectionDataset(source, size, on_bad_image=on_bad_image)
@@ -461,7 +461,7 @@ def test_any_colour_mode_becomes_rgb(tmp_path, name, mode):
 @pytest.mark.parametrize("annotated", ["turned", "raw"])
 def test_a_rotated_image_is_read_the_way_its_annotations_were_drawn(tmp_path, annotated):
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90° clockwise: the black left half comes on top
+    exif[0x0112] = 6  # rotated 90° clockwise: the black left half moves to the top
     path, data = one_image(tmp_path, "a.png", (20, 40) if annotated == "turned" else (40, 20))
     save_halves(path, "RGB", exif=exif)
     image = batch_of(tmp_path, data).images[0]
@@ -475,7 +475,7 @@ def test_a_rotated_image_is_read_the_way_its_annotations_were_drawn(tmp_path, an
 
 def test_an_image_upside_down_is_turned(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 3  # by 180°: the size does not tell, so it is turned as most tools do
+    exif[0x0112] = 3  # 180°: the size cannot tell, so it is rotated, as in most tools
     path, data = one_image(tmp_path, "a.png", (40, 20))
     save_halves(path, "RGB", exif=exif)
     image = batch_of(tmp_path, data).images[0]
@@ -484,7 +484,7 @@ def test_an_image_upside_down_is_turned(tmp_path):
 
 
 def cut_off_image(folder: Path) -> tuple[Path, dict]:
-    """a.png is whole, b.jpg ends in the middle."""
+    """a.png is intact, b.jpg is truncated."""
     data = content(annotation(1), annotation(2, image_id=5, category_id=90))
     data["images"][0]["file_name"] = "b.jpg"
     images, _ = write(folder, data)
@@ -514,7 +514,7 @@ def test_a_truncated_image_can_be_skipped_and_is_listed(tmp_path):
     (batch,) = evaluation_batches(dataset, batch=2)
     assert len(batch.bad_images) == 1
     assert str(path) in batch.bad_images[0]
-    assert [target.image_id for target in batch.targets] == [5, 5]  # its neighbour stands in
+    assert [target.image_id for target in batch.targets] == [5, 5]  # the other replaces it
 
 
 def test_an_image_of_another_size_than_annotated_is_bad(tmp_path):
@@ -527,7 +527,7 @@ def test_an_image_of_another_size_than_annotated_is_bad(tmp_path):
         DetectionDataset(source, ImageSize(32, 2.0))[0, 0]
 
 
-# Real sets
+# Real data
 
 
 @needs_shared
@@ -541,12 +541,12 @@ def test_an_image_of_another_size_than_annotated_is_bad(tmp_path):
 def test_bccd_is_read_whole(split, images, boxes, report):
     root = SHARED / "bccd"
     source = read_coco(root / split, root / f"annotations/instances_{split}.json", split)
-    found = source.annotations
-    assert len(found) == images
+    annotations = source.annotations
+    assert len(annotations) == images
     assert all(source.path(image).is_file() for image in range(images))
-    assert len(found.boxes_xyxy) == boxes
-    assert list(found.category_names) == ["RBC", "WBC", "Platelets"]
-    assert list(found.report) == report
+    assert len(annotations.boxes_xyxy) == boxes
+    assert list(annotations.category_names) == ["RBC", "WBC", "Platelets"]
+    assert list(annotations.report) == report
     assert source.read(images - 1).shape == (480, 640, 3)
 
 
@@ -558,15 +558,15 @@ def test_coco_mini_is_read_whole(split, images, boxes, empty):
     root = SHARED / "coco_mini"
     file = root / "annotations" / f"instances_{split}2017.json"
     source = read_coco(root / f"{split}2017", file, split)
-    found = source.annotations
-    assert len(found) == images
-    assert len(found.boxes_xyxy) == boxes
-    assert len(found.category_ids) == 80
-    assert found.category_ids[-1] == 90
-    assert 0 <= found.labels.min() <= found.labels.max() < 80
-    assert found.crowd.sum() == 2
-    assert (np.diff(found.first) == 0).sum() == empty
-    assert ap_of_the_ground_truth(found.to_coco()) == pytest.approx(1.0)
+    annotations = source.annotations
+    assert len(annotations) == images
+    assert len(annotations.boxes_xyxy) == boxes
+    assert len(annotations.category_ids) == 80
+    assert annotations.category_ids[-1] == 90
+    assert 0 <= annotations.labels.min() <= annotations.labels.max() < 80
+    assert annotations.crowd.sum() == 2
+    assert (np.diff(annotations.first) == 0).sum() == empty
+    assert ap_of_the_ground_truth(annotations.to_coco()) == pytest.approx(1.0)
     dataset = DetectionDataset(source, ImageSize(64, 1.667))
     batch = collate([dataset[0, image] for image in range(4)])
     assert batch.bad_images == []

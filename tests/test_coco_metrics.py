@@ -1,5 +1,4 @@
-"""Scores by both backends against pycocotools used plainly, hand-computed AP, and scalar counts of
-duplicates.
+"""Scores against plain pycocotools and AP by hand; duplicates against scalar counts.
 
 Run: pytest tests/test_coco_metrics.py
 """
@@ -36,8 +35,8 @@ CLASSES = 4  # the last one has no objects
 
 
 def random_data(seed: int = 0, images: int = 12) -> tuple[Annotations, Predictions]:
-    """Objects of all sizes with some crowds, and detections: near ones (some of a wrong class, some
-    twice), parts of crowds, and many that hit nothing. Image ids are in no order."""
+    """Objects of all sizes, some of them crowds, and detections: near objects (some twice, some
+    of a wrong class), in crowds, and many false positives. Image ids are unordered."""
     rng = np.random.default_rng(seed)
 
     def box(least: float, most: float) -> np.ndarray:
@@ -45,7 +44,7 @@ def random_data(seed: int = 0, images: int = 12) -> tuple[Annotations, Predictio
         corner = rng.uniform(0, np.array([400, 300]) - wh)
         return np.concatenate([corner, corner + wh])
 
-    objects, found = [], []
+    objects, detections = [], []
     for image in range(images):
         of_image = []
         for _ in range(rng.integers(0, 7)):
@@ -55,18 +54,18 @@ def random_data(seed: int = 0, images: int = 12) -> tuple[Annotations, Predictio
                 side = np.tile(here[2:] - here[:2], 2)
                 near = here + rng.uniform(-0.15, 0.15, 4) * side
                 guess = label if rng.random() < 0.8 else int(rng.integers(CLASSES))
-                found.append((image, near, rng.uniform(0.2, 1), guess))
+                detections.append((image, near, rng.uniform(0.2, 1), guess))
         objects.append(of_image)
         for _ in range(rng.integers(0, 12)):
-            found.append((image, box(6, 250), rng.uniform(0, 0.8), int(rng.integers(CLASSES))))
+            detections.append((image, box(6, 250), rng.uniform(0, 0.8), int(rng.integers(CLASSES))))
     ids = rng.permutation(np.arange(100, 100 + 3 * images, 3))
     annotations = make_annotations([(300, 400)] * images, objects, CLASSES, ids)
-    return annotations, make_predictions(*zip(*found, strict=True))
+    return annotations, make_predictions(*zip(*detections, strict=True))
 
 
 def tied_data(seed: int) -> tuple[Annotations, Predictions]:
-    """The same on a grid of 25 pixels, scores in tenths: equal boxes, IoUs and scores, IoUs of
-    exactly 0.5, and objects that stand there twice."""
+    """The same on a 25-pixel grid, with scores in tenths: equal boxes, IoUs and scores, IoUs of
+    exactly 0.5, and repeated objects."""
     annotations, predictions = random_data(seed)
 
     def on_grid(boxes: np.ndarray) -> np.ndarray:
@@ -93,7 +92,7 @@ def tied_data(seed: int) -> tuple[Annotations, Predictions]:
 
 
 def dense_data(seed: int) -> tuple[Annotations, Predictions]:
-    """Every detection has several objects to choose from, often at the same IoU, and crowds."""
+    """Each detection overlaps several objects and crowds, often with the same IoU."""
     rng = np.random.default_rng(seed)
 
     def boxes(count: int) -> np.ndarray:
@@ -142,7 +141,7 @@ def truth_of(annotations: Annotations) -> COCO:
 def plain_pycocotools(
     annotations: Annotations, predictions: Predictions, area_scale: float = 1.0
 ) -> np.ndarray:
-    """Its 12 numbers, 0..100."""
+    """All 12 numbers, 0..100."""
     truth = truth_of(annotations)
     evaluation = COCOeval(truth, truth.loadRes(predictions.to_coco(annotations)), "bbox")
     evaluation.params.areaRng = area_ranges(area_scale)
@@ -170,7 +169,7 @@ def test_the_random_data_holds_what_the_tests_are_about():
 
 
 def assert_equal_to_pycocotools(annotations, predictions, backend, area_scale=1.0) -> None:
-    """All 12 numbers, and those of them that have a name, without and with NMS."""
+    """All 12 numbers and the named metrics, without and with NMS."""
     metrics = Scorer(annotations, area_scale, backend).score(predictions).metrics
     evaluator = EVALUATORS[backend](annotations)
     loaded = evaluator.load(predictions)
@@ -180,7 +179,7 @@ def assert_equal_to_pycocotools(annotations, predictions, backend, area_scale=1.
     ):
         expected = plain_pycocotools(annotations, rows_of(predictions, keep), area_scale)
         numbers = twelve_numbers(evaluator.evaluate(loaded[keep], area_ranges(area_scale)))
-        least = 1e-9 if backend == "faster" else 0  # the others agree to the last bit
+        least = 1e-9 if backend == "faster" else 0  # the others are bit-identical
         np.testing.assert_allclose(100 * numbers, expected, rtol=0, atol=least)
         named = [*zip(NUMBERS, expected[:6], strict=True), ("AR100", expected[8])]
         for name, value in named:
@@ -246,15 +245,15 @@ def test_numbers_with_nms_are_those_of_the_detections_that_nms_leaves(seed):
     annotations, predictions = random_data(seed)
     metrics = Scorer(annotations).score(predictions).metrics
     for iou, name in ((0.6, "AP_nms_06"), (0.7, "AP_nms_07")):
-        left = plain_pycocotools(annotations, rows_of(predictions, predictions.nms_keep[iou]))
-        assert metrics[name] == pytest.approx(left[0], abs=1e-9)
+        expected = plain_pycocotools(annotations, rows_of(predictions, predictions.nms_keep[iou]))
+        assert metrics[name] == pytest.approx(expected[0], abs=1e-9)
     assert metrics["nms_gain"] == pytest.approx(metrics["AP_nms"] - metrics["AP"])
     assert metrics["AP50_nms_gain"] == pytest.approx(metrics["AP50_nms"] - metrics["AP50"])
     assert metrics["nms_gain"] != 0
 
 
 def two_images(second_box=(0, 0, 10, 10)) -> tuple[Annotations, Predictions]:
-    """One object each. By score: a hit, a box that hits nothing, and the box of the second one."""
+    """One object each. By score: a hit, a false positive, a box for the second object."""
     box = (0, 0, 10, 10)
     annotations = make_annotations([(40, 40)] * 2, [[(0, box)], [(0, box)]], classes=1)
     boxes = [box, (20, 20, 30, 30), second_box]
@@ -345,7 +344,7 @@ def test_a_number_is_none_exactly_where_a_note_says_why():
 
 
 def test_the_bounds_of_small_medium_and_large_scale_with_the_image():
-    """Images at half the size with bounds at a quarter are scored as the whole ones with COCO's."""
+    """Half-size images with quarter bounds score as full-size images with COCO's."""
     annotations, predictions = random_data()
     half = replace(
         annotations,
@@ -387,25 +386,25 @@ HIT = (0, BOX, 0.9, 0)
 
 
 def tide(*detections: tuple, labels: tuple[int, int] = (0, 0)) -> dict[str, float]:
-    """The errors, in points of AP50, where both images have one object, BOX, with these labels."""
+    """Nonzero errors in points of AP50; each of two images has one object, BOX."""
     annotations = make_annotations([(40, 40)] * 2, [[(label, BOX)] for label in labels], 2)
     metrics = Scorer(annotations).score(make_predictions(*zip(*detections, strict=True))).metrics
     return {name: v for name, v in metrics.items() if name.startswith("dAP") and v}
 
 
-# With one class and two objects, one of them found first, AP50 is 51 of the 101 points of recall.
+# With one class and one of two objects found, AP50 is 51 of the 101 recall points.
 HALF = 100 * 50 / 101
 
 
 @pytest.mark.parametrize(
     ("error", "detections", "points"),
     [
-        ("cls", [HIT, (1, BOX, 0.8, 1)], HALF),  # with its class right, it is a hit
-        ("loc", [HIT, (1, LOW, 0.8, 0)], HALF),  # with its box right, it is a hit
+        ("cls", [HIT, (1, BOX, 0.8, 1)], HALF),  # with the right class, it is a hit
+        ("loc", [HIT, (1, LOW, 0.8, 0)], HALF),  # with the right box, it is a hit
         ("miss", [HIT], HALF),  # without the object, all are found
         # The second hit follows the duplicate: at precision 2/3 instead of 1.
         ("dupe", [HIT, (0, BOX, 0.8, 0), (1, BOX, 0.7, 0)], HALF / 3),
-        # Both hits follow the false one: precision 1/2 and then 2/3, which holds from the left.
+        # Both hits follow the false positive: precision 1/2 and 2/3, interpolated to 2/3.
         ("bkg", [HIT, (1, FAR, 0.95, 0), (1, BOX, 0.8, 0)], 100 / 3),
     ],
 )
@@ -416,7 +415,7 @@ def test_tides_errors_by_hand(error, detections, points):
 
 
 def test_tides_error_of_class_and_box_by_hand():
-    """Of class 0, a detection with IoU 0.4 to the object of class 1, and then the hit: AP50 1/2."""
+    """A class-0 detection with IoU 0.4 to a class-1 object outranks the hit: AP50 1/2."""
     errors = tide(HIT, (1, LOW, 0.95, 0), labels=(0, 1))
     assert errors["dAP_both"] == pytest.approx(100 * (1 - 1 / 2) / 2)  # the mean of two classes
 
@@ -440,7 +439,7 @@ def test_tide_does_not_count_what_lies_in_a_crowd():
 
 
 def scalar_count(scores, labels, ious, gt_labels, least: float) -> tuple[int, int]:
-    """Objects found and duplicates among the detections that score at least `least`."""
+    """Objects found, and duplicates, among detections scoring at least `least`."""
     matched: set[int] = set()
     left_over = []
     for at in sorted(range(len(scores)), key=lambda at: (-scores[at], at)):
@@ -460,8 +459,8 @@ def scalar_count(scores, labels, ious, gt_labels, least: float) -> tuple[int, in
 
 
 def match(images: list[tuple]) -> duplicates.Matching:
-    """`images`: for each the scores [D] in any order, the labels [D], the IoUs [D, N] with its
-    objects, and their labels [N]."""
+    """`images`: per image, scores [D] in any order, labels [D], IoUs [D, N] with its objects, and
+    their labels [N]."""
     first_row = first_object = 0
     columns = []
     for scores, labels, ious, gt_labels in images:
@@ -481,7 +480,7 @@ def random_images(count: int) -> list[tuple]:
         detections, objects = rng.integers(0, 15), rng.integers(0, 9)
         images.append(
             (
-                np.round(rng.random(detections), 1),  # many equal scores
+                np.round(rng.random(detections), 1),  # many ties
                 rng.integers(0, 2, detections),
                 np.round(rng.random((detections, objects)), 1),
                 rng.integers(0, 2, objects),
@@ -505,14 +504,14 @@ def test_duplicates_equal_a_scalar_count_at_every_threshold():
     images = random_images(200)
     most = 0
     for image in images:
-        found = match([image])
+        matching = match([image])
         for least in (0.0, 0.25, 0.5, 0.75):
             expected = scalar_count(*(column.tolist() for column in image), least)
-            counted = (
-                (found.matched_scores >= least).sum(),
-                (found.duplicate_scores >= least).sum(),
+            counts = (
+                (matching.matched_scores >= least).sum(),
+                (matching.duplicate_scores >= least).sum(),
             )
-            assert counted == expected
+            assert counts == expected
             most = max(most, expected[1])
     assert most > 3
 
@@ -520,17 +519,17 @@ def test_duplicates_equal_a_scalar_count_at_every_threshold():
 @pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
 def test_duplicates_per_object_equals_a_scalar_count_over_all_images(share):
     images = random_images(60)
-    found = match(images)
+    matching = match(images)
     all_matched = sum(scalar_count(*(c.tolist() for c in image), 0.0)[0] for image in images)
     needed = math.ceil(share * all_matched)
     candidates = sorted({s for image in images for s in image[0].tolist()}, reverse=True)
-    for least in candidates:  # the highest threshold that keeps enough objects found
+    for least in candidates:  # the highest threshold that finds enough objects
         counts = [scalar_count(*(c.tolist() for c in image), least) for image in images]
         if sum(matched for matched, _ in counts) >= needed:
             break
-    assert duplicates.threshold(found, share) == least
+    assert duplicates.threshold(matching, share) == least
     ratio = sum(extra for _, extra in counts) / sum(matched for matched, _ in counts)
-    assert duplicates.per_object(found, share) == pytest.approx(ratio)
+    assert duplicates.per_object(matching, share) == pytest.approx(ratio)
 
 
 def image_of(*detections: tuple[float, int, list[float]], gt_labels=(0,)) -> tuple:
@@ -540,9 +539,9 @@ def image_of(*detections: tuple[float, int, list[float]], gt_labels=(0,)) -> tup
 
 def test_an_object_with_three_boxes_has_two_duplicates():
     three = image_of((0.7, 0, [0.9]), (0.9, 0, [0.6]), (0.8, 0, [0.5]))
-    found = match([three])
-    assert found.matched_scores.tolist() == [0.9]
-    assert sorted(found.duplicate_scores) == [0.7, 0.8]
+    matching = match([three])
+    assert matching.matched_scores.tolist() == [0.9]
+    assert sorted(matching.duplicate_scores) == [0.7, 0.8]
     faint = image_of((0.1, 0, [0.9]))
     assert duplicates.per_object(match([three, faint]), 0.9) == 1  # 2 duplicates, 2 objects found
     equal = image_of(*[(0.1, 0, [0.9])] * 3)
@@ -550,23 +549,23 @@ def test_an_object_with_three_boxes_has_two_duplicates():
 
 
 def test_only_boxes_of_the_class_and_on_the_object_are_duplicates():
-    found = match([image_of((0.9, 0, [0.9]), (0.8, 1, [0.9]), (0.7, 0, [0.49]))])
-    assert found.duplicate_scores.tolist() == []
+    matching = match([image_of((0.9, 0, [0.9]), (0.8, 1, [0.9]), (0.7, 0, [0.49]))])
+    assert matching.duplicate_scores.tolist() == []
 
 
 def test_duplicates_below_the_threshold_are_not_counted():
     first = image_of((0.9, 0, [0.9]), (0.3, 0, [0.9]), (0.6, 0, [0.8]))
-    found = match([first, image_of((0.5, 0, [0.9]))])
-    assert duplicates.threshold(found, 0.9) == 0.5
-    assert duplicates.per_object(found, 0.9) == 0.5
-    assert duplicates.threshold(found, 0.5) == 0.9
-    assert duplicates.per_object(found, 0.5) == 0
+    matching = match([first, image_of((0.5, 0, [0.9]))])
+    assert duplicates.threshold(matching, 0.9) == 0.5
+    assert duplicates.per_object(matching, 0.9) == 0.5
+    assert duplicates.threshold(matching, 0.5) == 0.9
+    assert duplicates.per_object(matching, 0.5) == 0
 
 
 def test_a_box_between_two_objects_takes_the_free_one():
-    found = match([image_of((0.9, 0, [0.9, 0.6]), (0.8, 0, [0.8, 0.6]), gt_labels=(0, 0))])
-    assert sorted(found.matched_scores) == [0.8, 0.9]
-    assert not len(found.duplicate_scores)
+    matching = match([image_of((0.9, 0, [0.9, 0.6]), (0.8, 0, [0.8, 0.6]), gt_labels=(0, 0))])
+    assert sorted(matching.matched_scores) == [0.8, 0.9]
+    assert not len(matching.duplicate_scores)
 
 
 def test_nothing_found_has_no_duplicates_per_object():
@@ -583,19 +582,19 @@ def test_duplicates_of_a_data_set_are_those_of_its_images(data, monkeypatch):
         of_image = predictions.image == image
         single = ~annotations.crowd[annotations.rows(image)]
         boxes = annotations.boxes_xyxy[annotations.rows(image)][single]
-        found = torch.from_numpy(predictions.boxes_xyxy[of_image])
+        detected = torch.from_numpy(predictions.boxes_xyxy[of_image])
         images.append(
             (
                 predictions.scores[of_image],
                 predictions.labels[of_image],
-                box_iou(found, torch.from_numpy(boxes)).numpy(),
+                box_iou(detected, torch.from_numpy(boxes)).numpy(),
                 annotations.labels[annotations.rows(image)][single],
             )
         )
-    expected, found = match(images), duplicates.find(predictions, annotations)
-    assert sorted(found.matched_scores) == sorted(expected.matched_scores)
-    assert sorted(found.duplicate_scores) == sorted(expected.duplicate_scores)
-    assert len(found.duplicate_scores) > 3
+    expected, matching = match(images), duplicates.find(predictions, annotations)
+    assert sorted(matching.matched_scores) == sorted(expected.matched_scores)
+    assert sorted(matching.duplicate_scores) == sorted(expected.duplicate_scores)
+    assert len(matching.duplicate_scores) > 3
 
 
 def test_the_score_of_a_data_set_counts_duplicates_without_crowds():
@@ -607,8 +606,8 @@ def test_the_score_of_a_data_set_counts_duplicates_without_crowds():
         [0, 0, 0, 1, 1, 1], boxes, [0.9, 0.8, 0.7, 0.6, 0.95, 0.5], [0] * 6
     )
     metrics = Scorer(annotations).score(predictions).metrics
-    # Image 1: two. Image 2: the box at 0.95 finds the object (IoU 0.62), that at 0.6 is a second
-    # one, that at 0.5 scores too little: 0.95 and 0.9 are all that is found.
+    # Image 1: two duplicates. Image 2: the box at 0.95 finds the object (IoU 0.62), the others are
+    # duplicates. At 0.9 both objects are found, without duplicates.
     assert metrics["score_threshold"] == 0.9
     assert metrics["duplicates_per_object"] == 0
     faint = replace(predictions, scores=np.where(predictions.image == 0, predictions.scores, 0.4))
@@ -625,7 +624,7 @@ def test_the_score_of_a_data_set_counts_duplicates_without_crowds():
 
 
 def stored(annotations: Annotations, predictions: Predictions) -> tuple[dict, int]:
-    """What is read back from the file, and the file's bytes."""
+    """The arrays read back from the file, and its size."""
     file = io.BytesIO()
     np.savez_compressed(file, **per_image.pack(annotations, predictions))
     size = file.tell()
@@ -635,7 +634,7 @@ def stored(annotations: Annotations, predictions: Predictions) -> tuple[dict, in
 
 
 def assert_recomputes(annotations, predictions, weighted=None, weights=None) -> None:
-    """`weighted`: the data set in which images stand as often as `weights` says."""
+    """`weighted`: the data set with images repeated `weights` times."""
     arrays, _ = stored(annotations, predictions)
     metrics = (
         Scorer((weighted or (annotations,))[0]).score((weighted or (0, predictions))[1]).metrics
@@ -647,7 +646,7 @@ def assert_recomputes(annotations, predictions, weighted=None, weights=None) -> 
 
 
 def packed_from_pycocotools(annotations: Annotations, predictions: Predictions) -> dict:
-    """`image`, `label` and `hits` read from what COCOeval keeps of each image and class."""
+    """`image`, `label` and `hits` from COCOeval's results per image and class."""
     truth = truth_of(annotations)
     evaluation = COCOeval(truth, truth.loadRes(predictions.to_coco(annotations)), "bbox")
     evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
@@ -678,8 +677,8 @@ def test_the_file_holds_what_pycocotools_matched(data, seed, monkeypatch):
     monkeypatch.setattr(overlaps, "BLOCK", 7)
     annotations, predictions = data(seed)
     arrays = per_image.pack(annotations, predictions)
-    left = rows_of(predictions, predictions.nms_keep[0.5])
-    for prefix, those in (("raw", predictions), ("nms", left)):
+    after_nms = rows_of(predictions, predictions.nms_keep[0.5])
+    for prefix, those in (("raw", predictions), ("nms", after_nms)):
         for name, column in packed_from_pycocotools(annotations, those).items():
             assert arrays[f"{prefix}_{name}"].tolist() == column
     assert arrays["raw_hits"].max() >= 1 << 10
@@ -695,7 +694,7 @@ def test_ap_is_recomputed_where_a_box_is_good_at_some_thresholds_only():
 
 
 def test_a_detection_may_lie_in_a_crowd_at_some_thresholds_only():
-    """0.7 of the second box lie in the crowd: ignored up to that threshold, wrong above it."""
+    """0.7 of the second box is in the crowd: ignored up to IoU 0.7, wrong above."""
     box = np.array([0.0, 0, 10, 10])
     objects = [[(0, box), (0, (20, 20, 40, 30), True)]]
     annotations = make_annotations([(60, 60)], objects, classes=1)
@@ -716,7 +715,7 @@ def test_no_detections_and_no_objects_are_recomputed_too():
 
 
 def repeated(annotations: Annotations, predictions: Predictions, times: np.ndarray):
-    """The data set in which image i stands times[i] times."""
+    """The data set with image i repeated times[i] times."""
     images = np.repeat(np.arange(len(times)), times)
     objects = [
         list(
@@ -744,7 +743,7 @@ def repeated(annotations: Annotations, predictions: Predictions, times: np.ndarr
 
 @pytest.mark.parametrize("seed", range(4))
 def test_weights_count_an_image_as_often_as_they_say(seed):
-    """What a bootstrap does. Image ids are unordered: an image must not take another's weight."""
+    """As in a bootstrap. Image ids are unordered: images must not swap weights."""
     annotations, predictions = random_data(seed)
     times = np.random.default_rng(seed).multinomial(12, [1 / 12] * 12)
     assert 0 in times
@@ -772,7 +771,7 @@ def test_the_file_is_read_with_numpy_alone():
 def test_the_file_of_a_whole_evaluation_is_small():
     """400 images with 100 detections each, five classes: under 100 KB."""
     rng = np.random.default_rng(0)
-    objects, found = [], []
+    objects, detections = [], []
     for image in range(400):
         count = int(rng.integers(1, 13))
         low = rng.uniform(0, 80, (count, 2))
@@ -783,8 +782,8 @@ def test_the_file_of_a_whole_evaluation_is_small():
         near = boxes[at] + rng.normal(0, 3, (100, 4))
         near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
         guess = np.where(rng.random(100) < 0.5, labels[at], rng.integers(0, 5, 100))
-        found.append((np.full(100, image), near, rng.random(100), guess))
+        detections.append((np.full(100, image), near, rng.random(100), guess))
     annotations = make_annotations([(120, 120)] * 400, objects, classes=5)
-    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
+    columns = [np.concatenate(column) for column in zip(*detections, strict=True)]
     _, size = stored(annotations, make_predictions(*columns))
     assert 10_000 < size < 100_000

@@ -1,4 +1,4 @@
-"""Configuration: composition, absolute values, and what wrong input is told.
+"""Configuration: composition, absolute values, and error messages.
 
 Run: pytest tests/test_config.py
 """
@@ -32,8 +32,8 @@ def test_the_default_run_is_the_papers_method_on_the_built_in_data():
 def test_every_option_of_every_group_composes(group, option):
     needs = ["data.root=/somewhere"] if option in ("coco", "paper") else []
     config = compose([f"{group}={option}", *needs])
-    chosen = getattr(config, group)
-    assert option in (chosen, getattr(chosen, "name", None))
+    value = getattr(config, group)
+    assert option in (value, getattr(value, "name", None))
 
 
 def test_lr_scale_and_schedule_are_relative_to_the_preset():
@@ -61,7 +61,7 @@ def test_the_paper_preset_is_section_5():
     assert {name: vars(c.cost.weights)[name] for name in weights} == weights
     assert (c.cost.l1_format, c.loss.l1_format) == ("cxcywh", "cxcywh")
     assert (c.assigner.name, c.heads, c.infer_heads, c.eval.area) == ("min_cost", 1, 1, "coco")
-    # What it takes from elsewhere: experiments/README.md, "Deviations from the paper".
+    # Values from elsewhere: experiments/README.md, "Deviations from the paper".
     assert (c.neck.name, c.neck.channels, c.optim.warmup) == ("deconv_dcn", 64, 1000)
     assert (c.head.prior, c.head.box_unit, c.neck.init) == (0.01, 1.0, "xavier")
 
@@ -154,7 +154,7 @@ def test_location_leaves_only_its_own_terms():
 
 
 def test_a_detector_brings_the_recipe_of_its_own_paper():
-    """Of Deformable DETR (section 5.1) and Sparse R-CNN (section 4.1), on COCO."""
+    """Deformable DETR (section 5.1) and Sparse R-CNN (section 4.1), on COCO."""
     paper = ["preset=paper", "data.root=/somewhere"]
     config = compose([*paper, "detector=deformable_detr"])
     assert (config.batch, config.lr, config.steps) == (32, 2e-4, 184_800)
@@ -177,8 +177,8 @@ def test_a_detector_brings_the_recipe_of_its_own_paper():
 
 
 def test_centernet_is_trained_as_onenet_is():
-    kept, other = (to_dict(compose([f"detector={d}"])) for d in ("onenet", "centernet"))
-    assert {k for k in kept if kept[k] != other[k]} == {"detector", "model"}
+    onenet, centernet = (to_dict(compose([f"detector={d}"])) for d in ("onenet", "centernet"))
+    assert {k for k in onenet if onenet[k] != centernet[k]} == {"detector", "model"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Each term of the matching cost against scalar Python loops, and what happens at the extremes.
+"""Each term of the matching cost against scalar Python loops, and extreme inputs.
 
 Run: pytest tests/test_costs.py
 """
@@ -24,10 +24,10 @@ from onenet.structures import HeadOutput, Target
 from tests.conftest import make_target, random_output, random_target, seeded
 from tests.test_boxes import scalar_iou_and_giou
 
-SIZE = (40, 60)  # not square: swapped sides would show
+SIZE = (40, 60)  # not square, to catch swapped sides
 
 
-# --- the slow obvious thing: one slot, one object, numbers only ---
+# --- scalar reference: one slot, one object ---
 
 
 def log_one_plus_exp(x: float) -> float:
@@ -63,7 +63,7 @@ def scalar_centre(point: list[float], gt: list[float], size_hw) -> float:
 
 
 def scalar_cost(cost: MatchingCost, output: HeadOutput, image: int, target: Target):
-    """[P, N] as a list of lists; every term, then the weighted sum."""
+    """The weighted sum of the terms, [P, N] as nested lists."""
     rows = []
     for slot in range(output.class_logits.shape[1]):
         logits = output.class_logits[image, slot].tolist()
@@ -129,7 +129,7 @@ def test_an_image_without_objects_has_an_empty_cost(name):
 
 def test_terms_by_hand():
     assert focal_cost(torch.tensor(0.0)).item() == pytest.approx((0.25 - 0.75) * 0.25 * math.log(2))
-    # Certain of the class: that costs less than nothing, by all that a wrong negative would cost.
+    # Confident in the right class: the cost is minus its loss as a negative.
     assert focal_cost(torch.tensor(100.0)).item() == pytest.approx(-0.75 * 100)
     assert cross_entropy_cost(torch.tensor(0.0)).item() == pytest.approx(math.log(2))
     box, gt = torch.tensor([0.0, 0, 20, 10]), torch.tensor([10.0, 0, 20, 20])
@@ -155,7 +155,7 @@ def test_saturated_logits(name, logit):
 
 
 def hard_boxes() -> tuple[HeadOutput, Target]:
-    """Boxes without area, on top of each other, identical to an object or nearly so."""
+    """Boxes without area, coincident, identical or nearly identical to an object."""
     gt = [[10.0, 10, 20, 30], [10, 10, 20, 30], [10.001, 10, 20, 30], [15, 15, 15.001, 15.001]]
     boxes = [
         [15.0, 15, 15, 15],
@@ -198,7 +198,7 @@ def test_large_coordinates(name):
     assert_equals_the_loops(COSTS[name], output, target, rtol=1e-3, atol=1e-4)
 
 
-# --- what is switched off is not computed ---
+# --- disabled terms are not computed ---
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_a_term_with_weight_zero_is_not_computed(on, spoilt):
     assert torch.equal(cost(broken, 0, target), cost(whole, 0, target))
 
 
-# --- costs that are no numbers ---
+# --- costs that are not finite ---
 
 
 def test_a_cost_that_is_not_finite_names_image_object_and_term():

@@ -1,8 +1,8 @@
-"""What W&B is told of tables and rows, and the report and the view that are made of it.
+"""Tables and rows in W&B, and the report and workspace view built from them.
 
 pytest tests/test_dashboard.py
 
-Real wandb and wandb-workspaces; the server is on this machine.
+Uses real wandb and wandb-workspaces with a local server.
 """
 
 import json
@@ -24,7 +24,7 @@ from onenet.sweeps.launch import run_all
 from onenet.sweeps.plan import Run, group
 from onenet.system.files import REPOSITORY
 from tests.launchers import launcher_of
-from tests.test_tracking import KEY, make_run, places  # noqa: F401, a fixture of every test
+from tests.test_tracking import KEY, make_run, places  # noqa: F401, an autouse fixture
 from tests.wandb_offline import offline_runs
 from tests.wandb_server import refusing_url, serving
 
@@ -33,7 +33,7 @@ SCRIPT = REPOSITORY / "analysis" / "dashboard.py"
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory) -> dict:
-    """What would be sent for all tables, of one seed."""
+    """The report for all tables, with one seed."""
     file = tmp_path_factory.mktemp("spec") / "report.json"
     assert dashboard.main(["--json", str(file), "--", "seed=0"]) == 0
     return json.loads(file.read_text())
@@ -48,21 +48,21 @@ def grids(spec: dict) -> list[dict]:
 
 
 def panels(grid: dict, kind: str) -> list[dict]:
-    found = grid["panelBankSectionConfig"]["panels"]
-    return [panel["config"] for panel in found if panel["viewType"] == kind]
+    configs = grid["panelBankSectionConfig"]["panels"]
+    return [panel["config"] for panel in configs if panel["viewType"] == kind]
 
 
 def filters(runset: dict) -> dict[str, list]:
-    """Each filtered key's values, groups of filters opened up."""
-    found = {}
+    """The values of each filtered key, with groups flattened."""
+    values = {}
     for item in runset["filters"]["filters"]:
         for leaf in item.get("filters", [item]):
             assert leaf["op"] == "IN"
-            found.setdefault(leaf["key"]["name"], []).append(leaf["value"])
-    return found
+            values.setdefault(leaf["key"]["name"], []).append(leaf["value"])
+    return values
 
 
-# --- what a run is ---
+# --- runs ---
 
 
 def planned(*words: str) -> list[Run]:
@@ -75,7 +75,7 @@ def test_a_training_is_a_row_in_each_table_that_asks_for_it(tmp_path):
     assert run.rows() == {"table1": "predicted + class", "table3": "(512, 853)"}
     assert larger.rows() == {"table3": "(512, 640)"}
     shared = planned("+experiment=table2", "seed=0", "heads=3", "lr_scale=2")
-    # W&B has the default evaluation's numbers under their own names: the row is the one of these.
+    # In W&B, the default evaluation's metrics have no prefix: the row is that evaluation's.
     assert [run.rows() for run in shared] == [{"table2": "lr 1e-4, train 3, infer 1"}]
     assert [run.rows() for run in planned("seed=0")] == [{}]
     request = shared[0].request(1).write(RunFolder(tmp_path))
@@ -87,7 +87,7 @@ def test_rows_are_added_to_a_folder_in_the_order_in_which_they_were_asked_for(tm
     note_rows(folder, {"table2": "a"})
     note_rows(folder, {"table1": "b", "table2": "a"})
     assert [*folder.status()["rows"].items()] == [("table2", "a"), ("table1", "b")]
-    with folder.lock():  # whoever trains writes status.json
+    with folder.lock():  # the training process writes status.json
         note_rows(folder, {"table3": "c"})
     assert "table3" not in folder.status()["rows"]
     before = (folder.path / "status.json").stat().st_mtime_ns
@@ -123,18 +123,18 @@ def test_a_real_run_logs_what_the_panels_show_and_learns_of_a_second_table(
     again = planned("+experiment=table2", "lr_scale=1", "heads=1", *common)
     assert run_all(Console(quiet=True), again, launcher_of()) == {}
     rows = {"table1": "predicted + class", "table2": "lr 5e-5, train 1, infer 1"}
-    assert cell.folder.status()["rows"] == rows  # analysis/sync.py sends these: tests/test_sync.py
+    assert cell.folder.status()["rows"] == rows  # sent by analysis/sync.py: tests/test_sync.py
 
 
-# --- what is made ---
+# --- report and view ---
 
 
 def test_every_table_has_its_runs_by_row_and_one_seeds_images(spec):
     blocks = spec["spec"]["blocks"]
     headings = [text_of(b) for b in blocks if b["type"] == "heading"]
-    found = grids(spec)
-    assert len(found) == 2 * len(headings)
-    tables = zip(experiments(None), headings, found[::2], found[1::2], strict=True)
+    panel_grids = grids(spec)
+    assert len(panel_grids) == 2 * len(headings)
+    tables = zip(experiments(None), headings, panel_grids[::2], panel_grids[1::2], strict=True)
     for e, heading, rows, images in tables:
         assert heading == f"Table {e.table}: {e.title}"
         ids = list(dict.fromkeys(cell.id for cell in expand([f"+experiment={e.name}", "seed=0"])))
@@ -154,11 +154,11 @@ def test_every_table_has_its_runs_by_row_and_one_seeds_images(spec):
 def test_the_numbers_that_the_tables_tell_of_are_there(spec):
     first, table2 = grids(spec)[0], grids(spec)[2]
     shown = [panel["metrics"] for panel in panels(first, "Bar Chart")]
-    wanted = [["AP", "AP_nms"], ["nms_gain", "AP50_nms_gain"], ["duplicates_per_object"]]
-    assert shown == wanted
-    three_heads = "h3-64x1.5-relative-val"  # rows of Table 2 that a run's own numbers are not of
-    wanted += [[f"{three_heads}/AP", f"{three_heads}/AP_nms"]]
-    assert [panel["metrics"] for panel in panels(table2, "Bar Chart")] == wanted
+    expected = [["AP", "AP_nms"], ["nms_gain", "AP50_nms_gain"], ["duplicates_per_object"]]
+    assert shown == expected
+    three_heads = "h3-64x1.5-relative-val"  # rows of Table 2 with another evaluation
+    expected += [[f"{three_heads}/AP", f"{three_heads}/AP_nms"]]
+    assert [panel["metrics"] for panel in panels(table2, "Bar Chart")] == expected
 
 
 def test_overrides_choose_the_runs(tmp_path):
@@ -189,7 +189,7 @@ def test_a_workspace_shows_runs_by_table_and_row(tmp_path):
 # --- W&B ---
 
 
-def made(url: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
+def run_script(url: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(SCRIPT), "--table", "1", *words],
         capture_output=True,
@@ -206,7 +206,7 @@ def test_a_report_and_a_view_are_saved_and_nothing_lies_elsewhere(
     capsys,
 ):
     with serving() as server:
-        report = made(server.url, WANDB_API_KEY=KEY)
+        report = run_script(server.url, WANDB_API_KEY=KEY)
         assert (report.returncode, report.stderr) == (0, "")
         title = "What-removes-the-need-for-NMS"
         assert report.stdout == f"{server.url}/local/onenet/reports/{title}--VGFibGVz\n"
@@ -249,9 +249,9 @@ def test_without_a_key_the_error_says_what_to_do(monkeypatch, capsys):
         assert dashboard.main(["--table", "1"]) == 2
         assert not server.requests
     assert dict(os.environ) == before
-    said = capsys.readouterr().err
-    assert "wandb login" in said
-    assert "--json FILE" in said
+    error = capsys.readouterr().err
+    assert "wandb login" in error
+    assert "--json FILE" in error
 
 
 @pytest.mark.slow
@@ -275,10 +275,10 @@ def test_a_server_that_is_lost_before_the_report_is_saved_is_an_error(monkeypatc
     with serving() as server:
         answer = server.graphql
 
-        def lost(query: str, given: dict) -> dict:
-            if "models(" in query:  # the last question before
+        def lost(query: str, variables: dict) -> dict:
+            if "models(" in query:  # the last before saving
                 server.behaviour = "hangs"
-            return answer(query, given)
+            return answer(query, variables)
 
         server.graphql = lost
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
@@ -290,7 +290,7 @@ def test_a_server_that_is_lost_before_the_report_is_saved_is_an_error(monkeypatc
 
 def test_without_wandb_workspaces_the_error_names_the_extra(tmp_path):
     (tmp_path / "wandb_workspaces.py").write_text("raise ImportError('not on this machine')")
-    done = made("http://127.0.0.1:9", "--json", str(tmp_path / "x"), PYTHONPATH=str(tmp_path))
+    done = run_script("http://127.0.0.1:9", "--json", str(tmp_path / "x"), PYTHONPATH=str(tmp_path))
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "pip install -e '.[dashboard]'" in done.stderr
@@ -301,7 +301,7 @@ def test_input_that_cannot_work_is_an_error(tmp_path, capsys):
     assert dashboard.main(["--table", "7"]) == 2
     assert dashboard.main(["--table", "1", "--json", str(tmp_path)]) == 2
     assert dashboard.main(["--table", "1", "--json", "x", "--", "cots=loc_cls"]) == 2
-    said = capsys.readouterr().err
+    errors = capsys.readouterr().err
     for word in ("no experiment for table 7", f"--json {tmp_path} cannot be written", "cots"):
-        assert word in said
+        assert word in errors
     assert not Path("x").exists()

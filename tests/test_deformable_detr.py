@@ -1,4 +1,4 @@
-"""Deformable DETR against scalar loops and formulas written out by hand, and as a whole.
+"""Deformable DETR against scalar loops and hand-written formulas, and the whole model.
 
 Run: pytest tests/test_deformable_detr.py
 """
@@ -58,7 +58,7 @@ def make_model(variant: str = "plain", backbone: nn.Module | None = None, **opti
 
 
 def shaken(module: nn.Module, scale: float = 0.1) -> nn.Module:
-    """Moves every parameter away from where it starts: none is zero."""
+    """Perturbs every parameter, so that none is zero."""
     generator = seeded(7)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -76,7 +76,7 @@ def make_geometry(sizes_hw, padded_hw, strides=(8, 16)) -> LevelGeometry:
 
 
 class Patches(nn.Module):
-    """Stands for a backbone: one convolution a level, whose cells do not see their neighbours."""
+    """A stand-in backbone: one convolution per level; cells do not see their neighbours."""
 
     def __init__(self):
         super().__init__()
@@ -86,7 +86,7 @@ class Patches(nn.Module):
             for width, stride in zip(self.feature_info.channels(), (4, 8, 16, 32), strict=True)
         )
         for conv in self.levels:
-            nn.init.constant_(conv.bias, 3.0)  # what padding becomes
+            nn.init.constant_(conv.bias, 3.0)  # the value of padding
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [conv(images) for conv in self.levels]
@@ -96,7 +96,7 @@ class Patches(nn.Module):
 
 
 def bilinear(rows: list, y: float, x: float) -> float:
-    """The value of a map at cell coordinates, in which the centre of cell (0, 0) is (0, 0)."""
+    """The value of a map at cell coordinates; cell (0, 0) has its centre at (0, 0)."""
     total = 0.0
     for row in (math.floor(y), math.floor(y) + 1):
         for column in (math.floor(x), math.floor(x) + 1):
@@ -126,7 +126,7 @@ def sampled_by_hand(values: Tensor, shapes_hw, locations: Tensor, weights: Tenso
 
 
 def sampling_case(dtype=torch.float32, shapes_hw=((3, 4), (2, 2), (1, 3))):
-    """2 images, 3 queries, 2 heads of 2 channels, 2 points; places up to a third map outside."""
+    """2 images, 3 queries, 2 heads of 2 channels, 2 points up to 0.3 maps outside."""
     generator = seeded()
     positions = sum(height * width for height, width in shapes_hw)
     values = torch.randn(2, positions, 4, generator=generator, dtype=dtype)
@@ -172,7 +172,7 @@ def test_heads_start_in_different_directions_with_equal_weights():
 
 
 def test_offsets_are_cells_around_points_and_shares_of_boxes():
-    """Points by equation 3, boxes by appendix A.4, in an image that is smaller than its maps."""
+    """Points by equation 3, boxes by appendix A.4, in an image smaller than its maps."""
     attention = shaken(MultiScaleDeformableAttention(8, heads=2, levels=2, points=4))
     geometry = make_geometry([(32, 20), (24, 48)], (32, 64))
     queries = torch.randn(2, 3, 8, generator=seeded())
@@ -363,7 +363,7 @@ def test_base_proposals_by_brute_force():
                     assert usable[image, position].item() == used
                     position += 1
     assert usable[0].any()
-    assert not usable[2].any(), "an image without any"
+    assert not usable[2].any(), "image 2 has none"
 
 
 def test_the_best_positions_become_queries():
@@ -407,7 +407,7 @@ def test_positions_that_are_not_used_have_no_gradient():
     assert memory.grad[usable].any(dim=1).all()
 
 
-# --- the whole ---
+# --- the model ---
 
 
 @every_variant
@@ -447,7 +447,7 @@ def test_an_image_without_any_usable_proposal():
 
 @every_variant
 def test_the_same_answer_alone_and_beside_a_larger_image(variant):
-    """With a backbone whose cells do not see padding. Shapes differ, and sizes are no multiples."""
+    """The backbone does not see padding. Shapes differ; sizes are not stride multiples."""
     model = shaken(make_model(variant, Patches(), encoder_layers=2)).eval()
     small, large = images_of(1, 64, 96), images_of(1, 128, 160, seed=1)
     size = torch.tensor([[37, 70]])
@@ -468,7 +468,7 @@ def test_the_same_answer_alone_and_beside_a_larger_image(variant):
 
 
 def test_queries_that_are_not_used_change_nothing():
-    """Two-stage, fewer usable positions than queries: the batch has more unused queries."""
+    """Fewer usable positions than queries; the batch has more unused queries."""
     model = shaken(make_model("two_stage", Patches(), queries=60)).eval()
     small, large = images_of(1, 32, 64), images_of(1, 64, 96, seed=1)
     padded = torch.zeros_like(large)
@@ -540,7 +540,7 @@ def test_no_gradient_flows_from_a_layer_to_the_boxes_before_it(variant):
 
 
 def test_refinement_starts_from_the_boxes_before():
-    """A later head that adds nothing repeats them; without refinement the reference is the same."""
+    """A later head with zero offsets repeats the boxes before it."""
     model = shaken(make_model("refine", dropout=0.0))
     for head in model.heads[1:]:
         nn.init.zeros_(head.box[-1].weight)
@@ -572,8 +572,8 @@ def test_under_bfloat16_boxes_and_logits_are_float32(variant):
             for tensor in (output.class_logits, output.boxes_xyxy):
                 assert tensor.dtype == torch.float32
                 assert tensor.isfinite().all()
-            kept = output.boxes_xyxy[output.class_logits[..., 0] > UNUSABLE_LOGIT]
-            assert (kept != kept.bfloat16()).any()
+            boxes = output.boxes_xyxy[output.class_logits[..., 0] > UNUSABLE_LOGIT]
+            assert (boxes != boxes.bfloat16()).any()
         if model.training:
             sum(o.class_logits.sum() + o.boxes_xyxy.sum() for o in outputs).backward()
         model.eval()
@@ -609,7 +609,7 @@ def test_what_cannot_work_is_an_error(options, message):
 
 
 def test_the_parameters_of_the_paper():
-    """Table 1: 40 M parameters with a ResNet-50, of which the backbone has 23.5 M."""
+    """Table 1: 40 M parameters with a ResNet-50, 23.5 M of them in the backbone."""
     with torch.device("meta"):
         model = DeformableDETR(make_backbone("resnet50"), 91)
     count = sum(p.numel() for p in model.parameters())

@@ -1,4 +1,4 @@
-"""What every detector must do: any number of objects, any size, gradients, one image learnt.
+"""All detectors: any number of objects, any size, gradients, overfitting one image.
 
 Run: pytest tests/test_detectors.py (also -m slow: one image learnt by heart)
 """
@@ -27,8 +27,8 @@ SIZES = {"whole": [(64, 96), (64, 96)], "odd": [(64, 77), (51, 96)]}
 
 
 def make(words: list[str]):
-    """The configuration, the detector and its loss. Weights that start at 0, behind which no
-    gradient flows, are moved away."""
+    """The configuration, the detector and its loss. The weights are perturbed, since no
+    gradient flows behind zeros."""
     config = compose([*words, "seed=3"])
     model = build.detector(config, CLASSES)
     with torch.no_grad():
@@ -67,19 +67,21 @@ def test_a_step_and_an_answer(words, sizes, objects):
     assert all(norm.isfinite() for norm in norms.values())
     if objects == "several":
         without = {name.partition(".")[0] for name, norm in norms.items() if norm == 0}
-        # Sparse R-CNN's boxes begin as large as the image: no fine level is pooled.
+        # Sparse R-CNN's first boxes cover the image: no fine level is pooled.
         assert without <= {"pyramid"}
 
     with torch.inference_mode():
         (output,) = model.eval()(images, sizes_hw)
     peaks = default_evaluation(config).peaks
-    for found, size_hw in zip(top_k(output, SIZES[sizes], 100, peaks), SIZES[sizes], strict=True):
+    for detections, size_hw in zip(
+        top_k(output, SIZES[sizes], 100, peaks), SIZES[sizes], strict=True
+    ):
         limits = torch.tensor(size_hw).flip(0).repeat(2)
-        assert found.boxes_xyxy.shape == (len(found.scores), 4)
-        assert len(found.scores) <= 100
-        assert ((found.boxes_xyxy >= 0) & (found.boxes_xyxy <= limits)).all()
-        assert (found.scores.diff() <= 0).all()
-        assert (found.labels < CLASSES).all()
+        assert detections.boxes_xyxy.shape == (len(detections.scores), 4)
+        assert len(detections.scores) <= 100
+        assert ((detections.boxes_xyxy >= 0) & (detections.boxes_xyxy <= limits)).all()
+        assert (detections.scores.diff() <= 0).all()
+        assert (detections.labels < CLASSES).all()
 
 
 @pytest.mark.parametrize("words", VARIANTS, ids=lambda words: "-".join(words)[9:])
@@ -92,8 +94,8 @@ def test_a_batch_is_its_images(words):
     for image in range(2):
         (alone,) = model(images[image, None], sizes_hw[image, None])
         for name in ("class_logits", "boxes_xyxy"):
-            expected, found = getattr(alone, name)[0], getattr(both, name)[image]
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+            expected, actual = getattr(alone, name)[0], getattr(both, name)[image]
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("words", VARIANTS, ids=lambda words: "-".join(words)[9:])
@@ -103,10 +105,10 @@ def test_fused_for_inference_it_answers_alike(words):
     images, targets = scene((1, 1), SIZES["odd"])
     sizes_hw = unpadded_sizes(targets, "cpu")
     faster = for_inference(model)
-    (expected,), (found,) = model.eval()(images, sizes_hw), faster(images, sizes_hw)
+    (expected,), (actual,) = model.eval()(images, sizes_hw), faster(images, sizes_hw)
     for name in ("class_logits", "boxes_xyxy"):
         torch.testing.assert_close(
-            getattr(found, name), getattr(expected, name), rtol=1e-3, atol=1e-2
+            getattr(actual, name), getattr(expected, name), rtol=1e-3, atol=1e-2
         )
 
 

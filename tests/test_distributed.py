@@ -1,4 +1,4 @@
-"""Several processes, or several forward passes, give the update and the AP of one.
+"""Several processes or micro-batches give the update and the AP of one.
 
 Run: pytest tests/test_distributed.py (-m slow: two processes by torchrun, over gloo)
 """
@@ -37,7 +37,7 @@ OVERRIDES = ("debug=tiny", "batch=5", "steps=3", "neck.channels=8", "heads=2", "
 
 
 def without_batch_norm(module: nn.Module) -> nn.Module:
-    """BatchNorm sees the images of one forward pass, so with it parts cannot equal the whole."""
+    """BatchNorm depends on the micro-batch, so with it parts cannot equal the whole."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             norm = nn.GroupNorm(1, child.num_features)
@@ -49,7 +49,7 @@ def without_batch_norm(module: nn.Module) -> nn.Module:
 
 
 def learn(world: World = ALONE, accumulate: int = 1, *overrides: str) -> dict:
-    """A short training, and what it leaves: the log, the gradients of each step, counts."""
+    """A short training: its log, the gradients of each step, and its counts."""
     torch.set_num_threads(1)
     config = compose([*OVERRIDES, *overrides])
     source = open_split(config.data, "train")
@@ -90,7 +90,7 @@ def assert_same_training(one: dict, other: dict) -> None:
         for name in a:
             assert a[name] == pytest.approx(b[name], rel=1e-4), name
     assert one["counts"] == other["counts"]
-    for step in range(2):  # later ones amplify what rounding makes of Adam's first steps
+    for step in range(2):  # later ones amplify the rounding of Adam's first steps
         for a, b in zip(one["gradients"][step], other["gradients"][step], strict=True):
             torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-5)
 
@@ -119,7 +119,7 @@ def torchrun(*command: str, processes: int = 2, **environment: str) -> subproces
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> list[dict]:
-    """What `_as_one_of_several` leaves in each of them."""
+    """Results of `_as_one_of_several` in each process."""
     folder = tmp_path_factory.mktemp("two")
     done = torchrun(__file__, str(folder))
     assert done.returncode == 0, done.stderr[-2000:]
@@ -138,7 +138,7 @@ def test_two_processes_give_the_update_of_one(whole, two_processes, accumulate):
 
 @pytest.mark.slow
 def test_two_processes_predict_what_one_does(two_processes):
-    """The same weights, so the same numbers to the last digit."""
+    """The same weights give identical numbers."""
     alone = predicted_alone(ALONE)
     assert [process["metrics"] for process in two_processes] == [alone, None]
 
@@ -178,7 +178,7 @@ def test_batch_norm_over_all_processes_replaces_every_other(monkeypatch):
     assert set(parallel.state_dict()) == names
 
 
-# --- as a user starts it ---
+# --- as users start it ---
 
 
 def run_folder(root: Path) -> Path:
@@ -210,7 +210,7 @@ def test_a_run_of_two_processes_leaves_one_record(tmp_path, starter):
 @pytest.mark.slow
 @pytest.mark.parametrize("detector", sorted({*DETECTORS} - {"onenet"}))
 def test_every_detector_runs_in_two_processes(tmp_path, detector):
-    """DistributedDataParallel wants a gradient for each parameter in each step."""
+    """DistributedDataParallel needs a gradient for each parameter in each step."""
     words = ["debug=tiny", f"detector={detector}", f"runs_root={tmp_path}"]
     done = torchrun(str(REPOSITORY / "run.py"), *words)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -219,7 +219,7 @@ def test_every_detector_runs_in_two_processes(tmp_path, detector):
 
 @pytest.mark.slow
 def test_a_piece_without_images_is_refused(tmp_path):
-    """Where the number of processes is known, torchrun's: an automatic one is never too large."""
+    """Under torchrun, which fixes the number; an automatic one is never too large."""
     words = ["debug=tiny", "batch=1", f"runs_root={tmp_path}"]
     done = torchrun(str(REPOSITORY / "run.py"), *words)
     assert done.returncode == 1
@@ -258,12 +258,12 @@ def test_a_failure_in_any_process_is_the_failure_of_the_run(tmp_path):
 
 
 def the_other_process(folder: Path) -> int:
-    """The process id of rank 1 of the run in the folder."""
+    """The process id of rank 1 of the folder's run."""
     first = json.loads((folder / "status.json").read_text())["pid"]
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (place / "cmdline").read_text().split("\0")
-            ours = words[1:3] == ["-u", "-m"] and str(folder) in words  # torchrun's: without -u
+            ours = words[1:3] == ["-u", "-m"] and str(folder) in words  # torchrun has no -u
             if ours and int(place.name) != first:
                 return int(place.name)
     raise LookupError(folder)
@@ -279,11 +279,11 @@ def test_a_process_that_is_killed_is_how_the_run_ended(tmp_path):
         time.sleep(0.2)
     folder = run_folder(tmp_path)
     os.kill(the_other_process(folder), signal.SIGKILL)
-    said, _ = run.communicate(timeout=120)
+    output, _ = run.communicate(timeout=120)
     status = json.loads((folder / "status.json").read_text())
     assert run.returncode == 1
     assert (status["kind"], RunFolder(folder).state()) == ("killed", "partial")
-    assert "killed, or out of memory?" in said
+    assert "killed, or out of memory?" in output
 
 
 def test_who_has_ended_is_seen(monkeypatch):
@@ -317,7 +317,7 @@ def test_why_a_trained_run_cannot_be_evaluated_is_written_by_the_process_that_sa
 
 
 def write_broken_data(root: Path) -> None:
-    """Two images, of which one is no image."""
+    """Two image files, one of them broken."""
     from PIL import Image
 
     for split in ("train2017", "val2017"):
@@ -340,20 +340,20 @@ def write_broken_data(root: Path) -> None:
 
 
 def _as_one_of_several(folder: Path) -> None:
-    """What each process of `torchrun` does."""
+    """Runs in each process of `torchrun`."""
     world = join()
     torch.set_num_threads(1)
     model = nn.Linear(1, 1)
     nn.init.constant_(model.weight, float(world.rank))
     world.broadcast_weights(model)
-    left = {
+    results = {
         "learnt": {accumulate: learn(world, accumulate) for accumulate in (1, 2)},
         "metrics": predicted_alone(world),
         "shared": world.broadcast(f"from {world.rank}"),
         "gathered": world.gather(world.rank),
         "weight": model.weight.item(),
     }
-    torch.save(left, folder / f"{world.rank}.pt")
+    torch.save(results, folder / f"{world.rank}.pt")
 
 
 if __name__ == "__main__":

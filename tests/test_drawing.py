@@ -1,4 +1,4 @@
-"""What is drawn, pixel by pixel.
+"""Drawings, pixel by pixel.
 
 Run: pytest tests/test_drawing.py
 """

@@ -1,4 +1,4 @@
-"""Estimated times: from comparable finished runs, and only from these.
+"""Estimated times come only from comparable finished runs.
 
 Run: pytest tests/test_estimate.py
 """
@@ -22,7 +22,7 @@ def test_time_follows_the_pace_of_runs_of_the_same_kind(tmp_path):
     finish(tmp_path, "c", 0.4, 8, "batch=16", "lr=0.1")
     finish(tmp_path, "other", 9, 9, "backbone=resnet18")
     estimates = Estimates(tmp_path)
-    # Seconds an image: 0.0125, 0.0375, 0.025; the median is 0.025.
+    # Seconds per image: 0.0125, 0.0375, 0.025; the median is 0.025.
     assert estimates.seconds(compose(["batch=4"]), steps=100) == pytest.approx(100 * 4 * 0.025 + 8)
     assert estimates.seconds(compose(["backbone=resnet18"]), 1) == pytest.approx(9 + 9)
 

@@ -15,7 +15,7 @@ from onenet.sweeps.plan import group
 
 @pytest.fixture
 def own(tmp_path):
-    """Writes +experiment=mine into a new folder of the user's, and returns the file."""
+    """Writes +experiment=mine into a new user folder and returns the file."""
 
     def write(text: str) -> Path:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))

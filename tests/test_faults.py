@@ -1,7 +1,7 @@
-"""Real sweeps that are hurt from outside: what is left behind, what is said, and that they go on.
+"""Faults in real sweeps: what they leave behind, what they report, and how they resume.
 
-Full disks, folders that cannot be, numbers that overflow, processes that are killed or asked to
-stop, two sweeps at once. Every test starts run.py or a job as a person or the sweep would.
+Full disks, impossible folders, overflows, processes that are killed or stopped, two sweeps at once.
+Every test starts run.py or a job as a user or the sweep would.
 
 Run: pytest tests/test_faults.py           the fast ones
      pytest tests/test_faults.py -m slow   the others, some minutes
@@ -36,7 +36,7 @@ TINY = ["debug=tiny", "tracker=none", "save_every=0"]
 
 @contextlib.contextmanager
 def running(*words: str, **options) -> Iterator[subprocess.Popen]:
-    """run.py in a process group of its own; nothing of it is left afterwards."""
+    """run.py in its own process group, which is killed at the end."""
     command = [sys.executable, str(REPOSITORY / "run.py"), *words]
     with started(command, **options) as process:
         yield process
@@ -62,15 +62,15 @@ def started(command: list[str], **options) -> Iterator[subprocess.Popen]:
 
 
 def ran(*words: str, **options) -> tuple[int, str]:
-    """The exit status of run.py, and what it said."""
+    """The exit status and output of run.py."""
     with running(*words, **options) as process:
-        said = process.communicate(timeout=300)[0]
-        return process.returncode, said
+        output = process.communicate(timeout=300)[0]
+        return process.returncode, output
 
 
 @contextlib.contextmanager
 def job(spec: RunSpec) -> Iterator[subprocess.Popen]:
-    """A run's own process, as the sweep starts it."""
+    """A run's process, started as by the sweep."""
     config = to_dict(spec.config)
     spec.folder.freeze(config)
     request = Request(spec.id, config, [spec.evaluation], list(spec.overrides)).write(spec.folder)
@@ -80,10 +80,10 @@ def job(spec: RunSpec) -> Iterator[subprocess.Popen]:
 
 
 def until(condition: Callable[[], object], seconds: float = 90) -> float:
-    """Waits. How long it took."""
+    """Waits; returns the seconds."""
     start = time.monotonic()
     while not condition():
-        assert time.monotonic() - start < seconds, "it did not happen"
+        assert time.monotonic() - start < seconds, "timed out"
         time.sleep(0.02)
     return time.monotonic() - start
 
@@ -92,8 +92,8 @@ def step(folder: RunFolder) -> int:
     return folder.last_metrics().get("step", 0)
 
 
-def reach(wanted: int, *folders: RunFolder) -> None:
-    until(lambda: all(step(folder) >= wanted for folder in folders))
+def reach(goal: int, *folders: RunFolder) -> None:
+    until(lambda: all(step(folder) >= goal for folder in folders))
 
 
 def alive(pid: int) -> bool:
@@ -104,12 +104,12 @@ def alive(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    found = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for file in found for child in file.read_text().split()]
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for file in files for child in file.read_text().split()]
 
 
 def steps(folder: RunFolder) -> list[int]:
-    """Of the lines of metrics.jsonl that tell of a training step."""
+    """The steps of the training lines in metrics.jsonl."""
     lines = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
     return [line["step"] for line in lines if "evaluation" not in line]
 
@@ -120,7 +120,7 @@ def losses(folder: RunFolder) -> list[float]:
 
 
 def assert_whole(spec: RunSpec, resumes: int | None = None) -> None:
-    """Done, every step once."""
+    """Done, each step once."""
     assert spec.folder.state() == spec.folder.status()["kind"] == "done"
     assert steps(spec.folder) == list(range(1, spec.config.steps + 1))
     with np.load(spec.folder.assignments_file) as snapshots:
@@ -133,7 +133,7 @@ def assert_whole(spec: RunSpec, resumes: int | None = None) -> None:
 
 
 def limit_files(size: int) -> Callable[[], None]:
-    """For the child: no file may become larger, as on a disk that is full."""
+    """Limits the file size in the child, as a full disk does."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
@@ -148,18 +148,18 @@ def test_a_full_disk_fails_the_run_keeps_its_checkpoint_and_stops_no_other(tmp_p
     before = large.folder.checkpoint_file.read_bytes()
     saved = large.folder.status()["saved_step"]
 
-    status, said = ran(*words, preexec_fn=limit_files(len(before) * 9 // 10))
-    assert status == 1
-    assert "File too large" in said
-    assert "Traceback" not in said
+    exit_status, output = ran(*words, preexec_fn=limit_files(len(before) * 9 // 10))
+    assert exit_status == 1
+    assert "File too large" in output
+    assert "Traceback" not in output
     assert_whole(small, resumes=0)
-    told = large.folder.status()
-    assert told["state"] == "failed"
-    assert told["exception"].startswith("OSError: [Errno 27] File too large")
-    assert "checkpoint.py" in told["traceback"]
+    status = large.folder.status()
+    assert status["state"] == "failed"
+    assert status["exception"].startswith("OSError: [Errno 27] File too large")
+    assert "checkpoint.py" in status["traceback"]
     assert large.folder.checkpoint_file.read_bytes() == before
-    left = {file.name for file in large.folder.checkpoint_file.parent.iterdir()}
-    assert left == {"last.pt", "previous.pt"}
+    files = {file.name for file in large.folder.checkpoint_file.parent.iterdir()}
+    assert files == {"last.pt", "previous.pt"}
 
     assert ran(*words)[0] == 0
     assert_whole(large, resumes=2)
@@ -171,13 +171,13 @@ def test_a_runs_root_that_cannot_be_is_named_in_three_lines(place, tmp_path):
     file = tmp_path / "file"
     file.write_text("no folder")
     root = file / "x" if place == "file" else Path("/proc/x")
-    status, said = ran("-m", "seed=0,1", *TINY, f"runs_root={root}", stdin=subprocess.DEVNULL)
-    error = said[said.index("error: ") :]
+    status, output = ran("-m", "seed=0,1", *TINY, f"runs_root={root}", stdin=subprocess.DEVNULL)
+    error = output[output.index("error: ") :]
     assert status == 2
     assert "runs_root=" in error
     assert str(root) in error
     assert len(error.strip().splitlines()) <= 3
-    assert "Traceback" not in said
+    assert "Traceback" not in output
 
 
 # --- numbers ---
@@ -193,15 +193,15 @@ def test_a_runs_root_that_cannot_be_is_named_in_three_lines(place, tmp_path):
 )
 def test_numbers_that_overflow_end_the_run_and_are_named(words, tmp_path):
     words = ["lr=1e30", *words, *TINY, f"runs_root={tmp_path}"]
-    status, said = ran(*words)
-    assert status == 1
+    exit_status, output = ran(*words)
+    assert exit_status == 1
     (spec,) = expand(words)
-    told = spec.folder.status()
-    failed_at = told["saved_step"] + 1
-    assert (told["state"], told["kind"]) == ("failed", "diverged")
-    assert "cls" in told["exception"]  # the term
-    assert f"step {failed_at}" in told["exception"]
-    assert told["exception"] in " ".join(said.split())
+    status = spec.folder.status()
+    failed_at = status["saved_step"] + 1
+    assert (status["state"], status["kind"]) == ("failed", "diverged")
+    assert "cls" in status["exception"]  # the term
+    assert f"step {failed_at}" in status["exception"]
+    assert status["exception"] in " ".join(output.split())
     assert steps(spec.folder)[-1] == failed_at - 1
     state = torch.load(spec.folder.checkpoint_file, weights_only=True)
     assert state["progress"]["step"] == failed_at - 1
@@ -221,12 +221,12 @@ def test_a_data_worker_that_is_killed_ends_the_run_at_once_and_the_rerun_goes_on
         assert len(workers) == 2
         os.kill(workers[0], signal.SIGKILL)
         assert until(lambda: sweep.poll() is not None, 20) < 10
-        said = sweep.communicate()[0]
+        output = sweep.communicate()[0]
         assert sweep.returncode == 1
-    told = spec.folder.status()
-    assert (told["state"], told["kind"]) == ("failed", "failed")
-    assert f"DataLoader worker (pid {workers[0]}) is killed" in told["exception"]
-    assert f"(pid {workers[0]}) is killed" in said
+    status = spec.folder.status()
+    assert (status["state"], status["kind"]) == ("failed", "failed")
+    assert f"DataLoader worker (pid {workers[0]}) is killed" in status["exception"]
+    assert f"(pid {workers[0]}) is killed" in output
     assert not alive(workers[1])
     assert ran(*words)[0] == 0
     assert_whole(spec, resumes=1)
@@ -270,10 +270,10 @@ def test_a_run_that_is_killed_takes_no_other_with_it(tmp_path):
     with running(*words) as sweep:
         reach(2, killed.folder, other.folder)
         os.kill(killed.folder.status()["pid"], signal.SIGKILL)
-        said = sweep.communicate(timeout=120)[0]
+        output = sweep.communicate(timeout=120)[0]
         assert sweep.returncode == 1
-    assert "ended with -9" in said
-    assert "Traceback" not in said
+    assert "ended with -9" in output
+    assert "Traceback" not in output
     assert_whole(other, resumes=0)
     assert killed.folder.state() == "partial"
     assert ran(*words)[0] == 0
@@ -283,7 +283,7 @@ def test_a_run_that_is_killed_takes_no_other_with_it(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_exits_in_the_middle_takes_no_other_with_it(tmp_path):
-    """As a library might, that calls sys.exit where it should raise."""
+    """As when a library calls sys.exit instead of raising."""
     words = ["-m", "seed=0,1", *TINY, JOBS_2, f"runs_root={tmp_path / 'runs'}"]
     exits, other = expand(words[1:])
     (tmp_path / "sitecustomize.py").write_text(
@@ -293,9 +293,9 @@ def test_a_run_that_exits_in_the_middle_takes_no_other_with_it(tmp_path):
         "    onenet.training.loop.train = lambda *_, **__: sys.exit(7)\n"
     )
     path = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
-    status, said = ran(*words, env={**os.environ, "PYTHONPATH": path})
+    status, output = ran(*words, env={**os.environ, "PYTHONPATH": path})
     assert status == 1
-    assert "SystemExit: 7" in said
+    assert "SystemExit: 7" in output
     assert exits.folder.status()["state"] == "failed"
     assert_whole(other, resumes=0)
 
@@ -305,19 +305,19 @@ def test_an_evaluation_that_is_killed_at_its_end_stands_once_in_metrics_jsonl(tm
     words = [*TINY, f"runs_root={tmp_path}"]
     (spec,) = expand(words)
     assert ran(*words)[0] == 0
-    # As SIGKILL leaves it between the line in metrics.jsonl and result.json.
+    # The state after SIGKILL between metrics.jsonl and result.json.
     spec.folder.set_status(state="running")
     spec.folder.result_file.unlink()
     (spec.folder.evaluation(spec.evaluation) / "result.json").unlink()
     assert spec.folder.state() == "partial"
     assert ran(*words)[0] == 0
     lines = [json.loads(line) for line in spec.folder.metrics_file.read_text().splitlines()]
-    seen = [(line["step"], line["evaluation"]) for line in lines if "evaluation" in line]
+    evaluations = [(line["step"], line["evaluation"]) for line in lines if "evaluation" in line]
     steps = spec.config.steps
-    assert seen == [(steps // 2, NAME), (steps, NAME), (steps, spec.evaluation.id)]
+    assert evaluations == [(steps // 2, NAME), (steps, NAME), (steps, spec.evaluation.id)]
 
 
-# --- asked to stop ---
+# --- stop requests ---
 
 
 @pytest.mark.slow
@@ -346,15 +346,15 @@ def test_a_sweep_that_is_asked_to_stop_saves_its_runs_and_goes_on_later(group, w
             os.killpg(sweep.pid, signal.SIGTERM)
         else:
             sweep.terminate()
-        said = sweep.communicate(timeout=60)[0]
+        output = sweep.communicate(timeout=60)[0]
         assert sweep.returncode == 75
-    assert "stopped (SIGTERM): the same command goes on from here" in said
-    assert "Traceback" not in said
+    assert "stopped (SIGTERM): the same command goes on from here" in output
+    assert "Traceback" not in output
     for folder in folders:
-        told = folder.status()
-        assert told["state"] == "preempted"
-        assert told["stopped_by"] == "SIGTERM"
-        assert told["saved_step"] >= step(folder) >= 3
+        status = folder.status()
+        assert status["state"] == "preempted"
+        assert status["stopped_by"] == "SIGTERM"
+        assert status["saved_step"] >= step(folder) >= 3
         assert "Traceback" not in folder.log_file.read_text()
     assert ran(*words)[0] == 0
     for spec in specs:
@@ -368,18 +368,18 @@ def test_a_job_that_is_told_its_machine_goes_away_saves_and_says_so(number, tmp_
     with job(spec) as process:
         reach(2, spec.folder)
         process.send_signal(number)
-        said = process.communicate(timeout=30)[0]
+        output = process.communicate(timeout=30)[0]
         assert process.returncode == 75
-    told = spec.folder.status()
-    assert (told["state"], told["stopped_by"]) == ("preempted", number.name)
-    assert told["saved_step"] == step(spec.folder) >= 2
+    status = spec.folder.status()
+    assert (status["state"], status["stopped_by"]) == ("preempted", number.name)
+    assert status["saved_step"] == step(spec.folder) >= 2
     assert spec.folder.state() == "partial"
-    assert "the same command goes on from here" in said
+    assert "the same command goes on from here" in output
 
 
 @pytest.mark.slow
 def test_a_job_that_is_told_twice_while_it_evaluates_still_says_so(tmp_path):
-    """As when a whole process group is asked to stop, and then its sweep asks the runs."""
+    """As when SIGTERM reaches the process group and the sweep then forwards it."""
     many = ["steps=2", "data.limit=null", "data.shapes.val_images=600"]
     (spec,) = expand([*TINY, *many, f"runs_root={tmp_path}"])
     with job(spec) as process:
@@ -388,10 +388,10 @@ def test_a_job_that_is_told_twice_while_it_evaluates_still_says_so(tmp_path):
         for _ in range(20):
             process.terminate()
             time.sleep(0.001)
-        said = process.communicate(timeout=30)[0]
-        assert process.returncode == 75, said
+        output = process.communicate(timeout=30)[0]
+        assert process.returncode == 75, output
     assert spec.folder.status()["state"] == "preempted"
-    assert "Traceback" not in said
+    assert "Traceback" not in output
 
 
 # --- several sweeps, several failures ---
@@ -408,9 +408,9 @@ def test_two_sweeps_at_once_share_the_work(tmp_path):
         f"runs_root={tmp_path}",
     ]
     with running(*words) as one, running(*words) as other:
-        said = [sweep.communicate(timeout=240)[0] for sweep in (one, other)]
+        outputs = [sweep.communicate(timeout=240)[0] for sweep in (one, other)]
         assert {one.returncode, other.returncode} <= {0, 1}
-        assert "Traceback" not in "".join(said)
+        assert "Traceback" not in "".join(outputs)
     for spec in expand(words[1:]):
         assert_whole(spec, resumes=0)
         assert "Traceback" not in spec.folder.log_file.read_text()
@@ -431,9 +431,9 @@ def test_one_of_two_sweeps_is_killed_and_the_work_is_not_lost(tmp_path):
         until(lambda: sum(spec.folder.state() == "running" for spec in specs) == 2)
         reach(2, *[spec.folder for spec in specs if spec.folder.state() == "running"])
         killed.kill()
-        said = other.communicate(timeout=240)[0]
+        output = other.communicate(timeout=240)[0]
         assert other.returncode in (0, 1)
-        assert "Traceback" not in said
+        assert "Traceback" not in output
     assert ran(*words)[0] == 0
     for spec in specs:
         assert_whole(spec)
@@ -445,13 +445,13 @@ def test_one_of_two_sweeps_is_killed_and_the_work_is_not_lost(tmp_path):
 def test_after_so_many_failures_the_others_are_not_started_but_listed(tmp_path):
     sweep = ["hydra.launcher.max_failures=1", JOBS_1, "hydra.launcher.threads=1"]
     words = ["-m", "lr=1e30,2e30,3e30", *TINY, *sweep, f"runs_root={tmp_path}"]
-    status, said = ran(*words)
+    status, output = ran(*words)
     assert status == 1
-    assert "Traceback" not in said
-    assert "1 failed: the other 2 are not started" in said
+    assert "Traceback" not in output
+    assert "1 failed: the other 2 are not started" in output
     specs = expand(words[1:])
     assert [spec.folder.state() for spec in specs] == ["failed", "missing", "missing"]
-    told = [line for line in said.splitlines() if line.startswith("NOT DONE")]
-    assert [spec.folder.path.name in line for spec, line in zip(specs, told, strict=True)]
-    assert "not started" in told[1]
-    assert "not started" in told[2]
+    lines = [line for line in output.splitlines() if line.startswith("NOT DONE")]
+    assert [spec.folder.path.name in line for spec, line in zip(specs, lines, strict=True)]
+    assert "not started" in lines[1]
+    assert "not started" in lines[2]
