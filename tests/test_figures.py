@@ -1,4 +1,4 @@
-"""Charts, figures and what is kept of runs, from files written by hand.
+"""Charts, figures and committed records from hand-written run files.
 
 Run: pytest tests/test_figures.py
 """
@@ -26,7 +26,7 @@ def root(tmp_path) -> Path:
 
 
 def run(spec: RunSpec, seed_shift: float = 0.0) -> None:
-    """A finished run with its snapshots, lines, curves and pictures."""
+    """Writes a finished run with snapshots, log, curves and pictures."""
     folder, evaluation = spec.folder, spec.evaluation
     fill(spec, AP=50.0, AP_nms=55.0 + seed_shift)
     result = folder.result(evaluation)
@@ -46,10 +46,10 @@ def run(spec: RunSpec, seed_shift: float = 0.0) -> None:
     folder.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     slot = np.array([[0, 1, 2, -1], [0, 5, 2, -1], [7, 5, 2, 3]])
     box = np.tile([10.0, 10, 30, 50], (4, 1))
-    place = np.full((3, 4, 2), 20.0)
-    place[2, 1] = np.nan
+    location = np.full((3, 4, 2), 20.0)
+    location[2, 1] = np.nan
     np.savez(
-        folder.assignments_file, steps=STEPS, slot=slot, place_xy=place, gt_xyxy=box,
+        folder.assignments_file, steps=STEPS, slot=slot, place_xy=location, gt_xyxy=box,
         part_xyxy=box * 0.5, nearest=np.ones((3, 4), bool),
     )  # fmt: skip
     pictures = folder.path / "pictures"
@@ -72,7 +72,7 @@ def test_the_points_of_a_run(root):
     spec = table1(root)[0]
     run(spec)
     assert nms_threshold(spec) == {0.3: 4.0, 0.5: 5.0}
-    assert duplicates(spec) == {0.1: 1.5, 0.5: 0.5}  # none is found at 0.9
+    assert duplicates(spec) == {0.1: 1.5, 0.5: 0.5}  # no object is found at 0.9
     assert changes(spec) == {600: 25.0, 900: 50.0}
     points = conflicts(spec)  # ten groups of two lines
     assert points[40] == pytest.approx(100 * (1 + 2) / 80)
@@ -83,9 +83,9 @@ def test_the_points_of_a_run(root):
 def test_a_series_is_the_mean_over_seeds_and_knows_their_number(root):
     for spec in table1(root, "seed=0,1"):
         run(spec, seed_shift=float(spec.config.seed))
-    found = {chart.name: chart for chart in charts(Evidence([f"runs_root={root}"]))}
-    assert set(found) == {points.__name__ for points, *_ in figures.CURVES}
-    (panel,) = found["nms_threshold"].panels
+    by_name = {chart.name: chart for chart in charts(Evidence([f"runs_root={root}"]))}
+    assert set(by_name) == {points.__name__ for points, *_ in figures.CURVES}
+    (panel,) = by_name["nms_threshold"].panels
     assert panel.title == "rigid"
     assert [series.label for series in panel.series] == [*figures.COLORS]
     series = panel.series[0]
@@ -94,8 +94,8 @@ def test_a_series_is_the_mean_over_seeds_and_knows_their_number(root):
 
 
 def test_parts_are_a_panel_of_their_own(root):
-    for words in ((), ("data.shapes.kind=parts",)):
-        run(next(spec for spec in table1(root, "seed=1", *words) if spec.label == "predefined"))
+    for overrides in ((), ("data.shapes.kind=parts",)):
+        run(next(spec for spec in table1(root, "seed=1", *overrides) if spec.label == "predefined"))
     for chart in charts(Evidence([f"runs_root={root}"])):
         assert [panel.title for panel in chart.panels] == ["rigid", "parts"]
         assert [series.label for series in chart.panels[1].series] == ["predefined"]
@@ -119,12 +119,12 @@ def test_all_figures_are_drawn_as_vectors_and_pixels(root, tmp_path, capsys):
 
 def test_what_cannot_be_drawn_is_named_with_its_command(root, capsys):
     assert figures.main(["--runs", str(root), "--out", str(root / "x")]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
         "figure5: no run has the data for it. To run them: python run.py -m +experiment=table1"
-        in said
+        in output
     )
-    assert "Wrote 0 figures" in said
+    assert "Wrote 0 figures" in output
     assert figures.main(["--runs", str(root), "--", "heds=1"]) == 2
 
 
@@ -145,9 +145,9 @@ def test_what_is_kept_gives_the_same_scorecard_without_paths_of_the_machine(root
     for file in out.rglob("*.json"):
         assert str(tmp_path) not in file.read_text()
         assert "/home/me" not in file.read_text()
-    kept = read_json(out / sample.folder.path.name / "result.json")
-    assert kept["config"]["runs_root"] == "runs"
-    assert kept["overrides"][-1] == "data.root=COCO"
+    result = read_json(out / sample.folder.path.name / "result.json")
+    assert result["config"]["runs_root"] == "runs"
+    assert result["overrides"][-1] == "data.root=COCO"
     line = json.loads(
         (out / sample.folder.path.name / "metrics.jsonl").read_text().splitlines()[-1]
     )
@@ -160,7 +160,7 @@ def test_what_is_kept_gives_the_same_scorecard_without_paths_of_the_machine(root
     assert pages[0].count("reproduced") >= 2
 
 
-DAMAGED = [  # a file of a run, its content, and what reads it
+DAMAGED = [  # file of a run, content, reader
     ("assignments.npz", b"PK\x03\x04 torn", claims),
     ("assignments.npz", b"", figures),
     ("metrics.jsonl", b"\xff\xfe\n3\n", figures),

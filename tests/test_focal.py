@@ -1,4 +1,4 @@
-"""The one-pass focal loss against torchvision on a one-hot target, and its gradient by differences.
+"""The one-pass focal loss against torchvision; its gradient against finite differences.
 
 Run: pytest tests/test_focal.py
 """
@@ -17,13 +17,13 @@ SHAPE = (2, 15, 4)
 
 
 def corrections(count: int, seed: int = 0):
-    """Entries [count] of SHAPE, no two alike."""
+    """Indices of `count` distinct entries."""
     flat = torch.randperm(math.prod(SHAPE), generator=seeded(seed))[:count]
     return torch.unravel_index(flat, SHAPE)
 
 
 def loss_with(logits, at, alpha=0.25, gamma=2.0):
-    """The entries `at` are positives."""
+    """The loss with positives `at`."""
     ones = torch.ones(len(at[0]), dtype=logits.dtype)
     return focal_loss(logits, at, ones, -ones, alpha, gamma)
 
@@ -35,8 +35,8 @@ def plain(logits, at, alpha=0.25, gamma=2.0):
 
 
 def in_memory_order(values: torch.Tensor, order: str) -> torch.Tensor:
-    """The same values [B, P, K], laid out as different heads leave them."""
-    if order == "slots last":  # of a convolution in the usual format
+    """The same values [B, P, K] in the memory layouts of the heads."""
+    if order == "slots last":  # as a contiguous [B, K, H, W] gives
         return values.transpose(1, 2).contiguous().transpose(1, 2)
     if order == "with gaps":
         return torch.cat([values, values], dim=2)[..., : values.shape[2]]
@@ -71,7 +71,7 @@ def test_the_gradient_is_that_of_differences():
 
 
 def test_by_hand():
-    # p = 0.5 everywhere: one positive, one left out, one negative counted twice, one once.
+    # p = 0.5 everywhere: a positive, an ignored entry, negatives of weight 2 and 1.
     at = tuple(torch.tensor(x) for x in ([0, 0, 0], [0, 1, 2], [0, 0, 0]))
     positive, negative = torch.tensor([1.0, 0, 0]), torch.tensor([-1.0, -1, 1])
     loss = focal_loss(torch.zeros(1, 4, 1), at, positive, negative)

@@ -1,4 +1,4 @@
-"""Frames a second: what is measured, the file, and what the tables take from it.
+"""Frames per second: measurement, file, and numbers in the tables.
 
 Run: pytest tests/test_fps.py
 """
@@ -19,8 +19,8 @@ NETWORK = Network("onenet", "resnet50", "deconv_dcn", 64, 1, 1, "512x853")
 
 
 def speed(network: Network = NETWORK, device: str = "cpu", frames: float = 1.0, **changes) -> Speed:
-    told = Speed(network, device, "float32", 80, frames, frames / 2, 1, "2.9", measured=0.0)
-    return replace(told, **changes)
+    default = Speed(network, device, "float32", 80, frames, frames / 2, 1, "2.9", measured=0.0)
+    return replace(default, **changes)
 
 
 def test_what_is_measured_again_gives_way_and_the_rest_stays(tmp_path):
@@ -63,21 +63,21 @@ def test_a_table_takes_the_device_that_knows_most_of_its_networks_then_the_last(
 
 
 def test_the_networks_of_the_tables_are_measured():
-    measured = inference.all_networks()
-    assert len(set(measured)) == len(measured)
-    for words in (
+    networks = inference.all_networks()
+    assert len(set(networks)) == len(networks)
+    for overrides in (
         ["+experiment=table2", "seed=0"],
         ["+experiment=table5", "preset=paper", "data=shapes"],
     ):
-        for spec in expand(words):
-            assert network_of(spec.config, spec.evaluation) in measured
+        for spec in expand(overrides):
+            assert network_of(spec.config, spec.evaluation) in networks
 
 
 def test_tables_show_the_speed_of_a_rows_network_trained_or_not(tmp_path, capsys):
-    words = ["--table", "2", "--runs", str(tmp_path), "--format"]
+    arguments = ["--table", "2", "--runs", str(tmp_path), "--format"]
 
     def page(kind: str) -> str:
-        assert tables.main([*words, kind, "--", "seed=0"]) == 0
+        assert tables.main([*arguments, kind, "--", "seed=0"]) == 0
         return capsys.readouterr().out
 
     def shown() -> list[str]:
@@ -90,7 +90,7 @@ def test_tables_show_the_speed_of_a_rows_network_trained_or_not(tmp_path, capsys
     three = replace(tiny, heads=3)
     speeds = [speed(tiny, frames=123.456), speed(three, frames=98.76), speed(NETWORK, frames=5.0)]
     fps.write(tmp_path, speeds)
-    assert shown() == ["123", "123", "", "", "98.8"]  # the third and fourth infer with three heads
+    assert shown() == ["123", "123", "", "", "98.8"]  # rows 3 and 4 infer with three heads
     assert "batch 1, float32, on cpu (threads: 1; classes: 80)" in page("markdown")
     lines = [line for line in page("csv").splitlines() if ",FPS," in line]
     assert lines[0].endswith(",FPS,67.0,123.456,,1,,")
@@ -104,20 +104,20 @@ def test_a_frame_of_ours_is_what_an_evaluation_answers():
     assert isinstance(detections, Detections)
     assert 0 < len(detections.scores) <= 100
     assert (detections.boxes_xyxy <= torch.tensor([90, 60, 90, 60])).all()
-    kept = inference.our_detector(network, (60, 90), nms=True)()
-    assert 0 < kept.sum() <= len(kept) == len(detections.scores)
+    keep = inference.our_detector(network, (60, 90), nms=True)()
+    assert 0 < keep.sum() <= len(keep) == len(detections.scores)
 
 
 @pytest.mark.parametrize("name", inference.TORCHVISION)
 def test_a_frame_of_torchvisions_has_the_size_that_was_asked_for(name, monkeypatch):
-    make, seen = inference.TORCHVISION[name], []
+    make, shapes = inference.TORCHVISION[name], []
 
     def watched(**options) -> torch.nn.Module:
         model = make(**options)
-        model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+        model.backbone.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
         return model
 
     monkeypatch.setitem(inference.TORCHVISION, name, watched)
     (answer,) = inference.torchvision_detector(name, (60, 90))()
-    assert seen == [(1, 3, 64, 96)]
+    assert shapes == [(1, 3, 64, 96)]
     assert len(answer["scores"]) > 0

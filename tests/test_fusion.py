@@ -1,4 +1,4 @@
-"""The copy that predicts: it answers like the network it was made from, whatever that looks like.
+"""The fused copy for inference gives the outputs of the original, for any network.
 
 Run: pytest tests/test_fusion.py
 """
@@ -23,14 +23,14 @@ SHAPES = [(2, 64, 96), (2, 64, 96), (1, 96, 64), (2, 64, 96), (1, 32, 32), (1, 3
 
 @pytest.fixture(params=["fused", "folded only"])
 def onednn(request, monkeypatch) -> bool:
-    """With and without oneDNN, as on processors and on GPUs."""
+    """With oneDNN, as on CPUs, and without, as on GPUs."""
     if request.param == "folded only":
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     return request.param == "fused" and torch.backends.mkldnn.is_available()
 
 
 def trained(network: nn.Module) -> nn.Module:
-    """As after a training: no BatchNorm is left as it began."""
+    """Randomizes every BatchNorm, as if after training."""
     for number, module in enumerate(network.modules()):
         if isinstance(module, nn.BatchNorm2d):
             generator = seeded(number)
@@ -58,15 +58,15 @@ def test_the_copy_of_every_network_answers_like_it(backbone, neck, onednn):
     top_down = NECKS[neck](features.feature_info.channels(), 8)
     model = OneNet(features, 3, neck=top_down, heads=2)
     for parameter in model.neck.parameters():
-        if parameter.dim() > 1:  # deformable convolutions look elsewhere, too
+        if parameter.dim() > 1:  # else all deformable offsets are zero
             nn.init.xavier_uniform_(parameter, generator=seeded())
     trained(model).eval().to(memory_format=torch.channels_last)
     faster = for_inference(model)
     assert kinds(faster, nn.BatchNorm2d) == (3 if neck == "deconv_dcn" else 0)
     assert (kinds(faster, FusedConv) > 0) == onednn
-    assert kinds(faster, nn.ReLU) <= (3 if onednn else 1000), "all but those after deformable ones"
+    assert kinds(faster, nn.ReLU) <= (3 if onednn else 1000), "only after deformable convolutions"
     shapes = SHAPES if backbone == "tiny" else SHAPES[:3]
-    for count, *size in shapes:  # each order of the weights, and the change of it
+    for count, *size in shapes:  # each weight layout, and changes of it
         images = torch.randn(count, 3, *size, generator=seeded())
         with torch.inference_mode():
             expected, outputs = model(images, num_heads=2), faster(images, num_heads=2)
@@ -75,10 +75,10 @@ def test_the_copy_of_every_network_answers_like_it(backbone, neck, onednn):
             assert_alike(b.boxes_xyxy, a.boxes_xyxy)
 
 
-def assert_alike(found: Tensor, expected: Tensor) -> None:
-    """But for rounding, relative to the largest number."""
+def assert_alike(actual: Tensor, expected: Tensor) -> None:
+    """Up to rounding, relative to the largest value."""
     largest = expected.abs().max().item()
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * largest)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4 * largest)
 
 
 def test_the_model_stays_as_it_is_and_can_go_on_training():
@@ -105,8 +105,8 @@ def test_predict_uses_a_copy():
     model = OneNet(backbone, 3, neck=neck)
     before = copy.deepcopy(model.state_dict())
     source = Pictures(make_annotations([(64, 90), (70, 64)], [[], []]))
-    found, _ = predict(model, DetectionDataset(source, ImageSize(64, 1.5)), batch=2)
-    assert len(found.scores)
+    predictions, _ = predict(model, DetectionDataset(source, ImageSize(64, 1.5)), batch=2)
+    assert len(predictions.scores)
     assert all(module.training for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -119,11 +119,11 @@ def test_another_detector_is_copied_only():
     assert not copied.training
 
 
-# --- networks that would come out wrong if one looked less closely ---
+# --- networks that a careless fusion breaks ---
 
 
 class Network(nn.Module):
-    """The steps of `forward` with these modules; images of three channels come in."""
+    """Runs `forward` on these modules; the input has three channels."""
 
     def __init__(self, forward, **modules: nn.Module):
         super().__init__()
@@ -149,9 +149,9 @@ def up(**options) -> nn.ConvTranspose2d:
 
 def added_to_what_is_seen_elsewhere(n, x):
     first = n.a(x)
-    seen = first.view_as(first)
+    view = first.view_as(first)
     first += n.b(x)
-    return first * seen
+    return first * view
 
 
 def rectified_in_place_between(n, x):
@@ -160,7 +160,7 @@ def rectified_in_place_between(n, x):
     return second + torch.relu_(first)
 
 
-# name: network, and how many fused convolutions, norms and ReLUs are left of it
+# name: network, and its fused convolutions, norms and ReLUs after fusion
 NETWORKS = {
     "a convolution called twice": (
         Network(lambda n, x: n.norm(n.a(x)) + n.a(2 * x), a=conv(), norm=norm()),
@@ -198,7 +198,7 @@ NETWORKS = {
         (1, 0, 0),
     ),
     "written into between": (Network(rectified_in_place_between, a=conv(), b=conv(6)), (2, 0, 0)),
-    "written into, seen elsewhere": (  # the trace gives other outputs
+    "written into, seen elsewhere": (  # tracing changes the output
         Network(added_to_what_is_seen_elsewhere, a=conv(), b=conv()),
         (0, 0, 0),
     ),
@@ -271,12 +271,12 @@ NETWORKS = {
 @pytest.mark.filterwarnings("ignore:The network is not fused")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_unusual_networks_answer_alike(name, onednn):
-    network, left = NETWORKS[name]
+    network, expected = NETWORKS[name]
     network = trained(copy.deepcopy(network)).eval()
     faster = fuse(copy.deepcopy(network))
     if onednn:
-        assert tuple(kinds(faster, k) for k in (FusedConv, nn.BatchNorm2d, nn.ReLU)) == left
-    for seed in range(3):  # the weights are in another order from the second time on
+        assert tuple(kinds(faster, k) for k in (FusedConv, nn.BatchNorm2d, nn.ReLU)) == expected
+    for seed in range(3):  # the weight layout changes after the first call
         images = torch.randn(2, 3, 64, 96, generator=seeded(seed))
         with torch.inference_mode():
             assert_alike(faster(images), network(images))
@@ -293,7 +293,7 @@ def test_a_network_that_stays_as_it_is_says_so():
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_byobnet", "densenet121", "repvgg_a0"])
 def test_other_backbones_of_timm_answer_alike(name):
-    """BatchNorm with an activation inside, before the convolution, beside another one."""
+    """BatchNorm with an activation inside, before the convolution, or in parallel."""
     torch.manual_seed(0)
     features = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4))
     network = nn.Sequential(features, NECKS["fpn"](features.feature_info.channels(), 8))

@@ -1,8 +1,8 @@
-"""The first losses of seeded runs, as they were: a change of behaviour shows in seconds.
+"""The first losses of seeded runs are fixed, so a change of behaviour shows in seconds.
 
-tests/golden/first_losses.json has six steps of each row of Table 1, of several heads, of the
-Hungarian assigner, and of each other detector: one thread, float32. Whoever changes results on
-purpose writes it anew, in a commit that says why (and raises RECIPE):
+tests/golden/first_losses.json has six steps for each row of Table 1, several heads, the Hungarian
+assigner and each other detector, with one thread in float32. To change results on purpose,
+rewrite it in a commit that says why and raises RECIPE:
 
     python -m tests.test_golden_losses
 
@@ -24,16 +24,16 @@ RUNS = {
     "hungarian": ("assigner=hungarian",),
     "centernet": ("detector=centernet",),
     "deformable_detr": ("detector=deformable_detr",),
-    # At its usual rate six steps are enough for rounding to grow to a percent.
+    # At its default rate, rounding grows to a percent within six steps.
     "sparse_rcnn": ("detector=sparse_rcnn", "lr=1e-5"),
 }
-# Relative. Other processors round otherwise: between SSE, AVX2 and AVX-512 on one machine losses
-# differed by up to 3e-5 and gradients by up to 3e-4.
+# Relative. Rounding depends on the processor: SSE, AVX2 and AVX-512 on one machine differed by up
+# to 3e-5 in losses and 3e-4 in gradients.
 TOLERANCE = 1e-3
 
 
 def first_losses(overrides: tuple[str, ...]) -> list[dict[str, float]]:
-    """What six steps log."""
+    """The log of six steps."""
     return Run("seed=7", *overrides).train().lines
 
 

@@ -1,8 +1,8 @@
-"""The released code's numbers (PeizeSun/OneNet, commit cb860ad): costs, assignments, losses and
-gradients of three cases, and what its four networks predict.
+"""The released code (PeizeSun/OneNet, commit cb860ad) gives the same costs, matches, losses and
+gradients in three cases, and the same predictions of its four networks.
 
-tests/golden/README.md says what is in the files. Two differences are known. Where objects of two
-classes choose one slot, the released code keeps the last class, and this one both (`overwritten`).
+tests/golden/README.md describes the files. Two differences are known. When objects of two classes
+match one slot, the released code keeps the last class, ours keeps both (`overwritten`).
 The released code adds 1e-8 inside the logarithm of the focal cost.
 
 Run: pytest tests/test_golden_released.py
@@ -30,7 +30,7 @@ from onenet.structures import HeadOutput, Target
 GOLDEN = Path(__file__).parent / "golden"
 CASES = ("s0_plain", "s1_zero_gt_image", "s3_same_cell_same_class")
 STRIDE = 4
-# The released weight of the pre-defined location is 5, on twice our distance.
+# The released code weighs the pre-defined location by 5, at twice our distance.
 VARIANTS = {
     "min_252": ("min_cost", CostWeights(cls=2, l1=5, giou=2)),
     "min_052": ("min_cost", CostWeights(cls=0, l1=5, giou=2)),
@@ -41,12 +41,12 @@ VARIANTS = {
     "pre_hun_cls": ("hungarian", CostWeights(cls=2, l1=0, giou=0, center=10)),
     "pre_hun_nocls": ("hungarian", CostWeights(cls=0, l1=0, giou=0, center=10)),
 }
-CLEAR = 1e-4  # the least margin between an object's two cheapest slots at which they are compared
+CLEAR = 1e-4  # slots are compared if an object's two cheapest costs differ by more
 
 
 @cache
 def load(case: str) -> tuple[dict[str, np.ndarray], HeadOutput, list[Target]]:
-    """The file's arrays; its predictions and objects in our form."""
+    """The file's arrays; its predictions and objects in our types."""
     with np.load(GOLDEN / f"{case}.npz") as file:
         arrays = dict(file)
     logits, boxes = (
@@ -80,8 +80,8 @@ def close(actual, expected, rtol: float = 1e-5, atol: float = 1e-6) -> None:
 
 
 def overwritten(arrays: dict, variant: str, targets: list[Target]) -> list[tuple[int, int, int]]:
-    """(image, slot, class) that the released code calls negative, because a later object of another
-    class has the slot."""
+    """(image, slot, class) that are negative in the released code, because a later object of
+    another class has the slot."""
     lost = []
     for image, target in enumerate(targets):
         last = {}
@@ -126,7 +126,7 @@ def test_cost_terms(case):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("case", CASES)
 def test_assignments(case, variant):
-    """Each object has the released code's slot, at the released code's cost."""
+    """Each object has the slot and the cost of the released code."""
     arrays, output, targets = load(case)
     loss, compared = detection_loss(variant), 0
     for image, (target, match) in enumerate(zip(targets, loss.match(output, targets), strict=True)):
@@ -134,7 +134,7 @@ def test_assignments(case, variant):
         theirs = torch.from_numpy(arrays[f"{variant}/src_{image}"])
         if not len(theirs):
             continue
-        # The constant in which 1 - GIoU and -GIoU differ does not move a minimum.
+        # 1 - GIoU and -GIoU differ by a constant, which does not move the minimum.
         cost = loss.matching_cost(output, image, target) - loss.matching_cost.weights.giou
         close(cost, arrays[f"{variant}/C_{image}"], atol=1e-4)
         if variant.startswith("hun") or "_hun_" in variant:
@@ -152,7 +152,7 @@ def test_losses(case, variant):
     loss = detection_loss(variant)
     total, parts = loss([output], targets)
     logits = [output.class_logits[at] for at in overwritten(arrays, variant, targets)]
-    # What is negative there instead of positive: -(positive - negative loss) of each.
+    # These are negative there, not positive: -(positive - negative loss) of each.
     change = (
         -2 * sum(focal_cost(logit) for logit in logits) / sum(len(t.gt_labels) for t in targets)
     )
@@ -182,7 +182,7 @@ def test_gradients(case):
 
 
 def value(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The weights of a parameter, made from its name in the released code."""
+    """Values of a parameter, seeded by its name in the released code."""
     random = np.random.RandomState(zlib.crc32(key.encode()))
     name = key.rsplit(".", 1)[-1]
     if name == "num_batches_tracked":
@@ -193,7 +193,7 @@ def value(key: str, shape: tuple[int, ...]) -> np.ndarray:
     if name in ("running_mean", "bias"):
         start = {"head.cls_score.bias": -2.0, "head.ltrb_pred.bias": 8.0}
         return 0.1 * x + start.get(key, 0.0)
-    if len(shape) == 1:  # weights of norms
+    if len(shape) == 1:  # norm weights
         return 1 + 0.1 * x
     scale = np.sqrt(2 / np.prod(shape[1:]))
     scale *= 0.2 if "dcn_offset" in key else 1
@@ -202,7 +202,7 @@ def value(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def our_name(key: str) -> str:
-    """The same parameter's name here."""
+    """Our name of the parameter."""
     kind, *rest = key.split(".")
     if kind == "backbone":
         if rest[0] == "stem":
@@ -229,8 +229,8 @@ def our_name(key: str) -> str:
 
 
 def state(name: str) -> dict[str, Tensor]:
-    """The released network's state with our names. A bias of a convolution that we have without
-    one, since BatchNorm follows, goes into the mean of that."""
+    """The released network's state with our names. Convolutions before BatchNorm have no bias here:
+    it moves into the running mean."""
     shapes = json.loads((GOLDEN / f"{name}.keys.json").read_text())
     values = {our_name(key): value(key, tuple(shape)) for key, shape in shapes.items()}
     for key in [key for key in values if key.endswith(".0.bias") and "upsamplings" in key]:

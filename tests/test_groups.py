@@ -1,4 +1,4 @@
-"""The first of each group, against a loop over all pairs.
+"""The first of each group against a loop over all pairs.
 
 Run: pytest tests/test_groups.py
 """

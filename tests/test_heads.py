@@ -1,4 +1,4 @@
-"""The network: head, cascade and OneNet against forwards written out by hand; backbones.
+"""Head, cascade and OneNet against hand-written forward passes; backbones.
 
 Run: pytest tests/test_heads.py
 """
@@ -31,7 +31,7 @@ def feature_map(height: int = 5, width: int = 7, images: int = 2) -> Tensor:
 
 
 def slots(maps: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, H·W, C], row by row, the slow way."""
+    """[B, C, H, W] -> [B, H·W, C], row by row in a loop."""
     _, _, height, width = maps.shape
     rows = [maps[:, :, y, x] for y in range(height) for x in range(width)]
     return torch.stack(rows, dim=1)
@@ -42,7 +42,7 @@ def conv(maps: Tensor, module) -> Tensor:
 
 
 def assert_is_read_off(output, feature: Tensor, head: CascadeHead) -> None:
-    """Class logits and boxes are what the shared convolutions say of this feature."""
+    """The shared convolutions give these logits and boxes for this feature."""
     torch.testing.assert_close(output.class_logits, slots(conv(feature, head.class_conv)))
     ltrb = slots(F.relu(conv(feature, head.box_conv))) * head.box_unit
     points = grid_points(*feature.shape[-2:], head.stride)
@@ -79,7 +79,7 @@ def test_outside_training_boxes_are_decoded_late_and_the_same(heads):
         assert torch.equal(a.class_logits, b.class_logits)
         assert torch.equal(a.points_xy, b.points_xy)
         assert torch.equal(a.boxes_xyxy[1, slots], b.boxes_at(1, slots))
-        assert "boxes_xyxy" not in vars(b), "not computed before it is asked for"
+        assert "boxes_xyxy" not in vars(b), "not computed before it is read"
         assert torch.equal(a.boxes_xyxy, b.boxes_xyxy)
 
 
@@ -116,7 +116,7 @@ def test_shapes_at_odd_sizes(size, heads):
 
 
 def test_slots_and_grid_points_are_in_the_same_order():
-    """A feature that holds its own row and column comes out at the slot of that point."""
+    """A feature that encodes its row and column is output at the slot of that point."""
     head = make_head(stride=8)
     for module in (head.features[0], head.class_conv):
         torch.nn.init.zeros_(module.weight)
@@ -191,7 +191,7 @@ def test_a_local_file_fills_every_tensor_of_the_backbone(tmp_path, wrapped):
     stored = classifier()
     for tensor in stored.values():
         if tensor.is_floating_point():
-            tensor.uniform_()  # nothing stays at its initial 0 or 1
+            tensor.uniform_()  # no value stays at its initial 0 or 1
     torch.save({"state_dict": stored} if wrapped else stored, tmp_path / "weights.pth")
     loaded = make_backbone("tiny", str(tmp_path / "weights.pth")).state_dict()
     assert set(loaded) == {name for name in stored if not name.startswith("fc.")}
@@ -207,7 +207,7 @@ def test_a_safetensors_file_is_read_too(tmp_path):
 
 
 def test_a_local_file_of_another_network_is_an_error(tmp_path):
-    """In particular where timm would load what fits, or nothing, and say no word."""
+    """Even where timm would silently load only what fits, or nothing."""
     whole = classifier()
     lacking = {k: v for k, v in whole.items() if k != "layer1.0.conv1.weight"}
     files = {
@@ -272,7 +272,7 @@ def test_without_network_the_error_says_how_to_give_a_local_file(monkeypatch):
 
 
 def pretrained(monkeypatch, make) -> None:
-    """`make` stands for what timm does to come by pretrained weights."""
+    """`make` replaces timm's creation of a pretrained model."""
     create = timm.create_model
     choose = lambda *a, **k: make(*a, **k) if k.get("pretrained") else create(*a, **k)  # noqa: E731
     monkeypatch.setattr(timm, "create_model", choose)
@@ -309,7 +309,7 @@ def test_cached_weights_need_no_network_and_fill_every_tensor(monkeypatch):
     assert "could not be downloaded" in error_of("test_resnet.r160_in1k")
 
 
-# --- the whole ---
+# --- OneNet ---
 
 
 def make_onenet(heads: int = 1, neck: str = "fpn") -> OneNet:
@@ -361,7 +361,7 @@ def test_gradients_reach_every_parameter_of_onenet(heads, neck):
     model = make_onenet(heads, neck)
     for name, parameter in model.named_parameters():
         if "bn" in name and name.endswith("weight"):
-            torch.nn.init.ones_(parameter)  # timm starts the residual branches at zero
+            torch.nn.init.ones_(parameter)  # timm initialises residual branches at 0
     outputs = model(torch.randn(2, 3, 64, 64, generator=seeded()))
     sum(o.class_logits.square().sum() + o.boxes_xyxy.square().sum() for o in outputs).backward()
     dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]

@@ -40,7 +40,7 @@ rows: [{label: a row, overrides: [heads=3]}]
 
 @pytest.fixture
 def elsewhere(tmp_path) -> Path:
-    """An empty working directory, beside a folder of the user's."""
+    """An empty working directory next to a user's folder."""
     for name, text in (("cost", COST), ("experiment", EXPERIMENT)):
         (tmp_path / "own" / name).mkdir(parents=True)
         (tmp_path / "own" / name / "mine.yaml").write_text(text)
@@ -115,14 +115,14 @@ def test_the_help_names_groups_options_and_experiments(elsewhere):
 
 
 def test_tab_completion_knows_options_and_experiments(elsewhere):
-    for key, word in (("cost=", "loc_cls"), ("+experiment=", "table1")):
+    for key, option in (("cost=", "loc_cls"), ("+experiment=", "table1")):
         line = f"python run.py {key}"
         environment = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
         done = run_py("-sc", "query=bash", cwd=elsewhere, **environment)
-        assert f"{key}{word}" in done.stdout.split()
+        assert f"{key}{option}" in done.stdout.split()
 
 
-WRONG = [  # the first of them in the default tests
+WRONG = [  # only the first six run by default
     (["hedas=1"], "Key 'hedas' not in 'Config'"),
     (["+experiment=tabel1"], "Available options in 'experiment': assigners,"),
     (["hydra/launcher=threads"], "Available options in 'hydra/launcher': basic,"),

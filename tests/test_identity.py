@@ -1,4 +1,4 @@
-"""Ids: what changes a result changes the id, nothing else does.
+"""A run's id changes if and only if its result can change.
 
 Run: pytest tests/test_identity.py
 """
@@ -113,10 +113,10 @@ def test_what_can_change_a_result_changes_the_id(override):
     ],
 )
 def test_what_a_detector_does_not_read_does_not_change_its_id(detector, unused, used):
-    def id_of(*words: str) -> str:
-        return run_id(compose([f"detector={detector}", *words]))
+    def id_of(*overrides: str) -> str:
+        return run_id(compose([f"detector={detector}", *overrides]))
 
-    assert {id_of(word) for word in unused} == {id_of()}
+    assert {id_of(override) for override in unused} == {id_of()}
     assert len({id_of(), id_of(used), id_of("model.prior=0.02"), run_id(compose([]))}) == 4
 
 
@@ -151,9 +151,9 @@ def test_annotation_files_count_by_content_not_by_path(tmp_path):
 
     first, moved, changed = coco("a", "{}"), coco("b", "{}"), coco("c", "{ }")
     assert first == moved != changed
-    words = ["data=coco", f"data.root={tmp_path / 'a'}"]
-    assert run_id(compose([*words, "data.crowd=drop"])) != first
-    assert "data.crowd" not in identity.identifying_values(compose([*words, "data.crowd=drop"]))
+    overrides = ["data=coco", f"data.root={tmp_path / 'a'}"]
+    assert run_id(compose([*overrides, "data.crowd=drop"])) != first
+    assert "data.crowd" not in identity.identifying_values(compose([*overrides, "data.crowd=drop"]))
 
 
 def test_the_digest_follows_the_content_of_a_file(tmp_path):
@@ -170,10 +170,10 @@ def test_the_digest_follows_the_content_of_a_file(tmp_path):
 
 def test_a_key_added_later_at_its_neutral_value_keeps_old_ids(monkeypatch):
     before = run_id(compose([]))
-    known = identity.identifying_values
+    original = identity.identifying_values
 
     def with_new_key(config):
-        values = {**known(config), "novelty": 1.0}
+        values = {**original(config), "novelty": 1.0}
         return {k: v for k, v in values.items() if identity.NEUTRAL.get(k, ...) != v}
 
     monkeypatch.setattr(identity, "identifying_values", with_new_key)
@@ -189,18 +189,18 @@ def test_the_default_evaluation_is_one_head_at_the_training_size():
 
 
 def test_relative_areas_at_512_are_cocos_under_one_name():
-    words = ["preset=paper", "data.root=/somewhere"]
-    config = compose(words)
+    overrides = ["preset=paper", "data.root=/somewhere"]
+    config = compose(overrides)
     assert requested_evaluation(config) == default_evaluation(config)
-    assert requested_evaluation(compose([*words, "eval.area=relative"])).area == "coco"
-    assert requested_evaluation(compose([*words, "eval.size.short=256"])).area == "coco"
-    smaller = compose([*words, "eval.size.short=256", "eval.area=relative"])
+    assert requested_evaluation(compose([*overrides, "eval.area=relative"])).area == "coco"
+    assert requested_evaluation(compose([*overrides, "eval.size.short=256"])).area == "coco"
+    smaller = compose([*overrides, "eval.size.short=256", "eval.area=relative"])
     assert requested_evaluation(smaller).area == "relative"
 
 
 @pytest.mark.parametrize("name", experiment_names())
 def test_the_ids_of_all_table_rows_stay(name):
-    """Old runs stay found. If a change of results is meant: raise RECIPE and write the file anew:
+    """Old runs keep their ids. To change results on purpose, raise RECIPE and rewrite the file:
 
     python -c "from tests.test_identity import write_ids; write_ids()"
     """

@@ -1,4 +1,4 @@
-"""A module that is hidden cannot be imported for a while.
+"""block_import hides a module temporarily.
 
 Run: pytest tests/test_imports.py
 """

@@ -1,6 +1,6 @@
-"""The index of an annotation file: equal to a fresh read, never in the way, quick and small.
+"""The index of an annotation file equals a fresh read, never fails, and is fast and small.
 
-pytest tests/test_index.py; with `-m slow` also at COCO's size.
+Run: pytest tests/test_index.py (-m slow: also at COCO's size)
 """
 
 import json
@@ -28,7 +28,7 @@ def fails(*_):
 
 @pytest.fixture
 def no_reading(monkeypatch):
-    """Called, it makes every later read of an annotation file fail: only an index can be read."""
+    """A function that makes later reads of annotation files fail, so only an index works."""
     return lambda: monkeypatch.setattr(coco, "load_instances", fails)
 
 
@@ -51,7 +51,7 @@ def unicode_content() -> dict:
     data = content(annotation(1))
     data["images"][0]["file_name"] = "straße/日本 😀.png"
     data["categories"][0]["name"] = "Fußgänger 🚶"
-    data["categories"][1]["name"] = "\ud800"  # half a character, as JSON may hold it
+    data["categories"][1]["name"] = "\ud800"  # a lone surrogate is valid JSON
     return data
 
 
@@ -107,9 +107,9 @@ def test_a_file_that_changes_while_it_is_read_gets_no_index(tmp_path, monkeypatc
     images, file = write(tmp_path, content(annotation(1)))
     load = coco.load_instances
 
-    def change_and_load(*given):
+    def change_and_load(*arguments):
         file.write_text(json.dumps(content()))
-        return load(*given)
+        return load(*arguments)
 
     monkeypatch.setattr(coco, "load_instances", change_and_load)
     read_coco(images, file, "train", tmp_path / "cache")
@@ -117,7 +117,7 @@ def test_a_file_that_changes_while_it_is_read_gets_no_index(tmp_path, monkeypatc
 
 
 def with_index(folder: Path) -> tuple[ImageFiles, Path]:
-    """The source, and the path of its index."""
+    """The source and the path of its index."""
     images, file = write(folder, content(annotation(1, part_xyxy=[3, 4, 5, 6]), annotation(2, 5)))
     source = read_coco(images, file, "train", folder / "cache")
     (path,) = (folder / "cache").iterdir()
@@ -133,7 +133,7 @@ def foreign(path: Path) -> None:
 
 
 class Trap:
-    """Unpickled, it makes a folder beside the index."""
+    """Unpickling creates a folder next to the index."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -222,7 +222,7 @@ def test_images_and_files_that_are_gone_are_named_in_spite_of_an_index(tmp_path)
 
 
 def rewrite(folder: Path) -> ImageFiles:
-    """Reads 50 times, each time after the index was taken away."""
+    """Reads 50 times and deletes the index before each."""
     for _ in range(50):
         for path in (folder / "cache").glob("*.npz"):
             path.unlink(missing_ok=True)
@@ -233,8 +233,8 @@ def rewrite(folder: Path) -> ImageFiles:
 def test_several_processes_may_write_an_index_at_once(tmp_path, no_reading):
     source, path = with_index(tmp_path)
     with ProcessPoolExecutor(3, multiprocessing.get_context("fork")) as processes:
-        for found in processes.map(rewrite, [tmp_path] * 3):
-            assert_equal(source, found)
+        for result in processes.map(rewrite, [tmp_path] * 3):
+            assert_equal(source, result)
     assert list((tmp_path / "cache").iterdir()) == [path]
     no_reading()
     assert_equal(source, reread(tmp_path))
@@ -242,10 +242,10 @@ def test_several_processes_may_write_an_index_at_once(tmp_path, no_reading):
 
 def test_open_split_and_check_splits_pass_the_cache_on(tmp_path, no_reading):
     images, file = write(tmp_path, content(annotation(1), annotation(2, 5, bbox=[1, 1, 0, 1])))
-    words = ["data=coco", f"data.root={tmp_path}", "data.limit=1"]
+    overrides = ["data=coco", f"data.root={tmp_path}", "data.limit=1"]
     for split in ("train", "val"):
-        words += [f"data.{split}.images={images}", f"data.{split}.annotations={file}"]
-    data = compose(words).data
+        overrides += [f"data.{split}.images={images}", f"data.{split}.annotations={file}"]
+    data = compose(overrides).data
     cache = tmp_path / "cache"
     report = check_splits(data, cache)
     assert [line.partition(":")[0] for line in report] == ["data.train", "data.val"]

@@ -1,4 +1,4 @@
-"""The reference of all keys is what analysis/keys.py makes of the schema.
+"""The key reference is the output of analysis/keys.py.
 
 Run: pytest tests/test_keys.py
 """
@@ -12,15 +12,15 @@ from onenet.runs.identity import flatten
 
 
 def test_the_page_is_up_to_date():
-    """If not: python analysis/keys.py"""
+    """To update: python analysis/keys.py"""
     assert keys.PAGE.read_text(encoding="utf-8") == keys.page()
 
 
 def test_every_key_is_there():
-    named = set(re.findall(r"^\| `([\w.]+)` \|", keys.PAGE.read_text(), re.MULTILINE))
-    for words in ([], *([f"detector={detector}"] for detector in MODELS)):
-        found = {
+    reference = set(re.findall(r"^\| `([\w.]+)` \|", keys.PAGE.read_text(), re.MULTILINE))
+    for overrides in ([], *([f"detector={detector}"] for detector in MODELS)):
+        names = {
             re.sub(r"(optim\.lr_factors)\..*", r"\1", key)
-            for key in flatten(to_dict(compose(words)))
+            for key in flatten(to_dict(compose(overrides)))
         }
-        assert found <= named
+        assert names <= reference

@@ -1,4 +1,4 @@
-"""Batches: sizes, padding, flips and scales against pixels; order as a function of the seed.
+"""Batches: sizes, padding, flips and scales fit the pixels; the order depends on the seed.
 
 Run: pytest tests/test_loading.py
 """
@@ -51,7 +51,7 @@ def dataset_of(source, short=40, ratio=1.5, augmentation=AS_IN_THE_PAPER, seed=0
 
 
 def marked(size_hw: tuple[int, int], box: tuple[int, int, int, int]) -> Pictures:
-    """One black image with a white rectangle where its only object is."""
+    """A black image with a white rectangle at its only object."""
     pixels = np.zeros((*size_hw, 3), dtype=np.uint8)
     x1, y1, x2, y2 = box
     pixels[y1:y2, x1:x2] = 255
@@ -65,7 +65,7 @@ def white_box(image: torch.Tensor) -> list[int]:
 
 
 def scenery(size_hw: tuple[int, int], seed: int = 0) -> Image.Image:
-    """Colours that change slowly, with some noise, as in a photograph."""
+    """Smooth colours with some noise, as in a photograph."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize(size_hw[::-1], Image.Resampling.BICUBIC), dtype=np.int16)
@@ -74,7 +74,7 @@ def scenery(size_hw: tuple[int, int], seed: int = 0) -> Image.Image:
 
 
 def files(folder: Path, names: list[str], sizes_hw: list[tuple[int, int]]) -> ImageFiles:
-    """Each image has one object, in its middle."""
+    """Each image has one object, at its centre."""
     boxes = [[(1, (w / 4, h / 4, w / 2, h / 2))] for h, w in sizes_hw]
     return ImageFiles(conftest.make_annotations(sizes_hw, boxes), folder, names)
 
@@ -151,7 +151,7 @@ def test_grey_of_16_bits_is_scaled_to_8(tmp_path, name):
 def test_grey_of_16_bits_is_turned(tmp_path):
     values = np.linspace(0, 65535, 40 * 60).astype(np.uint16).reshape(40, 60)
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90° clockwise
+    exif[0x0112] = 6  # rotated by 90° clockwise
     Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
     pixels = files(tmp_path, ["a.png"], [(60, 40)]).read(0)
     assert np.array_equal(pixels[:, :, 1], np.rot90(values // 256, -1))
@@ -236,7 +236,7 @@ def test_small_images_and_parts_are_exactly_pillows(size_hw, crop, flip):
 
 
 def test_the_benchmark_compares_like_with_like(tmp_path):
-    """What torchvision's reference makes of some files against ours, both normalized."""
+    """Batches of torchvision's reference code against ours, both normalized."""
     sizes = [(300, 400), (260, 300), (280, 420)]
     names = [f"{number}.jpg" for number in range(3)]
     for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
@@ -349,7 +349,7 @@ def test_a_crop_moves_box_and_pixels_alike():
         view = dataset.view(epoch, 0)
         assert pixels.shape[1:] == target.size_hw == view.size_hw
         assert original_hw == (100, 160)
-        assert len(target.gt_labels) == 1  # a crop is too large to miss so large a box
+        assert len(target.gt_labels) == 1  # crops are too large to miss this box
         assert abs(np.array(white_box(pixels)) - target.gt_xyxy[0].numpy()).max() <= 1
         views.add(view)
     assert len(views) == 60
@@ -357,7 +357,7 @@ def test_a_crop_moves_box_and_pixels_alike():
 
 
 def test_crops_are_as_large_as_the_released_code_cuts_them():
-    """At a shortest side of 512: brought to 400, 500 or 600, then 384..600 are cut out."""
+    """At a shortest side of 512: resized to 400, 500 or 600, then cropped to 384..600."""
     size, augmentation = ImageSize(512, 1.667), Augmentation(0.0, 1.0, crop=1.0)
     sides = []
     for seed in range(2000):
@@ -368,7 +368,7 @@ def test_crops_are_as_large_as_the_released_code_cuts_them():
         sides.append((y2 - y1, x2 - x1))
         assert view.size_hw == size.of(sides[-1])
     height, width = np.array(sides).T
-    # The smallest are 384 of an image brought to 600, the largest all of one brought to 400.
+    # The smallest are 384 pixels of an image resized to 600, the largest the whole image.
     assert height.min() == pytest.approx(384 / 1.25, abs=2)
     assert height.max() == pytest.approx(480, abs=2)
     assert width.min() == pytest.approx(384 / 1.25, abs=2)
@@ -391,11 +391,11 @@ def test_half_of_the_images_are_cropped_and_sizes_come_in_steps():
 )
 def test_the_step_between_sizes_scales_with_the_size(short, sizes):
     size, augmentation = ImageSize(short, 1.5), Augmentation(0.0, 0.8125, size_step=32)
-    drawn = {
+    results = {
         draw_view((512, 512), size, augmentation, np.random.default_rng(seed)).size_hw
         for seed in range(60)
     }
-    assert drawn == {(side, side) for side in sizes}
+    assert results == {(side, side) for side in sizes}
 
 
 def test_what_a_crop_leaves_nothing_of_is_no_object():
@@ -451,13 +451,13 @@ SIZES = np.array([(40, 60), (60, 40), (50, 50), (40, 41), (70, 40)] * 3 + [(40, 
 
 @pytest.mark.parametrize("batch", [1, 4, 6])
 def test_every_epoch_visits_every_image_once(batch):
-    seen = Counter(
+    visits = Counter(
         key for group in islice(training_order(SIZES, batch, seed=0), 120) for key in group
     )
-    assert set(seen.values()) == {1}
-    whole = 120 * batch // len(SIZES) - 3  # some images of the last epochs still wait
+    assert set(visits.values()) == {1}
+    whole = 120 * batch // len(SIZES) - 3  # the last epochs may be incomplete
     for epoch in range(whole):
-        assert {image for e, image in seen if e == epoch} == set(range(len(SIZES)))
+        assert {image for e, image in visits if e == epoch} == set(range(len(SIZES)))
 
 
 def test_batches_are_wide_or_tall_never_both():
@@ -547,15 +547,19 @@ def test_the_pieces_of_a_batch_are_the_whole_batch(processes, accumulate):
         for rank in range(processes)
     ]
     for step, batch in enumerate(whole):
-        share = slice(step * accumulate, (step + 1) * accumulate)
-        # Piece number m * processes + r is part m of process r.
-        parts = zip(*(batches[share] for batches in of_ranks), strict=True)
-        pieces = [piece for part in parts for piece in part]
-        assert len(pieces) == processes * accumulate
-        assert all(len(piece.targets) for piece in pieces)
-        assert {piece.images.shape[1:] for piece in pieces} == {batch.images.shape[1:]}
-        assert torch.equal(torch.cat([piece.images for piece in pieces]), batch.images)
-        targets = [target for piece in pieces for target in piece.targets]
+        span = slice(step * accumulate, (step + 1) * accumulate)
+        # Micro-batch m * processes + r is number m of process r.
+        parts = zip(*(batches[span] for batches in of_ranks), strict=True)
+        micro_batches = [micro_batch for part in parts for micro_batch in part]
+        assert len(micro_batches) == processes * accumulate
+        assert all(len(micro_batch.targets) for micro_batch in micro_batches)
+        assert {micro_batch.images.shape[1:] for micro_batch in micro_batches} == {
+            batch.images.shape[1:]
+        }
+        assert torch.equal(
+            torch.cat([micro_batch.images for micro_batch in micro_batches]), batch.images
+        )
+        targets = [target for micro_batch in micro_batches for target in micro_batch.targets]
         for one, other in zip(targets, batch.targets, strict=True):
             assert one.image_id == other.image_id
             assert torch.equal(one.gt_xyxy, other.gt_xyxy)
@@ -563,7 +567,7 @@ def test_the_pieces_of_a_batch_are_the_whole_batch(processes, accumulate):
 
 @pytest.mark.parametrize("batch", [3, 64])
 def test_the_order_is_that_of_the_plain_loop(batch):
-    """Images are dealt to the batch of their kind, one after the other."""
+    """Each image in turn joins the batch of its orientation."""
 
     def plain(wide, seed):
         waiting, epoch = {True: [], False: []}, 0
@@ -600,7 +604,7 @@ def test_evaluation_sees_every_image_once_in_batches_of_one_padded_size(batch):
 
 
 def small_onenet() -> OneNet:
-    """Random, with scores far enough apart to rank alike in spite of rounding."""
+    """Random, with scores so far apart that rounding keeps their order."""
     torch.manual_seed(0)
     backbone = make_backbone("tiny")
     model = OneNet(backbone, 5, neck=FPN(backbone.feature_info.channels(), 8))
@@ -629,7 +633,7 @@ def test_predictions_do_not_depend_on_the_batch_size():
 
 
 class Fixed(torch.nn.Module):
-    """Sees one box in every image, at the same place in the resized pixels; five times over."""
+    """Detects the same box in every resized image, five times."""
 
     def forward(self, images, sizes_hw, num_heads):
         count = len(images)
@@ -640,7 +644,7 @@ class Fixed(torch.nn.Module):
 
 def test_predictions_are_in_pixels_of_the_original_image_best_first():
     source = Pictures(conftest.make_annotations([(100, 33), (30, 90)], [[], []], image_ids=[9, 4]))
-    dataset = dataset_of(source, 40, 1.5, augmentation=None)  # they become 60×20 and 20×60
+    dataset = dataset_of(source, 40, 1.5, augmentation=None)  # resized to 60×20 and 20×60
     predictions, bad = predict(Fixed(), dataset, batch=2)
     assert not bad
     assert predictions.image.tolist() == [0] * 5 + [1] * 5
@@ -649,8 +653,8 @@ def test_predictions_are_in_pixels_of_the_original_image_best_first():
     scores = [1 / (1 + np.exp(-logit)) for logit in (4, 3, 2, 1, 0)]
     np.testing.assert_allclose(predictions.scores, scores * 2, rtol=1e-6)
     assert set(predictions.nms_keep) == {0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
-    for kept in predictions.nms_keep.values():
-        assert kept.tolist() == [True, False, False, False, False] * 2
+    for keep in predictions.nms_keep.values():
+        assert keep.tolist() == [True, False, False, False, False] * 2
 
 
 def test_the_answer_is_that_of_the_head_asked_for():

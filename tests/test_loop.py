@@ -1,4 +1,4 @@
-"""The training loop: it learns, it repeats, it resumes bit for bit, it stops before a bad step.
+"""The training loop learns, is reproducible, resumes bit for bit, and stops before a bad step.
 
 Run: pytest tests/test_loop.py (also -m slow: every conflict policy and the Hungarian assigner)
 """
@@ -38,7 +38,7 @@ LOGGED = {
 
 
 class Run:
-    """A run in memory: what onenet.job puts together, without folders."""
+    """A run in memory, assembled as in onenet.job but without folders."""
 
     def __init__(self, *overrides: str, source=None):
         if not overrides or overrides[0] != "debug=overfit":
@@ -53,11 +53,11 @@ class Run:
         self.saved_at: list[int] = []
 
     def train(self, until: int | None = None, **hooks) -> "Run":
-        """Runs the steps that are left, or those up to `until` as if the run was stopped then."""
+        """Runs the remaining steps, or those up to `until` as if stopped there."""
         c = self.config
         dataset = build.training_set(c, self.source)
-        own = {"log": self.lines.append, "log_every": c.log_every}
-        own["save"] = lambda: self.saved_at.append(self.progress.step)
+        defaults = {"log": self.lines.append, "log_every": c.log_every}
+        defaults["save"] = lambda: self.saved_at.append(self.progress.step)
         train(
             self.model,
             self.loss,
@@ -65,7 +65,7 @@ class Run:
             build.schedule(c),
             TrainingState(self.optimizer, self.progress),
             RunContext("cpu", build.precision(c.precision, "cpu")),
-            Hooks(**(own | hooks)),
+            Hooks(**(defaults | hooks)),
             clip=c.optim.clip,
         )
         return self
@@ -86,7 +86,7 @@ def load(folder: RunFolder, run: Run) -> Progress:
 
 
 def assert_equal(one, other) -> None:
-    """Bit for bit, through dictionaries and lists."""
+    """Bitwise, also in dictionaries and lists."""
     assert type(one) is type(other)
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, other)
@@ -111,13 +111,13 @@ def weights(model: nn.Module) -> dict:
 
 @pytest.mark.parametrize(("short", "searched"), [(64, False), (512, True)])
 def test_training_matches_by_what_stands_in_assigners(short, searched, monkeypatch):
-    """Whoever edits `min_cost` changes training, with few pairs and where they are searched."""
-    asked = []
+    """An edit of `min_cost` changes training, with few pairs and with tiled search."""
+    pair_counts = []
 
     def last_slots(cost, output, targets, conflict="keep"):
-        """Each object gets a slot of its own in the lower right corner, whatever it costs."""
+        """Each object gets its own slot in the lower right corner, at any cost."""
         slots = output.boxes_xyxy.shape[1]
-        asked.append(slots * sum(len(target.gt_labels) for target in targets))
+        pair_counts.append(slots * sum(len(target.gt_labels) for target in targets))
         return [
             Matches(slots - 1 - torch.arange(n), torch.arange(n), torch.tensor(0))
             for n in (len(target.gt_labels) for target in targets)
@@ -127,7 +127,7 @@ def test_training_matches_by_what_stands_in_assigners(short, searched, monkeypat
     plain = Run(*one_step).train()
     monkeypatch.setattr(assigners, "min_cost", last_slots)
     changed = Run(*one_step).train()
-    assert [pairs > tiled_argmin.FEW_PAIRS for pairs in asked] == [searched]
+    assert [pairs > tiled_argmin.FEW_PAIRS for pairs in pair_counts] == [searched]
     (before,), (after,) = plain.lines, changed.lines
     assert before["objects"] == after["objects"] > 0
     assert after["loss_l1"] > 1.2 * before["loss_l1"]
@@ -175,13 +175,13 @@ def test_batch_normalisation_is_trained_even_if_the_model_comes_from_an_evaluati
 
 
 def test_bfloat16_changes_the_network_alone():
-    seen = []
+    dtypes = []
 
     class Watching(DetectionLoss):
         def match(self, output, targets):
             with torch.autocast("cpu", enabled=False):
                 cost = self.matching_cost(output, 0, targets[0])
-            seen.append((output.class_logits.dtype, output.boxes_xyxy.dtype, cost.dtype))
+            dtypes.append((output.class_logits.dtype, output.boxes_xyxy.dtype, cost.dtype))
             return super().match(output, targets)
 
     def trained(precision: str) -> Run:
@@ -190,14 +190,14 @@ def test_bfloat16_changes_the_network_alone():
         return run.train()
 
     one, half = trained("float32"), trained("bf16")
-    assert seen[0] == (torch.float32,) * 3
-    assert seen[-1] == (torch.float32,) * 3
+    assert dtypes[0] == (torch.float32,) * 3
+    assert dtypes[-1] == (torch.float32,) * 3
     assert {p.dtype for p in half.model.parameters()} == {torch.float32}
     assert half.lines[0]["loss"] != one.lines[0]["loss"]
     assert half.lines[0]["loss"] == pytest.approx(one.lines[0]["loss"], rel=0.03)
 
 
-# --- it repeats ---
+# --- it is reproducible ---
 
 
 def test_the_same_seed_gives_the_same_weights():
@@ -209,7 +209,7 @@ def test_the_same_seed_gives_the_same_weights():
 
 
 def test_other_uses_of_the_random_generator_do_not_matter():
-    """Initialisation, order and augmentation come from the seed alone."""
+    """Initialisation, order and augmentation depend only on the seed."""
     expected = Run().train().state()
     torch.rand(17)
     run = Run()
@@ -234,7 +234,7 @@ def test_a_resumed_run_equals_one_that_ran_straight_through(tmp_path, stop, over
     second = Run(*overrides)
     torch.manual_seed(5)
     for parameter in second.model.parameters():
-        parameter.data.normal_()  # nothing of it may survive
+        parameter.data.normal_()  # must all be overwritten
     second.progress = load(folder, second)
     assert second.progress == first.progress
     assert_equal(second.state(), first.state())
@@ -256,7 +256,7 @@ def test_a_finished_run_has_nothing_left_to_do():
     assert len(run.lines) == run.config.steps
 
 
-# --- it stops when asked, and before a bad step ---
+# --- it stops on request and before a bad step ---
 
 
 def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_as_if_nothing_was(tmp_path):
@@ -308,7 +308,7 @@ def test_predictions_that_are_not_finite_stop_the_run():
 
 
 class OneWeight(nn.Module):
-    """A model whose gradient is known: the loss is 30 times its weight."""
+    """A model with a known gradient: the loss is 30 times its weight."""
 
     def __init__(self):
         super().__init__()
@@ -319,10 +319,10 @@ class OneWeight(nn.Module):
 
 
 def steps_of_one_weight(clip: float | None, steps: int = 3):
-    """The gradients that the optimiser saw, and the log."""
-    model, seen, lines = OneWeight(), [], []
+    """The optimiser's gradients, the log, the progress."""
+    model, gradients, lines = OneWeight(), [], []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    optimizer.register_step_pre_hook(lambda *_: seen.append(model.weight.grad.item()))
+    optimizer.register_step_pre_hook(lambda *_: gradients.append(model.weight.grad.item()))
     source = Pictures(make_annotations([(32, 32)] * 2, [[], []]))
     dataset = DetectionDataset(source, ImageSize(32, 1.0))
     counts = {"objects": torch.tensor(4), "conflicts": torch.tensor(1)}
@@ -346,7 +346,7 @@ def steps_of_one_weight(clip: float | None, steps: int = 3):
         Hooks(log=lines.append, log_every=2),
         clip=clip,
     )
-    return seen, lines, progress
+    return gradients, lines, progress
 
 
 def test_gradients_are_clipped_to_the_norm_asked_for():
@@ -354,7 +354,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for():
     assert steps_of_one_weight(clip=100.0)[0] == [30, 30, 30]
     clipped, lines, _ = steps_of_one_weight(clip=0.5)
     assert clipped == pytest.approx([0.5] * 3, rel=1e-4)
-    assert lines[0]["grad_norm"] == 30  # what is logged is the norm before
+    assert lines[0]["grad_norm"] == 30  # the norm before clipping
 
 
 def test_a_line_is_logged_every_few_steps_and_at_the_last():

@@ -22,15 +22,15 @@ PARTS = ("loss_cls", "loss_l1", "loss_giou")
 
 
 def make_loss(**changes) -> DetectionLoss:
-    """`assigner` answers on the cost matrix of each image."""
+    """`assigner` gets the cost matrix of each image."""
     if "assigner" in changes:
         changes["matcher"] = on_each_matrix(changes.pop("assigner"))
-    given = {"matching_cost": MatchingCost(), "matcher": make_matcher("min_cost", "keep")}
-    return DetectionLoss(**(given | changes))
+    defaults = {"matching_cost": MatchingCost(), "matcher": make_matcher("min_cost", "keep")}
+    return DetectionLoss(**(defaults | changes))
 
 
 def fixed_matches(*pairs: tuple[int, int], conflicts: int = 0):
-    """An assigner that always answers these (slot, object)."""
+    """An assigner that always returns these (slot, object)."""
     slots, objects = zip(*pairs, strict=True)
     return lambda cost: Matches(torch.tensor(slots), torch.tensor(objects), torch.tensor(conflicts))
 
@@ -43,7 +43,7 @@ def learnable(output: HeadOutput) -> HeadOutput:
     )
 
 
-# --- the slow obvious thing ---
+# --- scalar reference ---
 
 
 def crowded(point, target, label: int) -> bool:
@@ -53,7 +53,7 @@ def crowded(point, target, label: int) -> bool:
 
 
 def scalar_loss(loss: DetectionLoss, outputs, targets) -> dict[str, float]:
-    """The three parts, number by number, given what the assigner chooses."""
+    """The three parts in scalar loops, given the matches."""
     focal = l1 = giou = 0.0
     for output in outputs:
         for image, target in enumerate(targets):
@@ -96,7 +96,7 @@ LOSSES = {
 def test_loss_equals_scalar_loops(name, counts, heads):
     generator = seeded(len(counts))
     outputs = [random_output(len(counts), 4, generator) for _ in range(heads)]
-    sizes = [(40, 60), (30, 45), (70, 20)]  # an L1 is relative to the size of its own image
+    sizes = [(40, 60), (30, 45), (70, 20)]  # L1 is relative to the size of its image
     targets = [random_target(n, 4, sizes[i], generator, i) for i, n in enumerate(counts)]
     total, parts = LOSSES[name](outputs, targets)
     expected = scalar_loss(LOSSES[name], outputs, targets)
@@ -110,7 +110,7 @@ def test_default_weights_are_the_papers():
     assert LossWeights() == LossWeights(cls=2, l1=5, giou=2)
 
 
-# --- what is summed, and what it is divided by ---
+# --- sums and normalisers ---
 
 
 def test_a_batch_is_the_sum_of_its_images_over_its_number_of_objects():
@@ -135,8 +135,8 @@ def test_heads_are_matched_on_their_own_predictions_and_summed():
     a, b = random_output(2, 4, seeded(3)), random_output(2, 4, seeded(4))
     targets = [random_target(2, 4, SIZE, seeded(5), image_id=i) for i in range(2)]
     loss = make_loss()
-    chosen = [[m.pred_idx.tolist() for m in loss.match(output, targets)] for output in (a, b)]
-    assert chosen[0] != chosen[1]
+    slots = [[m.pred_idx.tolist() for m in loss.match(output, targets)] for output in (a, b)]
+    assert slots[0] != slots[1]
     (total_a, parts_a), (total_b, parts_b) = loss([a], targets), loss([b], targets)
     total, parts = loss([a, b], targets)
     torch.testing.assert_close(total, total_a + total_b)
@@ -165,7 +165,7 @@ def test_a_batch_without_objects_has_a_class_loss_only(images):
     negatives = torchvision.ops.sigmoid_focal_loss(output.class_logits, zeros, reduction="sum")
     torch.testing.assert_close(total, 2 * negatives)
     total.backward()
-    assert (output.class_logits.grad > 0).all()  # all are told to be less sure
+    assert (output.class_logits.grad > 0).all()  # all scores should fall
     assert output.boxes_xyxy.grad is None or not output.boxes_xyxy.grad.any()
 
 
@@ -200,7 +200,7 @@ def test_conflicts_are_counted_over_images_and_heads():
 
 
 def test_an_object_that_lost_its_slot_is_background_there():
-    """With conflict=drop the loser has no positive sample, yet counts in the normaliser."""
+    """With conflict=drop it has no positive slot, but counts in the normaliser."""
     output = random_output(1, 3, seeded())
     target = make_target([0, 1], [[5, 5, 15, 15], [5, 5, 15, 15]])
     loss = make_loss(assigner=fixed_matches((4, 1), conflicts=1))
@@ -210,7 +210,7 @@ def test_an_object_that_lost_its_slot_is_background_there():
     )
 
 
-# --- the extremes ---
+# --- extreme values ---
 
 
 @pytest.mark.parametrize("logit", [-200.0, -60.0, -17.0, 17.0, 60.0, 200.0])
@@ -229,7 +229,7 @@ def test_gradients_are_finite_with_saturated_logits(logit):
 
 
 def test_gradients_are_finite_with_flat_and_perfect_boxes():
-    """A ReLU that is off everywhere makes boxes without area; a perfect box has no L1 slope."""
+    """A dead ReLU gives boxes without area; a perfect box has no L1 gradient."""
     output = random_output(1, 3, seeded())
     points = output.points_xy
     output.boxes_xyxy[0] = torch.cat([points, points], dim=1)
@@ -241,12 +241,12 @@ def test_gradients_are_finite_with_flat_and_perfect_boxes():
     total.backward()
     assert torch.isfinite(output.boxes_xyxy.grad).all()
     flat = output.boxes_xyxy.grad[0, 0]
-    assert (flat[:2] > 0).all()  # the box is told to grow: x1, y1 down
+    assert (flat[:2] > 0).all()  # the box should grow: x1, y1 down
     assert (flat[2:] < 0).all()
 
 
 def test_boxes_learn_where_the_grid_point_was_matched():
-    """location=predefined changes the cost only; the loss is that of the predicted box."""
+    """location=predefined changes only the cost; the loss uses the predicted box."""
     output = learnable(random_output(1, 3, seeded()))
     target = make_target([0], [[20, 10, 30, 18]])
     nearest_point = MatchingCost(CostWeights(cls=0, l1=0, giou=0, center=10))
@@ -256,10 +256,10 @@ def test_boxes_learn_where_the_grid_point_was_matched():
 
 
 def test_the_matching_sees_float32_under_autocast():
-    seen = []
+    costs = []
 
     def spy(cost):
-        seen.append(cost)
+        costs.append(cost)
         assert not torch.is_autocast_enabled("cpu")
         return assign(min_cost, cost)
 
@@ -270,8 +270,8 @@ def test_the_matching_sees_float32_under_autocast():
         half = HeadOutput(output.class_logits.bfloat16(), output.boxes_xyxy, output.points_xy)
         under_autocast, _ = loss([output], [target])
         loss([half], [target])
-    assert [cost.dtype for cost in seen] == [torch.float32] * 3
-    assert torch.equal(seen[0], seen[1])
+    assert [cost.dtype for cost in costs] == [torch.float32] * 3
+    assert torch.equal(costs[0], costs[1])
     torch.testing.assert_close(plain, under_autocast)
 
 
@@ -328,7 +328,7 @@ def test_a_positive_sample_inside_a_crowd_is_learnt():
     assert output.class_logits.grad[0, 4, 1] < 0
 
 
-# --- parts of a batch ---
+# --- micro-batches ---
 
 
 def test_the_losses_of_the_parts_of_a_batch_add_up_to_its_loss():

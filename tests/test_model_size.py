@@ -1,4 +1,4 @@
-"""The networks are as large as the released ones.
+"""The networks have the size of the released ones.
 
 Run: pytest tests/test_model_size.py
 """
@@ -25,7 +25,7 @@ def test_parameters_and_work_are_those_of_the_released_code(backbone, neck):
 
 
 def test_deformation_adds_the_three_convolutions_that_steer_it():
-    """They have 27 outputs; the deformable one itself counts as the plain one it replaces."""
+    """They have 27 outputs; a deformable convolution itself counts as a plain one."""
     deformable, plain = (measure("resnet18", n, (96, 160)) for n in ("deconv_dcn", "deconv"))
     weights = [27 * 9 * channels for channels in (512, 256, 128)]
     parameters = sum(weights) + 3 * 27
@@ -35,7 +35,7 @@ def test_deformation_adds_the_three_convolutions_that_steer_it():
 
 
 def test_the_counts_are_those_of_a_network_that_runs():
-    """A multiplication for each weight of a convolution at each of its outputs."""
+    """One multiplication per convolution weight and position."""
     features = make_backbone("resnet18")
     neck = NECKS["deconv_dcn"](features.feature_info.channels(), model_size.CHANNELS)
     model, macs = OneNet(features, model_size.CLASSES, neck=neck).eval(), 0
@@ -51,9 +51,9 @@ def test_the_counts_are_those_of_a_network_that_runs():
             module.register_forward_hook(count)
     with torch.no_grad():
         model(torch.zeros(1, 3, 64, 96))
-    counted = measure("resnet18", "deconv_dcn", (64, 96))
-    assert counted.macs == pytest.approx(macs / 1e9)
-    assert counted.parameters == pytest.approx(sum(p.numel() for p in model.parameters()) / 1e6)
+    ours = measure("resnet18", "deconv_dcn", (64, 96))
+    assert ours.macs == pytest.approx(macs / 1e9)
+    assert ours.parameters == pytest.approx(sum(p.numel() for p in model.parameters()) / 1e6)
 
 
 def test_the_table_has_a_row_for_each_network_with_the_gap_to_the_released_one(capsys, monkeypatch):
@@ -65,7 +65,7 @@ def test_the_table_has_a_row_for_each_network_with_the_gap_to_the_released_one(c
     ]
     other = rows(capsys, "--size", "64", "96")
     assert other[0][:5] == ["resnet18", "deconv_dcn", "14.53", "14.53", "+0.0 %"]
-    assert other[0][6:] == ["", ""], "the released code's work is known at one size"
+    assert other[0][6:] == ["", ""], "the released MACs are known at one size"
 
 
 def rows(capsys, *arguments: str) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Necks against forwards written out by hand; the deformable convolution against a loop.
+"""Necks against hand-written forward passes; the deformable convolution against a loop.
 
 Run: pytest tests/test_necks.py
 """
@@ -34,7 +34,7 @@ def conv(maps: Tensor, module) -> Tensor:
     return F.conv2d(maps, module.weight, module.bias, padding=1)
 
 
-# --- all of them ---
+# --- all necks ---
 
 
 @pytest.mark.parametrize("name", sorted(NECKS))
@@ -57,30 +57,30 @@ def test_gradients_reach_every_parameter_of_the_neck_and_every_map(name):
 
 @pytest.mark.parametrize("name", sorted(NECKS))
 def test_necks_work_under_autocast_and_with_channels_last(name):
-    """Where a rounding turns a ReLU on or off, gradients differ by far more than it."""
+    """A ReLU flipped by rounding changes gradients far more than rounding does."""
     plain = seeded_neck(name).eval()
     scatter_taps(plain, spread=0.1)
     fast = copy.deepcopy(plain).to(memory_format=torch.channels_last)
     maps = pyramid(96, 160)
     expected = plain(maps)
     with torch.autocast("cpu", torch.bfloat16):
-        got = fast([map_.contiguous(memory_format=torch.channels_last) for map_ in maps])
-    assert got.dtype == torch.bfloat16
-    assert relative_error(got, expected) < 0.02
+        actual = fast([map_.contiguous(memory_format=torch.channels_last) for map_ in maps])
+    assert actual.dtype == torch.bfloat16
+    assert relative_error(actual, expected) < 0.02
     direction = torch.randn(expected.shape, generator=seeded(3))
     expected.backward(direction)
-    got.backward(direction.bfloat16())
+    actual.backward(direction.bfloat16())
     for parameter, reference in zip(fast.parameters(), plain.parameters(), strict=True):
         assert relative_error(parameter.grad, reference.grad) < 0.4
 
 
-def relative_error(got: Tensor, expected: Tensor) -> float:
-    """Of a whole tensor, which must be finite."""
-    assert got.isfinite().all()
-    return ((got - expected).norm() / expected.norm()).item()
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Over the whole, finite tensor."""
+    assert actual.isfinite().all()
+    return ((actual - expected).norm() / expected.norm()).item()
 
 
-# --- each by itself ---
+# --- each neck ---
 
 
 def test_fpn_equals_a_forward_written_out():
@@ -142,7 +142,7 @@ def make_deformable(in_channels: int = 2, out_channels: int = 3) -> ModulatedDef
 
 
 def scatter_taps(module: torch.nn.Module, spread: float) -> None:
-    """Offsets and weights that differ at every position and tap, here and in every part of it."""
+    """Gives deformable convolutions offsets and weights that vary over positions and taps."""
     generator = seeded(1)
     for part in module.modules():
         if isinstance(part, ModulatedDeformConv):
@@ -155,13 +155,13 @@ def double_map(height: int, width: int, images: int = 2, channels: int = 2) -> T
 
 
 def sample(feature: Tensor, y: float, x: float) -> Tensor:
-    """[C, H, W] -> [C]: bilinear among the four cells around (y, x), 0 outside of the map."""
+    """[C, H, W] -> [C]: bilinear in the four cells around (y, x), 0 outside the map."""
     total = feature.new_zeros(len(feature))
     for row in (math.floor(y), math.floor(y) + 1):
         for column in (math.floor(x), math.floor(x) + 1):
             if 0 <= row < feature.shape[1] and 0 <= column < feature.shape[2]:
-                share = (1 - abs(y - row)) * (1 - abs(x - column))
-                total = total + share * feature[:, row, column]
+                weight = (1 - abs(y - row)) * (1 - abs(x - column))
+                total = total + weight * feature[:, row, column]
     return total
 
 
@@ -197,7 +197,7 @@ def test_the_deformable_convolution_equals_a_loop_over_taps_and_bilinear_samples
     ids=["down", "right"],
 )
 def test_even_offsets_go_down_and_odd_ones_to_the_right(first, border):
-    """One cell each, with full weight: a convolution of the map that lies one cell further."""
+    """Offsets of one cell at full weight give a convolution of the shifted map."""
     module, feature = make_deformable(), double_map(5, 7)
     module.taps.bias.data[first:18:2] = 1
     module.taps.bias.data[18:] = 50
@@ -228,17 +228,17 @@ def test_gradients_of_map_weights_offsets_and_modulation_are_right():
 
 
 def test_the_deformable_convolution_is_computed_in_float32_under_autocast():
-    """Offsets and map are bfloat16 numbers, so that nothing else can be rounded."""
+    """Offsets and map are exact in bfloat16, so only the computation can round."""
     module = make_deformable().float()
     module.taps.bias.data = torch.randn(27, generator=seeded(1)).bfloat16().float()
     feature = double_map(5, 7).bfloat16()
     expected = module(feature.float())
     with torch.autocast("cpu", torch.bfloat16):
-        got = module(feature.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(got, expected)
+        actual = module(feature.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(actual, expected)
     direction = torch.randn(expected.shape, generator=seeded(3))
     gradients = (
-        torch.autograd.grad(out, module.parameters(), direction) for out in (got, expected)
+        torch.autograd.grad(out, module.parameters(), direction) for out in (actual, expected)
     )
     for low, full in zip(*gradients, strict=True):
         assert relative_error(low, full) < 0.01
@@ -261,6 +261,6 @@ def test_by_default_a_neck_starts_as_its_modules_do():
     torch.manual_seed(3)
     plain = NECKS["deconv_dcn"](CHANNELS, 8).state_dict()
     torch.manual_seed(3)
-    made = make_neck("deconv_dcn", CHANNELS, 8).state_dict()
-    assert all(torch.equal(made[name], plain[name]) for name in plain)
-    assert not made["upsamplings.0.0.taps.weight"].any()
+    state = make_neck("deconv_dcn", CHANNELS, 8).state_dict()
+    assert all(torch.equal(state[name], plain[name]) for name in plain)
+    assert not state["upsamplings.0.0.taps.weight"].any()

@@ -1,7 +1,7 @@
-"""Runs that earlier commits made stay readable: planned, resumed, evaluated again, tabulated.
+"""Runs of earlier commits can still be planned, resumed, evaluated again and tabulated.
 
-tests/golden/run_ae34722 is a run's folder as commit ae34722 left it (`python run.py debug=tiny
-tracker=none heads=2 cost=loc_only`), without pictures; of its checkpoint the names and shapes.
+tests/golden/run_ae34722 is a run folder of commit ae34722 (`python run.py debug=tiny tracker=none
+heads=2 cost=loc_only`) without pictures; its checkpoint has only names and shapes.
 
 Run: pytest tests/test_old_runs.py
 """
@@ -42,7 +42,7 @@ def words(root: Path, *more: str) -> list[str]:
 
 
 def filled(node: dict, name: str = ""):
-    """A checkpoint's layout with values made by name."""
+    """The layout filled with values seeded by name."""
     ((kind, content),) = node.items()
     if kind == "dict":
         return {key: filled(value, f"{name}.{key}") for key, value in content}
@@ -60,7 +60,7 @@ def filled(node: dict, name: str = ""):
 
 @pytest.fixture
 def folder(tmp_path) -> RunFolder:
-    """The old run, done."""
+    """The finished old run."""
     path = tmp_path / NAME
     shutil.copytree(OLD, path, ignore=lambda *_: ["checkpoint.json"])
     (path / "checkpoints").mkdir()
@@ -125,7 +125,7 @@ def test_a_torn_result_is_made_again(folder):
     assert run.state() == "partial"
     do(run)
     assert run.state() == "done"
-    assert folder.result() == read_json(OLD / "result.json")  # from its evaluation, which is whole
+    assert folder.result() == read_json(OLD / "result.json")  # from its intact evaluation
 
 
 def test_without_checkpoint_a_torn_result_costs_no_training(folder):
@@ -149,9 +149,9 @@ def test_a_run_whose_config_was_edited_is_refused(folder, capsys):
     config = yaml.safe_load(folder.config_file.read_text())
     folder.config_file.write_text(yaml.safe_dump({**config, "seed": 1}))
     assert work(folder, run.request(1), "cpu") == 2
-    said = capsys.readouterr().err
-    assert "config.yaml describes run" in said
-    assert "not 0800872d41" in said
+    error = capsys.readouterr().err
+    assert "config.yaml describes run" in error
+    assert "not 0800872d41" in error
     assert not folder.result(run.specs[0].evaluation)
     assert folder.status()["state"] == "done"
     assert "config.yaml describes run" in summary.failure(run, {})
@@ -181,13 +181,13 @@ def test_a_data_set_that_has_moved_is_the_same_data_set(tmp_path):
         file.write_text(json.dumps(content))
     options = ["data=coco", "batch=1", "steps=1"]
 
-    def asked(data: Path, *more: str) -> plan.Run:
+    def plan_run(data: Path, *more: str) -> plan.Run:
         (run,) = plan.group(expand(words(root, *options, f"data.root={data}", *more)))
         return run
 
-    do(asked(data))
+    do(plan_run(data))
     (tmp_path / "elsewhere").mkdir()
-    moved = asked(data.rename(tmp_path / "elsewhere" / "data"), "infer_heads=2")
+    moved = plan_run(data.rename(tmp_path / "elsewhere" / "data"), "infer_heads=2")
     assert moved.state() == "partial"
     do(moved)
     assert moved.state() == "done"
@@ -204,7 +204,7 @@ def test_what_does_not_count_is_what_this_command_asks_for(folder):
 
 
 def test_every_key_that_came_later_has_its_neutral_value():
-    """A key that is new since ae34722 must be entered in FALLBACKS."""
+    """Keys added since ae34722 must be in FALLBACKS."""
     old = flatten(yaml.safe_load((OLD / "config.yaml").read_text()))
     now = flatten(to_dict(compose([])))
     assert {key for key in now.keys() - old.keys() if key not in FALLBACKS} == set()

@@ -63,7 +63,7 @@ def test_the_linear_tail_is_constant_and_then_falls_to_nothing():
     assert rates[:701] == pytest.approx([4] * 701)
     falls = [a - b for a, b in zip(rates[700:], rates[701:], strict=False)]
     assert falls == pytest.approx([4 / 300] * 299)
-    assert rates[-1] == pytest.approx(4 / 300)  # one more step would have the rate 0
+    assert rates[-1] == pytest.approx(4 / 300)  # the next step would have rate 0
 
 
 def test_a_tail_of_all_steps_falls_from_the_start():

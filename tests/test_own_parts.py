@@ -1,4 +1,4 @@
-"""A user's own parts: what onenet/README.md shows, as it is typed there.
+"""A user's own parts, exactly as onenet/README.md shows them.
 
 Run: pytest tests/test_own_parts.py (-m slow: the runs)
 """
@@ -29,7 +29,7 @@ OWN = ["cost=small", "assigner=second", "neck=finest", "detector=warm", "data=do
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """The README's files, in a folder of the user's."""
+    """The README's files in a user's folder."""
     for name, text in FILES:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)

@@ -1,4 +1,4 @@
-"""A convolution of two maps against the convolution of both together.
+"""pair_conv against one convolution of the concatenated maps.
 
 Run: pytest tests/test_pair_conv.py
 """

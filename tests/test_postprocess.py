@@ -1,4 +1,4 @@
-"""From dense predictions to detections: the best pairs against a loop, NMS against plain Python.
+"""From predictions to detections: top_k against a loop, NMS against plain Python.
 
 Run: pytest tests/test_postprocess.py
 """
@@ -18,20 +18,20 @@ from tests.test_costs import sigmoid
 
 
 def scalar_top_k(output: HeadOutput, image: int, size_hw, k: int) -> list[tuple]:
-    """(score, label, box), best first, then by slot, then by label: all pairs are sorted."""
+    """(score, label, box) of all pairs, sorted by descending score, slot, label."""
     height, width = size_hw
     pairs = [
         (-logit, slot, label)
         for slot, logits in enumerate(output.class_logits[image].tolist())
         for label, logit in enumerate(logits)
     ]
-    found = []
+    detections = []
     for minus_logit, slot, label in sorted(pairs)[:k]:
         x1, y1, x2, y2 = output.boxes_xyxy[image, slot].tolist()
         box = (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height))
         if box[2] > box[0] and box[3] > box[1]:
-            found.append((sigmoid(-minus_logit), label, box))
-    return found
+            detections.append((sigmoid(-minus_logit), label, box))
+    return detections
 
 
 def assert_equals(detections: Detections, expected: list[tuple]) -> None:
@@ -53,7 +53,7 @@ def test_top_k_equals_a_loop_over_slots_and_classes(k):
 @pytest.mark.parametrize("values", [1, 2, 5, 40])
 @pytest.mark.parametrize(("grid_hw", "classes"), [((1, 1), 1), ((3, 7), 1), ((5, 3), 6)])
 def test_equal_scores_are_ranked_by_slot_then_by_class(grid_hw, classes, values):
-    """As few values as there are: ties at the last place, within a slot, between slots."""
+    """Few values give ties at the last rank, within a slot and between slots."""
     for seed in range(5):
         output = random_output(2, classes, seeded(seed), grid_hw)
         rounded = torch.randint(values, output.class_logits.shape, generator=seeded(seed))
@@ -67,7 +67,7 @@ def test_equal_scores_are_ranked_by_slot_then_by_class(grid_hw, classes, values)
 def test_peaks_are_the_slots_that_no_neighbour_is_above(grid_hw):
     height, width = grid_hw
     logits = torch.randint(4, (2, height * width, 3), generator=seeded()).float()  # with ties
-    found = suppress_non_peaks(logits, grid_hw)
+    result = suppress_non_peaks(logits, grid_hw)
     for image in range(2):
         for slot in range(height * width):
             y, x = divmod(slot, width)
@@ -79,7 +79,7 @@ def test_peaks_are_the_slots_that_no_neighbour_is_above(grid_hw):
             for label in range(3):
                 value = logits[image, slot, label]
                 peak = all(value >= logits[image, other, label] for other in around)
-                assert found[image, slot, label] == (value if peak else -torch.inf)
+                assert result[image, slot, label] == (value if peak else -torch.inf)
 
 
 def test_what_is_no_peak_is_no_answer():
@@ -90,9 +90,9 @@ def test_what_is_no_peak_is_no_answer():
         points_xy=points,
         grid_hw=(2, 2),
     )
-    (found,) = top_k(output, [(16, 16)], peaks=True)
-    assert found.labels.tolist() == [0, 1]
-    assert found.scores.tolist() == pytest.approx([sigmoid(5), sigmoid(3)])
+    (detections,) = top_k(output, [(16, 16)], peaks=True)
+    assert detections.labels.tolist() == [0, 1]
+    assert detections.scores.tolist() == pytest.approx([sigmoid(5), sigmoid(3)])
     assert len(top_k(output, [(16, 16)])[0].scores) == 8
 
 
@@ -163,14 +163,14 @@ def test_nothing_is_left_where_all_boxes_are_empty():
 
 
 def plain_nms(detections: Detections, threshold: float) -> list[bool]:
-    """Greedy, class by class: kept unless a kept one of its class overlaps it by more."""
+    """Greedy per class: a box is dropped if a kept one overlaps it by more."""
     boxes, labels = detections.boxes_xyxy.tolist(), detections.labels.tolist()
-    kept: list[int] = []
+    keep: list[int] = []
     for at in range(len(boxes)):  # best score first
-        rivals = [other for other in kept if labels[other] == labels[at]]
+        rivals = [other for other in keep if labels[other] == labels[at]]
         if all(scalar_iou_and_giou(boxes[at], boxes[o])[0] <= threshold for o in rivals):
-            kept.append(at)
-    return [at in kept for at in range(len(boxes))]
+            keep.append(at)
+    return [at in keep for at in range(len(boxes))]
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])

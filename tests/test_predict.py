@@ -1,4 +1,4 @@
-"""One pass over a data set in which an image cannot be read; what the choice of a backend touches.
+"""Prediction with an unreadable image; what the evaluation backend affects.
 
 Run: pytest tests/test_predict.py
 """
@@ -26,14 +26,14 @@ SIZES = [(90, 200), (200, 90), (64, 64), (64, 96), (130, 131)]
 
 
 class Blind(nn.Module):
-    """A detector of which nothing is asked."""
+    """A detector whose output is unused."""
 
     def forward(self, images, sizes_hw, num_heads):
         return [None]
 
 
 def whole_image(_, sizes_hw, k, peaks):
-    """One detection an image: all of it, as resized."""
+    """One detection per image: all of its pixels."""
     return [
         Detections(torch.tensor([[0.0, 0, w, h]]), torch.ones(1), torch.zeros(1, dtype=torch.int64))
         for h, w in sizes_hw
@@ -51,8 +51,8 @@ def test_an_image_that_cannot_be_read_has_no_detections(monkeypatch):
 
     source = Torn(make_annotations(SIZES, [[] for _ in SIZES]))
     dataset = DetectionDataset(source, ImageSize(64, 1.5), on_bad_image="skip")
-    found, bad = predict(Blind(), dataset, batch=1)
-    assert found.image.tolist() == [0, 2, 3, 4]
+    predictions, bad = predict(Blind(), dataset, batch=1)
+    assert predictions.image.tolist() == [0, 2, 3, 4]
     assert bad == ["b.jpg: truncated"]
 
 

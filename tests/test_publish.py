@@ -1,4 +1,4 @@
-"""What is committed of our own results follows from their records, to the letter.
+"""The committed results equal what their records give, to the letter.
 
 Run: pytest tests/test_publish.py
 """
@@ -40,11 +40,11 @@ def test_the_tables_of_the_texts_are_what_the_records_give(runs, file, least):
 
 def test_a_mark_is_filled_and_the_rest_is_left_alone(runs):
     text = "before\n<!-- table1 -->\nold\n<!-- end -->\nafter\n<!-- other words -->\n"
-    filled = publish.fill(text, runs)
-    assert filled.startswith("before\n<!-- table1 -->\n|")
-    assert filled.endswith("|\n<!-- end -->\nafter\n<!-- other words -->\n")
-    assert "old" not in filled
-    lines = filled.splitlines()[2:-3]
+    result = publish.fill(text, runs)
+    assert result.startswith("before\n<!-- table1 -->\n|")
+    assert result.endswith("|\n<!-- end -->\nafter\n<!-- other words -->\n")
+    assert "old" not in result
+    lines = result.splitlines()[2:-3]
     assert [line.split("|")[1].strip() for line in lines[2:]][0] == "predefined"
     assert "21.5 → 31.0" in lines[2]
 
@@ -62,20 +62,20 @@ def test_the_records_hold_what_a_rerun_needs_and_no_path_of_a_machine():
 
 
 def test_what_is_not_reproduced_is_explained(runs):
-    for judged in claims.judge(runs):
-        enough = all(interval and interval.n >= 3 for _, interval in judged.conditions)
-        assert enough or judged.explanation, judged.claim.id
-        assert judged.verdict == "reproduced" or judged.explanation, judged.claim.id
+    for judgement in claims.judge(runs):
+        enough = all(interval and interval.n >= 3 for _, interval in judgement.conditions)
+        assert enough or judgement.explanation, judgement.claim.id
+        assert judgement.verdict == "reproduced" or judgement.explanation, judgement.claim.id
 
 
 @pytest.mark.slow
 def test_a_record_run_again_from_its_own_words_is_the_same_run(tmp_path):
-    """Where the processor rounds otherwise, as near as another seed."""
+    """Another processor's rounding may act like another seed."""
     specs = [spec for spec in expand(["+experiment=table4"]) if spec.label == "36 epochs"]
     records = [RunFolder(RECORDS / spec.folder.path.name).result() for spec in specs]
     first = records[0]
-    words = [*first["overrides"], f"hydra.launcher.threads={first['env']['threads']}"]
-    done = run_py("-m", *words, f"runs_root={tmp_path}")
+    overrides = [*first["overrides"], f"hydra.launcher.threads={first['env']['threads']}"]
+    done = run_py("-m", *overrides, f"runs_root={tmp_path}")
     assert done.returncode == 0, done.stderr
     again = RunFolder(tmp_path / specs[0].folder.path.name).result()
     assert again["id"] == first["id"]
