@@ -1,4 +1,4 @@
-"""The dress rehearsal: the paper's recipe at its own size, for twenty steps, on two COCO images.
+"""The paper's recipe at full size, for twenty steps on two COCO images.
 
 Run: pytest -m slow tests/test_rehearsal.py (minutes)
 """
@@ -25,7 +25,7 @@ RECIPE = (
 
 
 def stand_in(root: Path) -> Path:
-    """Two photographs' worth of coloured rectangles in COCO's format, where there is no COCO."""
+    """Two images of coloured rectangles in COCO's format, for machines without COCO."""
     rng = np.random.default_rng(0)
     for split in ("train2017", "val2017"):
         (root / split).mkdir(parents=True)

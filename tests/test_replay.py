@@ -1,4 +1,4 @@
-"""Other matchings of saved predictions, against brute force over the numbers in the files.
+"""Replays of saved predictions with other matchings, against brute force.
 
 Run: pytest tests/test_replay.py
 """
@@ -37,11 +37,11 @@ QUERIES = ("deformable_detr", "sparse_rcnn")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """A runs root with the folders of untrained networks that were looked at, one a matching."""
-    found = tmp_path_factory.mktemp("replay") / "runs"
+    """A runs root with the snapshot of an untrained network for each matching."""
+    runs_root = tmp_path_factory.mktemp("replay") / "runs"
     for number, (name, words) in enumerate(TRAINED.items()):
-        finish(found / f"{name}-{number:010x}", *words)
-    return found
+        finish(runs_root / f"{name}-{number:010x}", *words)
+    return runs_root
 
 
 def finish(path: Path, *words: str, source=None) -> Path:
@@ -57,13 +57,13 @@ def folder_of(root: Path, name: str) -> Path:
 
 
 def printed(capsys, *arguments) -> str:
-    """What the command prints; it must succeed."""
+    """The command's output; it must succeed."""
     assert replay.main([str(argument) for argument in arguments]) == 0
     return capsys.readouterr().out
 
 
 def refused(capsys, *arguments) -> str:
-    """What the command says on stderr; it must refuse, in a few lines."""
+    """The command's error message; it must fail with a short one."""
     assert replay.main([str(argument) for argument in arguments]) == 2
     message = capsys.readouterr()
     assert message.out == ""
@@ -81,26 +81,28 @@ def lines(text: str) -> list[dict[str, str]]:
 
 
 def images(folder: Path):
-    """For each image of the files its objects' rows in assignments.npz, boxes, points, logits by
-    class, height and width."""
-    found, kept = (arrays(folder / f"{name}.npz") for name in ("assignments", "predictions"))
+    """Per image: its objects' rows in assignments.npz, boxes, points, logits by class, height and
+    width."""
+    assignments, predictions = (
+        arrays(folder / f"{name}.npz") for name in ("assignments", "predictions")
+    )
     slot = label = logit = 0
-    for number, image_id in enumerate(kept["image_id"]):
-        slots, classes = kept["slots"][number], kept["classes"][number]
-        labels = kept["labels"][label : label + classes].tolist()
-        table = kept["logits"][logit : logit + slots * classes].reshape(slots, classes)
+    for number, image_id in enumerate(predictions["image_id"]):
+        slots, classes = predictions["slots"][number], predictions["classes"][number]
+        labels = predictions["labels"][label : label + classes].tolist()
+        table = predictions["logits"][logit : logit + slots * classes].reshape(slots, classes)
         yield (
-            np.flatnonzero(found["image_id"] == image_id),
-            kept["boxes_xyxy"][slot : slot + slots].astype(float),
-            kept["points_xy"][slot : slot + slots].astype(float),
+            np.flatnonzero(assignments["image_id"] == image_id),
+            predictions["boxes_xyxy"][slot : slot + slots].astype(float),
+            predictions["points_xy"][slot : slot + slots].astype(float),
             {each: table[:, column].astype(float) for column, each in enumerate(labels)},
-            kept["size_hw"][number].tolist(),
+            predictions["size_hw"][number].tolist(),
         )
         slot, label, logit = slot + slots, label + classes, logit + slots * classes
 
 
 def scalar_cost(config, box, point, logit: float, gt, height: int, width: int) -> float:
-    """One slot and one object, equation by equation."""
+    """The cost of one slot and one object, in scalars."""
     w, total = config.cost_weights(), 0.0
     p = 1 / (1 + math.exp(-logit))
     if w.cls and config.cost.cls_form == "cross_entropy":
@@ -140,7 +142,7 @@ def costs(config, boxes, points, logits, gt, labels, size) -> np.ndarray:
 
 
 def least_total(cost: np.ndarray) -> float:
-    """Of all ways to give each object a slot of its own: of its N cheapest one must do."""
+    """The optimum by brute force; each object needs only its N cheapest slots."""
     count = cost.shape[1]
     near = np.argsort(cost, axis=0)[:count].T
     ways = (way for way in itertools.product(*near) if len({*way}) == count)
@@ -150,30 +152,30 @@ def least_total(cost: np.ndarray) -> float:
 @pytest.mark.parametrize("name", TRAINED)
 def test_as_trained_is_what_was_recorded(root, name):
     folder = folder_of(root, name)
-    found = arrays(folder / "assignments.npz")
+    assignments = arrays(folder / "assignments.npz")
     (row,) = replay.replay(folder, [])
     rows = np.concatenate([rows for rows, *_ in images(folder)])
     assert (row.run, row.variant, row.objects) == (folder.name, AS_TRAINED, len(rows))
-    np.testing.assert_array_equal(row.slot, found["slot"][-1, rows])
+    np.testing.assert_array_equal(row.slot, assignments["slot"][-1, rows])
     assert row.changed == 0
     has = rows[row.slot >= 0]
     if name in QUERIES:
         assert row.nearest is None
     else:
-        assert row.nearest == pytest.approx(100 * found["nearest"][-1, has].mean())
-    place, gt, part = (found[key] for key in ("place_xy", "gt_xyxy", "part_xyxy"))
+        assert row.nearest == pytest.approx(100 * assignments["nearest"][-1, has].mean())
+    place, gt, part = (assignments[key] for key in ("place_xy", "gt_xyxy", "part_xyxy"))
     for share, box in ((row.inside_box, gt), (row.inside_part, part)):
         inside = (place[-1, has] >= box[has, :2]) & (place[-1, has] <= box[has, 2:])
         assert share == pytest.approx(100 * inside.all(axis=1).mean())
-    iou = 1 - found["terms"][-1, has, 2]
+    iou = 1 - assignments["terms"][-1, has, 2]
     assert row.iou == pytest.approx(iou.mean(), abs=1e-6)
-    chosen = zip(has, row.slot[row.slot >= 0], strict=True)
+    pairs = zip(has, row.slot[row.slot >= 0], strict=True)
     logit = {
         row: (own, logits)
         for rows, _, _, logits, _ in images(folder)
         for own, row in enumerate(rows)
     }
-    scores = [1 / (1 + np.exp(-logit[at][1][found["label"][at]][slot])) for at, slot in chosen]
+    scores = [1 / (1 + np.exp(-logit[at][1][assignments["label"][at]][slot])) for at, slot in pairs]
     assert row.score == pytest.approx(np.mean(scores), rel=1e-5)
 
 
@@ -192,26 +194,32 @@ VARIANTS = [
 @pytest.mark.parametrize("name", ["predicted", "hungarian"])
 def test_each_variant_chooses_as_brute_force_does(root, name):
     folder = folder_of(root, name)
-    found, values = arrays(folder / "assignments.npz"), RunFolder(folder).config()
+    assignments, values = arrays(folder / "assignments.npz"), RunFolder(folder).config()
     replayed = replay.replay(folder, overrides(VARIANTS))
     assert [row.variant for row in replayed[1:]] == [" ".join(words) for words in VARIANTS]
     for words, row in zip(VARIANTS, replayed[1:], strict=True):
         config = config_with(values, *overrides([words]))
-        start, late, rows_of_all = 0, 0, []
+        start, conflicts, rows_of_all = 0, 0, []
         for rows, boxes, points, logits, size in images(folder):
             slot = row.slot[start : start + len(rows)]
             cost = costs(
-                config, boxes, points, logits, found["gt_xyxy"][rows], found["label"][rows], size
+                config,
+                boxes,
+                points,
+                logits,
+                assignments["gt_xyxy"][rows],
+                assignments["label"][rows],
+                size,
             )
             own = cost[slot, range(len(rows))]
             if config.assigner.name == "hungarian":
                 assert own.sum() == pytest.approx(least_total(cost), abs=1e-4)
             else:
                 np.testing.assert_allclose(own, cost.min(axis=0), atol=1e-5)
-            late += len(rows) - len({*cost.argmin(axis=0)})
+            conflicts += len(rows) - len({*cost.argmin(axis=0)})
             start, rows_of_all = start + len(rows), [*rows_of_all, *rows]
-        assert row.conflicts == pytest.approx(100 * late / start)
-        moved = row.slot != found["slot"][-1, rows_of_all]
+        assert row.conflicts == pytest.approx(100 * conflicts / start)
+        moved = row.slot != assignments["slot"][-1, rows_of_all]
         assert row.changed == pytest.approx(100 * moved.mean())
     assert max(row.changed for row in replayed) > 20
 
@@ -228,11 +236,11 @@ def test_what_becomes_of_two_objects_that_want_one_slot(tmp_path):
     assert drop.slot[1] == -1
     for row in (keep, next_best, drop):
         assert row.conflicts == pytest.approx(100 / 3)
-        assert row.inside_part is None  # of objects whose part is not known
+        assert row.inside_part is None  # the parts are unknown
     assert (keep.changed, next_best.changed) == (0, pytest.approx(100 / 3))
     assert drop.changed == pytest.approx(100 / 3)
     two, three = drop.iou * 2, keep.iou * 3
-    assert 0 <= three - two <= 1  # the mean is of the objects that have a slot
+    assert 0 <= three - two <= 1  # the mean is over objects with a slot
 
 
 @pytest.mark.parametrize(
@@ -310,20 +318,24 @@ def test_all_runs_of_a_root_but_those_that_cannot_be_replayed(root, tmp_path, ca
     assert (
         replay.main(["--runs", str(tmp_path), "--format", "csv", "--", "location=predefined"]) == 0
     )
-    said = capsys.readouterr()
-    assert {line["run"] for line in lines(said.out)} == {"predicted-0000000000"}
-    left = said.err.splitlines()
-    assert left[0].startswith("skipped: centernet-00000000aa: centernet trains without matching")
-    assert left[1].startswith("skipped: sparse_rcnn-0000000006: location=predefined has no meaning")
+    output = capsys.readouterr()
+    assert {line["run"] for line in lines(output.out)} == {"predicted-0000000000"}
+    messages = output.err.splitlines()
+    assert messages[0].startswith(
+        "skipped: centernet-00000000aa: centernet trains without matching"
+    )
+    assert messages[1].startswith(
+        "skipped: sparse_rcnn-0000000006: location=predefined has no meaning"
+    )
     assert "Available options in 'cost'" in refused_last(capsys, tmp_path, "cost=none")
 
 
 def refused_last(capsys, root: Path, *words: str) -> str:
-    """What ends the command where no run can be replayed."""
+    """The last line of the error when no run can be replayed."""
     assert replay.main(["--runs", str(root), "--", *words]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    return said.err.splitlines()[-1]
+    output = capsys.readouterr()
+    assert output.out == ""
+    return output.err.splitlines()[-1]
 
 
 def test_the_config_of_result_json_serves_too(root, tmp_path):
@@ -421,9 +433,9 @@ def test_a_first_row_that_is_not_what_was_recorded_is_spoken_of(root, tmp_path, 
     folder.mkdir()
     for name in ("config.yaml", "predictions.npz"):
         (folder / name).symlink_to(source / name)
-    found = arrays(source / "assignments.npz")
-    found["slot"] = found["slot"] + 1
-    np.savez_compressed(folder / "assignments.npz", **found)
+    assignments = arrays(source / "assignments.npz")
+    assignments["slot"] = assignments["slot"] + 1
+    np.savez_compressed(folder / "assignments.npz", **assignments)
     page = printed(capsys, folder)
     assert "other-1: the first row differs from the snapshot" in page
     assert "100.0" in page

@@ -1,4 +1,4 @@
-"""The report: complete, self-contained, and alive in a real browser.
+"""The report: complete, self-contained, and working in a real browser.
 
 Run: pytest tests/test_report.py (also -m slow: Chromium, if it is installed)
 """
@@ -23,7 +23,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """The page of Table 1 on two seeds, and of nothing else."""
+    """The report on Table 1 alone, with two seeds."""
     root = tmp_path_factory.mktemp("runs")
     for cell in table1(root, "seed=0,1"):
         run(cell, seed_shift=float(cell.config.seed))
@@ -128,17 +128,17 @@ def browser():
 
 @pytest.fixture
 def opened(browser, made):
-    """A function that opens the page in a window, without any network; errors fail the test."""
-    pages, said = [], []
+    """A function that opens the page offline; errors in the browser fail the test."""
+    pages, messages = [], []
 
     def open_page(width: int = 1280, scheme: str = "light"):
         context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
         )
         page = context.new_page()
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("requestfailed", lambda request: said.append(request.url[:80]))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("requestfailed", lambda request: messages.append(request.url[:80]))
         page.goto(made.as_uri())
         pages.append(context)
         return page
@@ -146,7 +146,7 @@ def opened(browser, made):
     yield open_page
     for context in pages:
         context.close()
-    assert said == []
+    assert messages == []
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Equal numbers give equal results, wherever they stand.
+"""Equal values give equal results, at every position.
 
 Run: pytest tests/test_rounding.py
 """

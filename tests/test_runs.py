@@ -1,4 +1,4 @@
-"""A run's folder: states, the lock, atomic files; and how a sweep shares the cores.
+"""A run's folder: states, lock, atomic writes; and how a sweep divides cores and GPUs.
 
 Run: pytest tests/test_runs.py
 """
@@ -45,31 +45,31 @@ def test_states_follow_from_the_files_and_the_lock(folder):
     folder.set_status(state="failed")
     assert folder.state() == "failed"
     folder.set_status(state="done")
-    assert folder.state() == "partial"  # says done, but its result is gone
+    assert folder.state() == "partial"  # done, but without a result
     write_json(folder.result_file, {"id": "x"})
     assert folder.state() == "done"
-    folder.result_file.write_text('{"id": "x"')  # torn: it is evaluated again
+    folder.result_file.write_text('{"id": "x"')  # torn, so evaluated again
     assert folder.state() == "partial"
     folder.freeze({**config, "seed": 1})
-    assert folder.config() == config  # frozen once
+    assert folder.config() == config  # not replaced
 
 
 def test_how_a_run_ended_is_read_and_only_its_starter_writes_it(folder):
     assert folder.kind() is None
     folder.set_status(state="running", kind=None)
     with folder.lock():
-        assert folder.kind() is None  # it runs
-        RunFolder(folder.path).note_end("killed")  # it is somebody's
+        assert folder.kind() is None  # running
+        RunFolder(folder.path).note_end("killed")  # locked elsewhere
         assert folder.status()["kind"] is None
     assert folder.kind() == "killed"
-    assert folder.status()["kind"] is None  # who reads does not write
+    assert folder.status()["kind"] is None  # reading writes nothing
     folder.note_end("killed")
     assert folder.status()["kind"] == "killed"
-    assert folder.state() == "partial"  # the same command goes on with it
+    assert folder.state() == "partial"  # the same command resumes it
     folder.set_status(state="failed", kind="diverged")
     folder.note_end("killed")
     assert folder.kind() == "diverged"
-    folder.set_status(state="preempted", kind=None)  # as earlier commits left it
+    folder.set_status(state="preempted", kind=None)  # as written by earlier commits
     assert folder.kind() == "preempted"
     folder.set_status(state="failed", exception="FloatingPointError: step 3")
     assert folder.kind() == "diverged"
@@ -147,7 +147,7 @@ def test_a_child_that_outlives_the_owner_does_not_hold_the_lock(folder):
             os._exit(0)
         assert folder.is_locked()
     try:
-        deadline = time.monotonic() + 10  # the child lets go when it first runs
+        deadline = time.monotonic() + 10  # the child releases it once scheduled
         while folder.is_locked():
             assert time.monotonic() < deadline
             time.sleep(0.01)

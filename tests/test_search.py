@@ -1,4 +1,4 @@
-"""Searches: requests, draws, stops and failures. Most tests train nothing.
+"""Searches: requests, draws, interruptions and failures. Most tests train nothing.
 
 Run: pytest tests/test_search.py; with a search that is killed: pytest -m slow tests/test_search.py
 """
@@ -37,7 +37,7 @@ def search_for(tmp_path, *overrides: str) -> Search:
 
 
 class Runner:
-    """Stands for `run_all`: writes the results of runs that nobody trains."""
+    """Replaces `run_all`: writes results without training."""
 
     def __init__(self, fails=lambda weights: False, stop_after: int | None = None):
         self.fails, self.stop_after = fails, stop_after
@@ -45,7 +45,7 @@ class Runner:
         self.diverges = False
 
     def __call__(self, console, runs, launcher, free) -> dict:
-        ended = {}
+        exit_codes = {}
         for run in runs:
             if len(self.names) == self.stop_after:
                 raise KeyboardInterrupt
@@ -53,7 +53,7 @@ class Runner:
             weights = run.config.cost.weights
             run.folder.path.mkdir(parents=True, exist_ok=True)
             if self.fails(weights):
-                ended[run.name] = 1
+                exit_codes[run.name] = 1
                 kind = "diverged" if self.diverges else "failed"
                 run.folder.set_status(state="failed", kind=kind, exception=f"{kind}: no")
                 continue
@@ -62,12 +62,12 @@ class Runner:
             write_json(run.folder.evaluation(run.specs[0].evaluation) / "result.json", result)
             write_json(run.folder.result_file, result)
             run.folder.set_status(state="done", kind="done", exception=None)
-        return ended
+        return exit_codes
 
 
 @pytest.fixture
 def own(tmp_path):
-    """Has +experiment=mine be a search with these settings, from a folder of the user's."""
+    """A function that defines the search +experiment=mine in a user's config folder."""
 
     def write(settings: str) -> None:
         folder = tmp_path / "own" / "experiment"
@@ -84,7 +84,7 @@ def own(tmp_path):
 @pytest.fixture
 def runner(monkeypatch) -> Runner:
     runner = Runner()
-    monkeypatch.setattr(search_sweep, "run_all", lambda *given: runner(*given))
+    monkeypatch.setattr(search_sweep, "run_all", lambda *arguments: runner(*arguments))
     return runner
 
 
@@ -199,7 +199,7 @@ def test_a_search_does_its_trials_and_says_the_best(tmp_path, runner):
 
 
 def test_later_trials_follow_from_earlier_results(tmp_path, runner):
-    """The best of 40 is nearer the optimum than the best of the first ten, which are random."""
+    """The first ten trials are random; the last twenty score higher on average."""
     _, _, study = do_search(search_for(tmp_path, "search.trials=40"))
     values = [trial.result("AP") for trial in study.trials]
     assert sum(values[20:]) / 20 > sum(values[1:10]) / 9 + 10
@@ -342,7 +342,7 @@ def test_a_plan_says_what_is_searched_and_runs_nothing(tmp_path, runner):
     assert len(runner.names) == 3
 
 
-# --- from the outside ---
+# --- from the command line ---
 
 
 def start(*overrides: str) -> subprocess.Popen:
@@ -389,7 +389,7 @@ def test_a_search_that_is_killed_goes_on(tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    process.communicate()  # ends when its run has, too
+    process.communicate()  # its run has ended, too
     deadline = time.monotonic() + 60
     while Study(killed).trials[1].run.state() == "running" and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The built-in images: functions of their seed, within their bounds, and true to their boxes.
+"""The built-in images: reproducible, within their bounds, and consistent with their boxes.
 
 Run: pytest tests/test_shapes.py
 """
@@ -47,7 +47,7 @@ def same(a: Scene, b: Scene) -> bool:
     )
 
 
-# --- functions of seed, split and number ---
+# --- reproducibility ---
 
 
 @kinds
@@ -76,27 +76,27 @@ def test_neither_the_number_of_images_nor_the_order_of_reading_matters(kind):
     backwards = [other.read(i) for i in (5, 2, 1, 0)]
     for a, b in zip(forwards, reversed(backwards), strict=False):
         assert np.array_equal(a, b)
-    assert np.array_equal(one.read(1), forwards[1])  # a second time
+    assert np.array_equal(one.read(1), forwards[1])  # read twice
 
 
 def test_splits_and_seeds_have_pixels_of_their_own():
     config = ShapeSettings()
     scene = make_scene(config, "train", 0)
-    drawn = [
+    pictures = [
         draw_scene(config, "train", 0, scene),
         draw_scene(config, "val", 0, scene),
         draw_scene(config, "train", 1, scene),
         draw_scene(replace(config, seed=1), "train", 0, scene),
     ]
-    for a, b in combinations(drawn, 2):
+    for a, b in combinations(pictures, 2):
         assert (a != b).any(axis=-1).mean() > 0.9
 
 
-# --- the same numbers as a plain version's, to the bit: trainings can be repeated ---
+# --- bit-identical to a plain version, so that trainings can be repeated ---
 
 
 def plain_scene(config: ShapeSettings, image: int) -> Scene:
-    """With arrays, all boxes at a time."""
+    """All boxes at once, in arrays."""
     rng = np.random.default_rng([config.seed, 0, image, 0])
     short = int(rng.integers(config.min_short, config.max_short + 1))
     long = round(short * config.max_aspect ** rng.uniform(0, 1) ** 2)
@@ -266,28 +266,28 @@ def test_nms_does_not_touch_the_ground_truth_given_as_detections(kind):
 
 
 def changed(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """The box [4] around all pixels that differ."""
+    """The bounding box [4] of all changed pixels."""
     ys, xs = (before != after).any(axis=-1).nonzero()
     return np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
 
 
 def shrunk(boxes: np.ndarray) -> np.ndarray:
-    """The last box becomes a dot in its own middle."""
+    """The boxes, with the last one shrunk to a dot."""
     middle = (boxes[-1, :2] + boxes[-1, 2:]) / 2
     return np.vstack([boxes[:-1], np.concatenate([middle, middle + 0.01])])
 
 
 @kinds
 def test_an_object_fills_its_box_and_nothing_else(kind):
-    """Taking the last object away changes pixels up to all four sides of its box, none outside."""
+    """Removing the last object changes pixels up to all four sides of its box, none outside."""
     config = ShapeSettings(kind=kind)
     for image in range(25):
         scene = make_scene(config, "val", image)
         boxes = shrunk(scene.boxes_xyxy)
         parts = np.vstack([scene.parts_xyxy[:-1], boxes[-1]])
         without = replace(scene, boxes_xyxy=boxes, parts_xyxy=parts)
-        found = changed(*(draw_scene(config, "val", image, s) for s in (scene, without)))
-        assert abs(found - scene.boxes_xyxy[-1]).max() <= 1.5, image
+        box = changed(*(draw_scene(config, "val", image, s) for s in (scene, without)))
+        assert abs(box - scene.boxes_xyxy[-1]).max() <= 1.5, image
 
 
 @kinds
@@ -298,10 +298,10 @@ def test_the_class_shows_in_the_part_and_nowhere_else(kind):
         labels = scene.labels.copy()
         labels[-1] = (labels[-1] + 1) % len(OUTLINES)
         other = replace(scene, labels=labels)
-        found = changed(*(draw_scene(config, "val", image, s) for s in (scene, other)))
+        box = changed(*(draw_scene(config, "val", image, s) for s in (scene, other)))
         part = scene.parts_xyxy[-1]
-        assert (found[:2] >= part[:2] - 1.5).all(), image
-        assert (found[2:] <= part[2:] + 1.5).all(), image
+        assert (box[:2] >= part[:2] - 1.5).all(), image
+        assert (box[2:] <= part[2:] + 1.5).all(), image
 
 
 def test_pictures_have_the_size_of_the_scene_and_are_not_flat():

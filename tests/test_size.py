@@ -1,6 +1,6 @@
-"""Functions stay small: at most 60 lines and 8 parameters.
+"""Functions are small: at most 60 lines and 8 parameters.
 
-Constructors aside, whose parameters are what the object is made of. Run: pytest tests/test_size.py
+Constructors may have more parameters, one per attribute. Run: pytest tests/test_size.py
 """
 
 import ast
@@ -13,7 +13,7 @@ from onenet.system.files import REPOSITORY
 
 LINES, PARAMETERS = 60, 8
 EXCEPTIONS = {
-    # torch's autograd hands a Function its arguments one by one, after its context.
+    # torch's autograd passes a Function's arguments one by one, after the context.
     ("onenet/ops/focal.py", "forward"),
 }
 FILES = [

@@ -1,4 +1,4 @@
-"""Sweeps on a cluster: what is submitted; and with a real Slurm, cancelled, requeued, adopted.
+"""Sweeps on a cluster: submission; with a real Slurm, cancelled, requeued and adopted jobs.
 
 Run: pytest tests/test_slurm.py; pytest -m slow tests/test_slurm.py (needs slurm-wlm and munge)
 """
@@ -31,7 +31,7 @@ TINY = ["debug=tiny", "tracker=none", "hydra/launcher=slurm"]
 
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
-    """A function that puts a stand-in for a tool of Slurm on the PATH."""
+    """A function that puts a fake Slurm command on the PATH."""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     (tmp_path / "bin").mkdir()
 
@@ -45,7 +45,7 @@ def tools(tmp_path, monkeypatch):
 
 @pytest.fixture
 def stand_ins(tools, tmp_path):
-    """The folder in which a stand-in for sbatch leaves what it got."""
+    """The folder where the fake sbatch stores its input."""
     pytest.importorskip("submitit")
     tools("srun", "")
     tools("squeue", f"cat {tmp_path}/queue 2>/dev/null || true")
@@ -134,7 +134,7 @@ def test_a_job_ends_when_it_has_left_the_queue_and_its_run_says_how(stand_ins, m
     assert job.poll() is None
     (stand_ins / "queue").unlink()
     run.folder.set_status(state="running")
-    assert job.poll() is None  # perhaps not seen from here yet
+    assert job.poll() is None  # the result may not be visible yet
     run.folder.set_status(state="done")
     assert job.poll() == job.returncode == 0
     killed = start_run(run)
@@ -232,20 +232,20 @@ def drive(cluster):
 def wait_for(condition, seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)
 
 
 def jobs(cluster: dict[str, str]) -> dict[str, tuple[str, str]]:
-    """Names with their job's id and state."""
+    """Job id and state by job name."""
     lines = ask(["squeue", "--noheader", "--format=%j|%A|%T"], cluster).splitlines()
     return {name: (job, state) for name, job, state in (line.split("|") for line in lines)}
 
 
 def restart_at_once(name: str, cluster: dict[str, str]) -> None:
-    """Waits until the job is queued again, and spares it the two minutes that Slurm waits."""
+    """Waits until the job is requeued, then skips Slurm's delay of two minutes."""
     wait_for(lambda: jobs(cluster)[name][1] == "PENDING")
-    time.sleep(3)  # within the same second the node refuses it: "Job credential revoked"
+    time.sleep(3)  # the node refuses it within the same second: "Job credential revoked"
     ask(["scontrol", "update", f"JobId={jobs(cluster)[name][0]}", "StartTime=now"], cluster)
 
 
@@ -274,7 +274,7 @@ def test_a_sweep_survives_a_preempted_job_and_the_end_of_its_driver(cluster, dri
     assert all(folder.state() == "done" for folder in folders)
     assert folders[0].status()["resumes"] >= 1
     assert all(steps(folder) == list(range(1, 81)) for folder in folders)
-    assert len(list((tmp_path / ".slurm").glob("*_submitted.pkl"))) == 4  # no run twice
+    assert len(list((tmp_path / ".slurm").glob("*_submitted.pkl"))) == 4  # each run once
     assert jobs(cluster) == {}
 
 

@@ -1,4 +1,4 @@
-"""Snapshots of a training: each choice against brute force, and no trace of them in the weights.
+"""Snapshots of a training: each match against brute force, and no effect on the weights.
 
 Run: pytest tests/test_snapshots.py
 """
@@ -36,7 +36,7 @@ WORDS = {
 
 
 def seen(tmp_path, *words: str, source=None, step: int = 0, last: bool = True):
-    """A folder with one snapshot of an untrained network, which comes with it."""
+    """A folder with one snapshot of an untrained network; its run and its data."""
     run = Run(*words, source=source)
     validation = source or open_split(run.config.data, "val")
     folder = RunFolder(tmp_path)
@@ -62,10 +62,10 @@ def test_all_detectors_are_tried():
 @pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 def test_every_choice_is_what_the_loss_takes_image_by_image(tmp_path, words):
     folder, run, validation = seen(tmp_path, *words, "data.shapes.kind=parts")
-    found, model, row = arrays(folder.assignments_file), run.model.eval(), 0
+    assignments, model, row = arrays(folder.assignments_file), run.model.eval(), 0
     dataset = build.evaluation_set(run.config, validation, default_evaluation(run.config))
     by_image = {int(i): [] for i in validation.annotations.image_ids}
-    for number, image_id in enumerate(found["image_id"]):
+    for number, image_id in enumerate(assignments["image_id"]):
         by_image[int(image_id)].append(number)
     for image in range(len(dataset)):
         batch = collate([dataset[0, image]])
@@ -74,21 +74,25 @@ def test_every_choice_is_what_the_loss_takes_image_by_image(tmp_path, words):
             sizes = unpadded_sizes([target], "cpu")
             (output,) = model(normalize(batch.images), sizes, num_heads=1)
             (match,) = run.loss.match(output, [target])
-        np.testing.assert_array_equal(found["label"][rows], target.gt_labels)
-        np.testing.assert_array_equal(found["gt_xyxy"][rows], target.gt_xyxy)
+        np.testing.assert_array_equal(assignments["label"][rows], target.gt_labels)
+        np.testing.assert_array_equal(assignments["gt_xyxy"][rows], target.gt_xyxy)
         for gt, slot in zip(match.gt_idx.tolist(), match.pred_idx.tolist(), strict=True):
-            assert_one_choice(found, rows[gt], output, slot, gt, target, run.config.cost.l1_format)
-        shown = validation.annotations.parts_xyxy[validation.annotations.rows(image)]
+            assert_one_choice(
+                assignments, rows[gt], output, slot, gt, target, run.config.cost.l1_format
+            )
+        parts = validation.annotations.parts_xyxy[validation.annotations.rows(image)]
         height, width = validation.annotations.sizes_hw[image]
         scale = np.array(target.size_hw[::-1] * 2) / [width, height, width, height]
-        np.testing.assert_allclose(found["part_xyxy"][rows], shown * scale, rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(
+            assignments["part_xyxy"][rows], parts * scale, rtol=1e-5, atol=1e-3
+        )
         row += len(rows)
-    assert row == len(found["label"])
-    assert found["steps"].tolist() == [0]
+    assert row == len(assignments["label"])
+    assert assignments["steps"].tolist() == [0]
 
 
-def assert_one_choice(found, row, output, slot, gt, target, l1_format) -> None:
-    assert found["slot"][0, row] == slot
+def assert_one_choice(assignments, row, output, slot, gt, target, l1_format) -> None:
+    assert assignments["slot"][0, row] == slot
     box, point = output.boxes_xyxy[0, slot], output.points_xy[slot]
     truth, (height, width) = target.gt_xyxy[gt], target.size_hw
     whwh = torch.tensor([width, height, width, height])
@@ -100,15 +104,15 @@ def assert_one_choice(found, row, output, slot, gt, target, l1_format) -> None:
         "center": center_cost(point, truth, whwh),
     }
     expected = torch.stack([terms[name] for name in TERMS])
-    np.testing.assert_allclose(found["terms"][0, row], expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(assignments["terms"][0, row], expected, rtol=1e-3, atol=1e-4)
     x, y = ((truth[:2] + truth[2:]) / 2).tolist()
     if point.isnan().any():
         place, nearest = (box[:2] + box[2:]) / 2, False
     else:
         distances = [math.hypot(px - x, py - y) for px, py in output.points_xy.tolist()]
         place, nearest = point, distances[slot] <= min(distances) + 1e-6
-    np.testing.assert_allclose(found["place_xy"][0, row], place, rtol=1e-4, atol=1e-2)
-    assert found["nearest"][0, row] == nearest
+    np.testing.assert_allclose(assignments["place_xy"][0, row], place, rtol=1e-4, atol=1e-2)
+    assert assignments["nearest"][0, row] == nearest
 
 
 def test_the_line_holds_the_numbers_of_the_first_images(tmp_path):
@@ -128,18 +132,23 @@ def test_the_line_holds_the_numbers_of_the_first_images(tmp_path):
 
 def test_what_is_kept_gives_the_same_choice_again(tmp_path):
     folder, run, validation = seen(tmp_path, "neck.channels=8", "cost=loc_only", "data.limit=null")
-    found, kept = arrays(folder.assignments_file), arrays(folder.predictions_file)
-    assert kept["image_id"].tolist() == validation.annotations.image_ids[:REPLAY_IMAGES].tolist()
-    slot_ends, boxes = np.cumsum(kept["slots"]), kept["boxes_xyxy"]
-    for image, image_id in enumerate(kept["image_id"]):
-        rows = np.flatnonzero(found["image_id"] == image_id)
-        own = torch.from_numpy(boxes[slot_ends[image] - kept["slots"][image] : slot_ends[image]])
-        height, width = kept["size_hw"][image].tolist()
+    assignments, predictions = arrays(folder.assignments_file), arrays(folder.predictions_file)
+    assert (
+        predictions["image_id"].tolist()
+        == validation.annotations.image_ids[:REPLAY_IMAGES].tolist()
+    )
+    slot_ends, boxes = np.cumsum(predictions["slots"]), predictions["boxes_xyxy"]
+    for image, image_id in enumerate(predictions["image_id"]):
+        rows = np.flatnonzero(assignments["image_id"] == image_id)
+        own = torch.from_numpy(
+            boxes[slot_ends[image] - predictions["slots"][image] : slot_ends[image]]
+        )
+        height, width = predictions["size_hw"][image].tolist()
         whwh = torch.tensor([width, height, width, height])
         for row in rows:
-            truth = torch.from_numpy(found["gt_xyxy"][row])
+            truth = torch.from_numpy(assignments["gt_xyxy"][row])
             cost = 5 * l1_cost(own, truth, whwh) + 2 * giou_cost(own, truth)
-            assert cost[found["slot"][0, row]] <= cost.min() + 1e-5
+            assert cost[assignments["slot"][0, row]] <= cost.min() + 1e-5
 
 
 def test_a_snapshot_leaves_training_alone(tmp_path):
@@ -190,11 +199,11 @@ def test_looks_that_are_taken_again_give_way(tmp_path):
 def test_images_without_objects_and_crowds(tmp_path, objects):
     source = Pictures(make_annotations([(40, 56), (64, 64)], objects))
     folder, _, _ = seen(tmp_path, "neck.channels=8", source=source)
-    found, kept = arrays(folder.assignments_file), arrays(folder.predictions_file)
-    assert len(found["label"]) == sum(
+    assignments, predictions = arrays(folder.assignments_file), arrays(folder.predictions_file)
+    assert len(assignments["label"]) == sum(
         1 for of_image in objects for row in of_image if len(row) == 2
     )
-    assert found["slot"].shape == (1, len(found["label"]))
-    assert np.isnan(found["part_xyxy"]).all()
-    assert kept["image_id"].tolist() == [1, 2]
-    assert kept["classes"].sum() == len(kept["labels"])
+    assert assignments["slot"].shape == (1, len(assignments["label"]))
+    assert np.isnan(assignments["part_xyxy"]).all()
+    assert predictions["image_id"].tolist() == [1, 2]
+    assert predictions["classes"].sum() == len(predictions["labels"])

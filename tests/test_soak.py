@@ -1,6 +1,6 @@
-"""A short soak: a small sweep, killed five times, ends with what an undisturbed one ends with.
+"""A short soak: a small sweep, killed five times, ends like an undisturbed one.
 
-Run: pytest tests/test_soak.py -m slow     tests/soak.py is the program, and does more of it
+Run: pytest tests/test_soak.py -m slow     (tests/soak.py runs longer ones)
 """
 
 import os

@@ -47,7 +47,7 @@ def random_images(count: int = 2, height: int = 64, width: int = 96) -> Tensor:
 
 
 def padded_images() -> tuple[Tensor, Tensor]:
-    """The first is smaller than the tensor in both directions, the second fills it."""
+    """The first image is padded right and below, the second fills the tensor."""
     images, sizes_hw = random_images(), torch.tensor([[41, 70], [64, 96]])
     images[0, :, 41:] = 0
     images[0, :, :, 70:] = 0
@@ -71,7 +71,7 @@ def scalar_apply(deltas, box) -> list[float]:
 
 
 def scalar_deltas(box, new) -> list[float]:
-    """Of which `apply_deltas` makes the new box."""
+    """The deltas from one box to the other."""
     (x1, y1, x2, y2), (a1, b1, a2, b2) = box, new
     width, height = x2 - x1, y2 - y1
     shift = ((a1 + a2 - x1 - x2) / 2 / width, (b1 + b2 - y1 - y2) / 2 / height)
@@ -88,10 +88,10 @@ def test_the_box_coder_is_the_formula():
 
 
 def test_the_box_coder_reaches_any_box():
-    boxes, wanted = random_boxes(20, (40, 60), seeded()), random_boxes(20, (40, 60), seeded(1))
-    pairs = zip(boxes.tolist(), wanted.tolist(), strict=True)
+    boxes, targets = random_boxes(20, (40, 60), seeded()), random_boxes(20, (40, 60), seeded(1))
+    pairs = zip(boxes.tolist(), targets.tolist(), strict=True)
     deltas = torch.tensor([scalar_deltas(b, w) for b, w in pairs])
-    torch.testing.assert_close(apply_deltas(deltas, boxes), wanted, atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(apply_deltas(deltas, boxes), targets, atol=1e-3, rtol=1e-5)
 
 
 def test_the_growth_of_a_box_is_limited():
@@ -125,7 +125,7 @@ def test_boxes_stay_ordered_and_finite_through_any_number_of_stages():
         (1, 1, 0),
         (0, 50, 0),
         (5000, 5000, 3),
-        (448, 112, 2),  # the area counts
+        (448, 112, 2),  # the area decides
         (2e6, 2e6, 3),
     ],
 )
@@ -146,7 +146,7 @@ def test_levels_scale_with_the_canonical_side():
 
 @pytest.fixture
 def maps() -> list[Tensor]:
-    """Of two images of 64×96 pixels."""
+    """Features of two 64×96 images."""
     shapes = [(64 // stride, 96 // stride) for stride in (4, 8, 16, 32)]
     return [torch.randn(2, 6, *shape, generator=seeded(i)) for i, shape in enumerate(shapes)]
 
@@ -178,20 +178,20 @@ def test_pooling_is_roi_align_box_by_box(maps, pooled):
     assert levels.unique().tolist() == [0, 1, 2, 3]
     for image in range(2):
         for box, level, region in zip(boxes[image], levels[image], regions[image], strict=True):
-            of_image, scale = maps[level][image : image + 1], 1 / (4 * 2 ** level.item())
-            expected = roi_align(of_image, [box[None]], pooled, scale, 2, aligned=True)
+            feature, scale = maps[level][image : image + 1], 1 / (4 * 2 ** level.item())
+            expected = roi_align(feature, [box[None]], pooled, scale, 2, aligned=True)
             torch.testing.assert_close(region.T, expected[0].flatten(1), atol=1e-5, rtol=1e-4)
 
 
 def test_the_gradient_of_pooling_is_that_of_roi_align(maps):
     boxes, canonical = awkward_boxes(), 28.0
-    given = [m.clone().requires_grad_() for m in maps]
-    regions = pyramid_roi_align(Pyramid.of(given), boxes, canonical, 3)
+    features = [m.clone().requires_grad_() for m in maps]
+    regions = pyramid_roi_align(Pyramid.of(features), boxes, canonical, 3)
     weights = torch.randn(regions.shape, generator=seeded(5))
     (regions * weights).sum().backward()
 
     levels = assign_levels(boxes, canonical, 4)
-    for level, feature in enumerate(given):
+    for level, feature in enumerate(features):
         other = feature.detach().clone().requires_grad_()
         image, slot = (levels == level).nonzero(as_tuple=True)
         rois = torch.cat([image[:, None].float(), boxes[image, slot]], dim=1)
@@ -247,7 +247,7 @@ def test_a_stage_is_its_steps_in_order():
     x = stage.norms[2](x + stage.feedforward[3](F.relu(stage.feedforward[0](x))))
     torch.testing.assert_close(new_features, x)
     torch.testing.assert_close(logits, stage.class_logits(stage.class_tower(x)))
-    # Of the stage's own features, which are x but for rounding: boxes enlarge it.
+    # From the stage's own features, since the boxes amplify the rounding of x.
     deltas = stage.box_deltas(stage.box_tower(new_features))
     torch.testing.assert_close(new_boxes, apply_deltas(deltas, boxes))
 
@@ -334,11 +334,11 @@ def test_boxes_are_detached_between_stages_and_features_are_not():
     boxes, features = model.proposal_boxes.weight, model.proposal_features.weight
     for number, output in enumerate(outputs):
         total = output.boxes_xyxy.sum() + output.class_logits.sum()
-        of_boxes, of_features = torch.autograd.grad(
+        boxes_grad, features_grad = torch.autograd.grad(
             total, [boxes, features], retain_graph=True, allow_unused=True
         )
-        assert (of_boxes is None) == (number > 0)
-        assert of_features.abs().sum() > 0
+        assert (boxes_grad is None) == (number > 0)
+        assert features_grad.abs().sum() > 0
         earlier = [stage.box_deltas.weight for stage in model.stages[:number]]
         if earlier:
             grads = torch.autograd.grad(total, earlier, retain_graph=True, allow_unused=True)
@@ -348,7 +348,7 @@ def test_boxes_are_detached_between_stages_and_features_are_not():
 @pytest.mark.parametrize("objects", [0, 4])
 @pytest.mark.parametrize("canonical", [28.0, 1000.0])
 def test_every_parameter_gets_a_gradient(objects, canonical):
-    """Also of levels from which nothing is pooled, and without objects."""
+    """Even on levels without a box, and in images without objects."""
     model = make_model(canonical=canonical)
     images, sizes_hw = padded_images()
     targets = [random_target(objects, K, tuple(s.tolist()), seeded()) for s in sizes_hw]

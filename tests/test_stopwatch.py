@@ -1,4 +1,4 @@
-"""Where the time of a step goes, with a clock made by hand; and what is done with freed memory.
+"""The time of each part of a step, with a fake clock; and the reuse of freed memory.
 
 Run: pytest tests/test_stopwatch.py
 """
@@ -19,7 +19,7 @@ def test_the_mean_of_each_part_over_the_steps_since_it_was_asked(monkeypatch):
     watch = Stopwatch("cpu")
 
     def step(**seconds: float) -> None:
-        now[0] += 100  # between the steps: a checkpoint, for example
+        now[0] += 100  # between steps, e.g. a checkpoint
         watch.start()
         for part, duration in seconds.items():
             now[0] += duration
@@ -35,7 +35,7 @@ def test_the_mean_of_each_part_over_the_steps_since_it_was_asked(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_kept():
-    """After some rounds, tensors of 12 to 48 MiB find their pages there."""
+    """After some rounds, tensors of 12 to 48 MiB reuse freed pages."""
     script = """
 import resource, sys, torch
 from onenet.system.memory import keep_freed_memory
@@ -58,4 +58,4 @@ print([faults() for _ in range(30)][-1])
         )
         for word in ("give back", "keep")
     }
-    assert faults["keep"] < 0.5 * faults["give back"], faults  # where a tensor lands is chance
+    assert faults["keep"] < 0.5 * faults["give back"], faults  # allocation varies

@@ -1,4 +1,4 @@
-"""W&B runs that are made anew from their folders.
+"""W&B runs, rebuilt from their folders.
 
 pytest tests/test_sync.py
 """
@@ -20,7 +20,7 @@ from tests.test_tracking import (
     add_pictures,
     add_steps,
     make_run,
-    places,  # noqa: F401, a fixture of every test here
+    places,  # noqa: F401, an autouse fixture
 )
 from tests.wandb_offline import offline_runs
 from tests.wandb_server import refusing_url, serving
@@ -29,7 +29,7 @@ NAME = "ours-0123456789"
 
 
 def add_old_life(folder: RunFolder, kind: str = "offline-run") -> Path:
-    """What an earlier mirror left: a W&B run in the folder, and marks that say all is sent."""
+    """Adds the W&B run of an earlier mirror, with marks that everything was sent."""
     life = folder.path / "wandb" / f"{kind}-20200101_000000-0123456789"
     life.mkdir(parents=True)
     write_json(folder.path / "wandb" / "mirrored.json", {"steps": {"train": 9}, "pictures": "x"})
@@ -37,22 +37,22 @@ def add_old_life(folder: RunFolder, kind: str = "offline-run") -> Path:
 
 
 def recorded(folder: RunFolder) -> list[dict]:
-    """The rows that metrics.jsonl amounts to."""
-    found = []
+    """The rows expected from metrics.jsonl."""
+    rows = []
     for line in folder.metrics_file.read_text().splitlines(keepends=True):
         if line.endswith("\n"):
             numbers = json.loads(line)
             step, evaluation = numbers.pop("step"), numbers.pop("evaluation", None)
             prefix = f"eval/{evaluation}" if evaluation else "train"
             row = {f"{prefix}/{name}": value for name, value in numbers.items()}
-            found.append({**row, "train/step": step})
-    return found
+            rows.append({**row, "train/step": step})
+    return rows
 
 
 def logged(history: list[dict]) -> list[dict]:
-    """W&B's rows, without what it adds and without pictures."""
-    kept = [row for row in history if "positives" not in row]
-    return [{k: v for k, v in row.items() if not k.startswith("_")} for row in kept]
+    """W&B's rows, without its own keys and without pictures."""
+    rows = [row for row in history if "positives" not in row]
+    return [{k: v for k, v in row.items() if not k.startswith("_")} for row in rows]
 
 
 def own_files(folder: RunFolder) -> dict[Path, tuple]:
@@ -120,7 +120,7 @@ def test_online_a_partly_mirrored_run_is_complete_and_goes_on_without_repeats(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_RESUME", "allow")  # a user's: it must not count here
+    monkeypatch.setenv("WANDB_RESUME", "allow")  # the user's, to be ignored
     folder = make_run(tmp_path / NAME)
     rows = {"table2": "lr 5e-5, train 1, infer 1", "table1": "predicted + class"}
     folder.set_status(rows=rows)
@@ -171,8 +171,8 @@ def test_a_server_that_does_not_answer_changes_nothing(tmp_path, monkeypatch, ca
     with serving("hangs") as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url if kind == "hangs" else refusing_url())
         assert sync.main(["--runs", str(tmp_path), "--wait", "1"]) == 1
-    said, count = capsys.readouterr().out.splitlines()
-    assert said.startswith("run0-0123456789: W&B does not answer, nothing has changed (")
+    message, count = capsys.readouterr().out.splitlines()
+    assert message.startswith("run0-0123456789: W&B does not answer, nothing has changed (")
     assert count == "0 rebuilt, 1 failed, 2 not tried"
     assert marks(first) == before
     assert [*old.parent.glob("*run-*")] == [old]
@@ -187,28 +187,28 @@ def test_what_a_server_refuses_is_said(tmp_path, monkeypatch, capsys):
     with serving() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         assert sync.main(["--runs", str(tmp_path)]) == 1
-    said, count = capsys.readouterr().out.splitlines()
-    assert "detections: " in said
-    assert "no artifacts here" in said
+    message, count = capsys.readouterr().out.splitlines()
+    assert "detections: " in message
+    assert "no artifacts here" in message
     assert count == "0 rebuilt, 1 failed"
     assert old.is_dir()
     assert marks(folder) == {"steps": {"eval/e1": 6}}
 
 
-# --- which runs, and as what ---
+# --- which runs, in which state ---
 
 
 @pytest.fixture
 def asked(monkeypatch) -> dict[str, str]:
-    """Instead of rebuilding: which folder, and how its run ended."""
-    found = {}
+    """The state of each run that would be rebuilt, by folder."""
+    states = {}
 
     def rebuild_mirror(folder: RunFolder, word: str, _seconds: float) -> tuple[int, str]:
-        found[folder.path.name] = word
+        states[folder.path.name] = word
         return 0, ""
 
     monkeypatch.setattr(sync, "rebuild_mirror", rebuild_mirror)
-    return found
+    return states
 
 
 def make_runs(root: Path, **states: str) -> dict[str, RunFolder]:

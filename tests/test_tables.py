@@ -1,4 +1,4 @@
-"""The tables, from results written by hand into folders that the experiments name.
+"""The tables, from handwritten results in the folders of the experiments.
 
 pytest tests/test_tables.py
 """
@@ -41,7 +41,7 @@ def fill(
     config: dict | None = None,
     **metrics,
 ):
-    """The result that a job leaves for this run; every other number is 1."""
+    """Writes a job's result for this run; every other number is 1."""
     names = ("AP50", "AP75", "APs", "APm", "APl", "AP50_nms_gain", "duplicates_per_object")
     metrics = dict.fromkeys(names, 1.0) | {"train_seconds": 60.0, "params": 7} | metrics
     if "AP_nms" in metrics:
@@ -58,13 +58,13 @@ def fill(
 
 
 def printed(capsys, root: Path, *arguments: str) -> str:
-    """What the command prints; it must succeed."""
+    """The command's output; it must succeed."""
     assert tables.main(["--runs", str(root), *arguments]) == 0
     return capsys.readouterr().out
 
 
 def refused(capsys, *arguments: str) -> str:
-    """What the command says on stderr; it must refuse, in a few lines."""
+    """The command's error message; it must fail with a short one."""
     assert tables.main(list(arguments)) == 2
     message = capsys.readouterr()
     assert message.out == ""
@@ -74,18 +74,18 @@ def refused(capsys, *arguments: str) -> str:
 
 
 def tidy(text: str) -> dict[tuple[str, str], dict[str, str]]:
-    """(row, metric) -> the line of the CSV."""
+    """The lines of the CSV by (row, metric)."""
     return {(line["row"], line["metric"]): line for line in csv.DictReader(io.StringIO(text))}
 
 
 def lines_of(text: str, block: int) -> list[list[str]]:
-    """The cells of one of the grids of a Markdown page; its first two lines are the head."""
+    """The cells of a grid on a Markdown page; the first two lines are the head."""
     blocks = [part for part in text.split("\n\n") if part.startswith("|")]
     return [[c.strip() for c in line.split("|")[1:-1]] for line in blocks[block].splitlines()]
 
 
 def grid(text: str) -> dict[str, list[str]]:
-    """Row label -> its other cells, of the main grid."""
+    """The other cells of the main grid by row label."""
     return {line[0]: line[1:] for line in lines_of(text, block=0)}
 
 
@@ -94,12 +94,12 @@ def commands(text: str) -> list[str]:
 
 
 def test_mean_and_deviation_over_seeds_and_the_gap_to_the_paper(root, capsys):
-    asked = specs(root, 1, "cost=loc_cls")
-    best = [spec for spec in asked if spec.label == BEST]
+    all_specs = specs(root, 1, "cost=loc_cls")
+    best = [spec for spec in all_specs if spec.label == BEST]
     numbers = [(30.0, 30.5), (31.0, 31.5), (35.0, 35.0)]
     for spec, (ap, ap_nms) in zip(best, numbers, strict=True):
         fill(spec, AP=ap, AP_nms=ap_nms, APl=ap + 10)
-    one = next(spec for spec in asked if spec.label != BEST)
+    one = next(spec for spec in all_specs if spec.label != BEST)
     fill(one, AP=20.0, AP_nms=29.96)
 
     page = printed(capsys, root, "--table", "1", "--format", "markdown", "--", "cost=loc_cls")
@@ -122,7 +122,7 @@ def test_mean_and_deviation_over_seeds_and_the_gap_to_the_paper(root, capsys):
     assert float(gain["ours_mean"]) == pytest.approx(1 / 3, abs=1e-6)
     assert float(gain["ours_std"]) == pytest.approx(math.sqrt(1 / 12), abs=1e-6)
     assert float(lines[BEST, "APl"]["gap"]) == pytest.approx(42 - 48.6)
-    assert lines["predefined + class", "AP"]["ours_std"] == ""  # of one seed there is none
+    assert lines["predefined + class", "AP"]["ours_std"] == ""  # undefined for one seed
     assert lines["predefined + class", "AP"]["n"] == "1"
 
 
@@ -146,7 +146,7 @@ def test_numbers_that_are_undefined_in_some_seeds_say_over_how_many_they_are(roo
     fill(second, AP=1.0, AP_nms=0.96, duplicates_per_object=0.5)
     row = grid(printed(capsys, root, "--table", "1", "--", *only))[BEST]
     assert row[-1] == "0.50 (n = 1)"
-    assert row[6] == "0.5 ± 0.7 (+0.0 ± 0.0)"  # a gain of -0.02 is no "-0.0"
+    assert row[6] == "0.5 ± 0.7 (+0.0 ± 0.0)"  # a gain of -0.02 is not "-0.0"
 
 
 def test_a_run_with_other_settings_does_not_slip_in(root, capsys):
@@ -180,7 +180,7 @@ def test_overrides_that_list_values_make_a_row_of_each(root, capsys):
 
 
 def test_missing_cells_print_the_commands_that_fill_them(root, capsys):
-    asked = specs(root, 2)
+    all_specs = specs(root, 2)
     page = printed(capsys, root, "--table", "2")
     whole, *single, more = commands(page)
     assert whole.startswith("python run.py -m +experiment=table2 runs_root=")
@@ -188,10 +188,10 @@ def test_missing_cells_print_the_commands_that_fill_them(root, capsys):
     assert "and 3 more: python run.py -m +experiment=table2" in more
     assert "Missing: 15 of 15 results." in page
     assert "does not exist yet" in page
-    for line, spec in zip(single[::5], asked[::5], strict=True):
-        (made,) = expand(shlex.split(line)[2:])
-        assert (made.id, made.evaluation) == (spec.id, spec.evaluation)
-        assert made.folder == spec.folder
+    for line, spec in zip(single[::5], all_specs[::5], strict=True):
+        (line_spec,) = expand(shlex.split(line)[2:])
+        assert (line_spec.id, line_spec.evaluation) == (spec.id, spec.evaluation)
+        assert line_spec.folder == spec.folder
 
 
 def test_commands_survive_the_shell_and_hydra(tmp_path, capsys):
@@ -199,11 +199,11 @@ def test_commands_survive_the_shell_and_hydra(tmp_path, capsys):
     words = ("cost=loc_cls", "location=predicted", "seed=0", "optim.milestones=[0.5,0.6]")
     page = printed(capsys, root, "--table", "1", "--", *words)
     whole, single = (shlex.split(line, comments=True) for line in commands(page))
-    (of_table,) = expand(whole[3:])
-    (made,) = expand(single[2:])
-    assert made.folder == of_table.folder
-    assert made.folder.path.parent == root
-    assert made.config.optim.milestones == [0.5, 0.6]
+    (whole_spec,) = expand(whole[3:])
+    (single_spec,) = expand(single[2:])
+    assert single_spec.folder == whole_spec.folder
+    assert single_spec.folder.path.parent == root
+    assert single_spec.config.optim.milestones == [0.5, 0.6]
 
 
 def test_a_command_says_why_its_run_is_not_there(root, capsys):
@@ -259,7 +259,7 @@ def test_a_table_says_which_evaluators_its_numbers_come_from(root, capsys):
     first, _ = specs(root, 1, *words, "eval.backend=pycocotools")
     _, second = specs(root, 1, *words)
     old = to_dict(first.config)
-    del old["eval"]["backend"]  # there was none to choose
+    del old["eval"]["backend"]  # older records lack the key
     for config in (to_dict(first.config), old):
         fill(first, AP=1.0, config=config)
         page = printed(capsys, root, "--table", "1", "--", *words)
@@ -296,23 +296,23 @@ def test_all_formats_are_written_where_the_line_says(root, tmp_path, capsys):
     for name in ("table*", "tabular"):
         assert tex.count(f"\\begin{{{name}}}") == tex.count(f"\\end{{{name}}}")
     columns = {line.count("&") for line in body if line.endswith("\\\\")}
-    assert len(columns) == 2  # of the two blocks
+    assert len(columns) == 2  # one per block
     assert "\n".join(body).isascii()
 
     page = (out / "table1.html").read_text()
-    opened = []
+    stack = []
 
     class Reader(HTMLParser):
         def handle_starttag(self, tag, attrs):
             assert not {"src", "href"} & dict(attrs).keys()  # self-contained
             if tag != "meta":
-                opened.append(tag)
+                stack.append(tag)
 
         def handle_endtag(self, tag):
-            assert opened.pop() == tag
+            assert stack.pop() == tag
 
     Reader().feed(page)
-    assert opened == []
+    assert stack == []
     assert "29.0 (-1.0)" in page
     assert (out / "table1.csv").read_text().startswith("table,row,metric,paper,ours_mean,")
 
@@ -389,8 +389,8 @@ def test_what_varies_from_row_to_row_is_a_column_of_words(root, capsys):
     head, rule, *_ = lines_of(page, block=0)
     assert head[:5] == ["row", "peaks", "model", "assigner", "lr"]
     assert [mark.endswith(":") for mark in rule[:5]] == [False] * 4 + [True]
-    found = {row: (words[0], words[2], words[5]) for row, words in grid(page).items()}
-    assert found["CenterNet, tiny"] == ("3×3 peaks picked", "not matched", "-")
-    assert found["OneNet, tiny"][:2] == ("no peaks picked", "assigner min_cost")
+    cells = {row: (words[0], words[2], words[5]) for row, words in grid(page).items()}
+    assert cells["CenterNet, tiny"] == ("3×3 peaks picked", "not matched", "-")
+    assert cells["OneNet, tiny"][:2] == ("no peaks picked", "assigner min_cost")
     assert grid(page)["CenterNet, tiny"][6] == "70.0 ± 0.0"
     assert grid(page)["CenterNet, tiny, no peaks"][6] == "60.0 ± 0.0"

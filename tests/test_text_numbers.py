@@ -1,4 +1,4 @@
-"""Numbers in the READMEs: generated between marks, or held by a test here.
+"""Numbers in the READMEs: generated between markers, or checked here.
 
 Run: pytest tests/test_text_numbers.py
 """
@@ -18,15 +18,15 @@ MEASURED = re.compile(
     r"\d[\d,.]*\s*(?:AP\b|ms\b|s\b|min\b|minutes?\b|hours?\b|seconds?\b|GiB|MiB|GB|MB|kB|%|times\b|"
     r"GPU-hours|epochs?\b|steps\b|images\b|runs\b|claims\b|tests\b)"
 )
-# Settings and quotations; the tests below hold those that are ours.
+# Settings and quotations; the tests below check our own.
 ALLOWED = {
     "experiments/README.md": {
-        *("270,000 steps", "146 epochs", "200 steps", "30 %"),  # held below
-        *("8 images", "64 images"),  # the paper's batch, by GPU and in all
+        *("270,000 steps", "146 epochs", "200 steps", "30 %"),  # checked below
+        *("8 images", "64 images"),  # the paper's batch, per GPU and total
         "35.7 AP",  # the released code's README
     },
     "onenet/sweeps/README.md": {
-        *("90 seconds", "5 minutes"),  # submitit's default; held below
+        *("90 seconds", "5 minutes"),  # submitit's default; checked below
         "4 hours",  # an example
     },
 }
@@ -34,7 +34,7 @@ EXPERIMENTS = (REPOSITORY / "experiments" / "README.md").read_text()
 
 
 def written_by_hand(text: str) -> str:
-    """The text without generated blocks, code, and the targets of links."""
+    """The text without generated blocks, code and link targets."""
     text = re.sub(r"<!-- \w+ -->\n.*?<!-- end -->", "", text, flags=re.DOTALL)
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     return re.sub(r"`[^`\n]*`|\]\([^)]*\)", "", text)
@@ -43,14 +43,14 @@ def written_by_hand(text: str) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_numbers_are_generated_or_held_by_a_test(page):
     name = str(page.relative_to(REPOSITORY))
-    if name == "conf/README.md":  # generated as a whole: tests/test_keys.py
+    if name == "conf/README.md":  # all generated: tests/test_keys.py
         return
     numbers = set(MEASURED.findall(written_by_hand(page.read_text())))
     assert numbers <= ALLOWED.get(name, set())
 
 
 def table_below(heading: str) -> list[list[str]]:
-    """The rows of the first table after these words."""
+    """The rows of the first table after the heading."""
     lines = EXPERIMENTS.split(heading)[1].splitlines()
     start = next(at for at, line in enumerate(lines) if line.startswith("|---"))
     rows = []

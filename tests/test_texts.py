@@ -1,4 +1,4 @@
-"""What the READMEs say can be followed: links, commands.
+"""The links and commands in the READMEs work.
 
 Run: pytest tests/test_texts.py
 """
@@ -21,19 +21,19 @@ PAGES = sorted(
     or page.parent == REPOSITORY / "onenet" / "runs"
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-# In a table or a sentence between `…`, in a block on lines of their own, that may go on.
+# Inline between `…`, or a line of a code block with its continuation lines.
 COMMAND = re.compile(r"`([^`\n]*python [^`\n]+)`|^((?:PYTHONPATH=\. )?python (?:.*\\\n)*.*)$", re.M)
 PLACES = ("DIR", "COCO", "BCCD")
 
 
 def slugs(page: Path) -> set[str]:
-    """The anchors of a page's headings, as a public host makes them."""
+    """The anchors of a page's headings, as public hosts form them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 def commands(script: str) -> list[tuple[str, str]]:
-    """Page and arguments of each command in the texts that starts with this script."""
+    """Page and arguments of each command in the READMEs that runs this script."""
     lines = []
     for page in PAGES:
         for inline, block in COMMAND.findall(page.read_text()):
@@ -67,7 +67,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize(("page", "line"), commands("run.py"))
 def test_overrides_for_run_py_compose(page, line, tmp_path, monkeypatch):
-    """Starts nothing: only composes and checks."""
+    """Only composes and checks the config."""
     if any(word in line for word in ("--config-dir", "hydra.searchpath", "-sc ")):
         pytest.skip("test_hydra_app.py and test_own_parts.py type it")
     overrides = [w for w in shlex.split(line)[1:] if "=" in w or w.startswith("+")]

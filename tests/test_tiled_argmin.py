@@ -1,4 +1,4 @@
-"""The cheapest slots against the minima of the whole cost matrix: the same indices, ties included.
+"""The cheapest slots against the minima of the whole cost matrix: equal indices, ties included.
 
 Run: pytest tests/test_tiled_argmin.py
 """
@@ -26,14 +26,14 @@ COSTS = {
     "IoU only": MatchingCost(CostWeights(cls=0, l1=0, iou=1, giou=0)),
     "corners": MatchingCost(l1_format="xyxy"),
     "all at once": MatchingCost(CostWeights(1.7, 3.1, 0.6, 2.3, 4.9), gamma=1.5, alpha=0.6),
-    "a reward": MatchingCost(CostWeights(cls=2, l1=-1, giou=2)),  # nothing bounds it from below
+    "a reward": MatchingCost(CostWeights(cls=2, l1=-1, giou=2)),  # without a lower bound
 }
 WAYS = {"all at once": 1 << 60, "a few at a time": 1 << 60, "search": -1, "all in cache": -1}
 
 
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
-    """How the cheapest slots are found, whatever the number of pairs."""
+    """Forces one way of search, whatever the number of pairs."""
     monkeypatch.setattr(tiled_argmin, "FEW_PAIRS", WAYS[request.param])
     if request.param == "a few at a time":
         monkeypatch.setattr(tiled_argmin, "PAIRS_IN_MEMORY", 1)
@@ -46,17 +46,17 @@ def way(request, monkeypatch):
 
 def equals_the_whole_cost(cost: MatchingCost, output: HeadOutput, targets: list[Target]) -> None:
     counts = [len(target.gt_labels) for target in targets]
-    found = zip(
+    results = zip(
         *(part.split(counts) for part in cheapest_slots(cost, output, targets)), strict=True
     )
-    for image, (lowest, pred_idx) in enumerate(found):
+    for image, (lowest, pred_idx) in enumerate(results):
         expected = cost(output, image, targets[image]).min(dim=0)
         assert torch.equal(pred_idx, expected.indices)
         assert torch.equal(lowest, expected.values)
 
 
 def on_a_grid(images: int, generator: torch.Generator, grid_hw=(24, 40)) -> HeadOutput:
-    """Boxes that lie around their points, as a network's do."""
+    """Boxes around their points, like a network's."""
     points = grid_points(*grid_hw, 4)
     sides = 20 * torch.rand(images, len(points), 4, generator=generator)
     boxes = torch.cat([points - sides[..., :2], points + sides[..., 2:]], dim=-1)
@@ -83,7 +83,7 @@ def test_maps_of_odd_sizes(name, grid_hw, way):
 
 @pytest.mark.parametrize("name", COSTS)
 def test_the_first_of_equal_slots_wins(name, way):
-    """Few different predictions, many times over, in any order; a multiple of the tile."""
+    """A few predictions, repeated in random order, in a multiple of the tile size."""
     few = on_a_grid(1, seeded(), (2, 3))
     which = torch.randint(6, (8 * tiled_argmin.TILE,), generator=seeded(1))
     output = HeadOutput(few.class_logits[:, which], few.boxes_xyxy[:, which], few.points_xy[which])
@@ -134,14 +134,14 @@ def test_memory_orders_and_half_precision(way):
 
 def test_the_search_looks_at_a_fraction_of_the_pairs(monkeypatch):
     monkeypatch.setattr(tiled_argmin, "FEW_PAIRS", -1)
-    seen = []
-    of = MatchingCost.of
+    costs = []
+    original = MatchingCost.of
     monkeypatch.setattr(
-        MatchingCost, "of", lambda *arguments: seen.append(of(*arguments)) or seen[-1]
+        MatchingCost, "of", lambda *arguments: costs.append(original(*arguments)) or costs[-1]
     )
     output = on_a_grid(1, seeded(), (64, 64))
     cheapest_slots(MatchingCost(), output, [random_target(5, 7, (256, 256), seeded())])
-    assert sum(cost.numel() for cost in seen) < 0.3 * 5 * 64 * 64
+    assert sum(cost.numel() for cost in costs) < 0.3 * 5 * 64 * 64
 
 
 # --- from slots to matches ---
@@ -151,7 +151,7 @@ def test_the_search_looks_at_a_fraction_of_the_pairs(monkeypatch):
 def test_each_image_of_a_batch_is_matched_by_its_own_costs(conflict, way):
     output = random_output(3, 4, seeded())
     targets = [random_target(n, 4, (40, 60), seeded(n), n) for n in (9, 0, 4)]  # of 15 slots
-    cost, found = MatchingCost(), 0
+    cost, conflicts = MatchingCost(), 0
     matches = min_cost(cost, output, targets, conflict)
     for image, (match, target) in enumerate(zip(matches, targets, strict=True)):
         expected = assign(min_cost, cost(output, image, target), conflict=conflict)
@@ -159,8 +159,8 @@ def test_each_image_of_a_batch_is_matched_by_its_own_costs(conflict, way):
             torch.equal(a, b)
             for a, b in zip(vars(match).values(), vars(expected).values(), strict=True)
         )
-        found += int(match.conflicts)
-    assert found
+        conflicts += int(match.conflicts)
+    assert conflicts
 
 
 def test_hungarian_gets_the_costs_of_each_image():
@@ -179,7 +179,7 @@ assigners = pytest.mark.parametrize("assigner", [min_cost, hungarian])
 
 
 def two_images() -> tuple[HeadOutput, list[Target]]:
-    """The second image has a value that is not finite at slot 77, far from every object."""
+    """Slot 77 is far from every object; the tests spoil it in the second image."""
     output = on_a_grid(2, seeded())
     targets = [random_target(3, 5, (96, 160), seeded(i), 40 + i) for i in range(2)]
     return output, targets
@@ -226,7 +226,7 @@ def test_an_object_without_any_possible_slot_is_an_error(assigner, way):
 def test_a_logit_of_another_class_has_no_cost(assigner, value, way):
     output, targets = two_images()
     before = assigner(MatchingCost(), output, targets)
-    output.class_logits[1, 77, 5:] = value  # the objects are of classes 0 to 4
+    output.class_logits[1, 77, 5:] = value  # the objects have classes 0 to 4
     for match, expected in zip(assigner(MatchingCost(), output, targets), before, strict=True):
         assert torch.equal(match.pred_idx, expected.pred_idx)
 

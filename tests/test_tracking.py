@@ -1,8 +1,8 @@
-"""The W&B mirror: what arrives, and what cannot happen to a run whatever W&B does.
+"""The W&B mirror: what arrives, and that no failure of W&B harms a run.
 
 pytest tests/test_tracking.py
 
-Real wandb, no network: offline files are read back, and servers are on this machine.
+Real wandb, no network: offline files are read back, and servers are local.
 """
 
 import contextlib
@@ -36,18 +36,18 @@ METRICS = {"AP": 31.5, "AP_nms": 33.25, "APs": None, "params": 12345}
 
 @pytest.fixture(autouse=True)
 def places(tmp_path, monkeypatch) -> dict[str, Path]:
-    """A home and a place for temporary files, both empty, and no key."""
+    """An empty home, an empty folder for temporary files, and no key."""
     for name in [n for n in os.environ if n.startswith(("WANDB", "NETRC", "XDG"))]:
         monkeypatch.delenv(name)
-    made = {"HOME": tmp_path / "home", "TMPDIR": tmp_path / "temporary"}
-    for name, place in made.items():
+    folders = {"HOME": tmp_path / "home", "TMPDIR": tmp_path / "temporary"}
+    for name, place in folders.items():
         place.mkdir()
         monkeypatch.setenv(name, str(place))
-    return made
+    return folders
 
 
 def make_run(path: Path) -> RunFolder:
-    """A run's folder as a job leaves it just before it trains."""
+    """A run's folder as it is just before training."""
     folder = RunFolder(path)
     folder.freeze(to_dict(CONFIG))
     folder.set_status(state="running", id="0123456789")
@@ -91,16 +91,16 @@ def add_pictures(folder: RunFolder) -> None:
 
 
 def train_and_evaluate(folder: RunFolder) -> None:
-    """What a job does in its folder from start to end."""
+    """Writes a job's files from start to end."""
     add_steps(folder, 1, 2)
-    time.sleep(2.5)  # the mirror is awake, and reads while lines are added
+    time.sleep(2.5)  # the mirror reads while lines are added
     add_steps(folder, 3)
     write_json(folder.result_file, add_evaluation(folder, "e1", 3))
     add_pictures(folder)
 
 
 def rows(history: list[dict], name: str) -> list[tuple]:
-    """(step, value) of the rows that have this value."""
+    """(step, value) of the rows with this key."""
     return [(row["train/step"], row[name]) for row in history if name in row]
 
 
@@ -113,7 +113,7 @@ def run_folder(folder: RunFolder) -> Path:
 
 @pytest.mark.slow
 def test_a_run_without_a_key_is_mirrored_whole_and_nothing_lies_elsewhere(tmp_path, places, capsys):
-    # A path too long for a socket: wandb must then find another place for that, and clean it up.
+    # The path is too long for a socket: wandb must put it elsewhere and clean up.
     folder = make_run(tmp_path / "runs" / ("long" * 40))
     with mirrored(folder, CONFIG):
         train_and_evaluate(folder)
@@ -121,7 +121,7 @@ def test_a_run_without_a_key_is_mirrored_whole_and_nothing_lies_elsewhere(tmp_pa
     (run,) = offline_runs(run_folder(folder))
     assert (run.id, run.project, run.name) == ("0123456789", "onenet", folder.path.name)
     assert run.tags == ["proxy", "loc_cls", "predicted", "seed 3"]
-    assert (run.group, run.job_type, "rows" in run.config) == ("", "", False)  # of no table
+    assert (run.group, run.job_type, "rows" in run.config) == ("", "", False)  # in no table
     assert run.config["cost"]["weights"] == {
         "cls": 2.0, "l1": 5.0, "iou": 0.0, "giou": 2.0, "center": 10.0,
     }  # fmt: skip
@@ -137,12 +137,12 @@ def test_a_run_without_a_key_is_mirrored_whole_and_nothing_lies_elsewhere(tmp_pa
     (media,) = (row for row in run.history if "positives" in row)
     assert media["positives"]["captions"] == ["image_17", "image_18"]
     for stage in ("before_nms", "after_nms"):
-        shown = media[f"boxes/{stage}"]
+        overlay = media[f"boxes/{stage}"]
         words = stage.replace("_", " ")
-        assert shown["captions"] == [f"image_17, {words}", f"image_18, {words}"]
-        groups = [set(image) for image in shown["all_boxes"]]
+        assert overlay["captions"] == [f"image_17, {words}", f"image_18, {words}"]
+        groups = [set(image) for image in overlay["all_boxes"]]
         assert groups == [{"predictions", "ground_truth"}] * 2
-        assert (shown["width"], shown["height"]) == (60, 18)
+        assert (overlay["width"], overlay["height"]) == (60, 18)
     pictures = run_folder(folder).glob("*run-*-*/files/media/**/*.png")
     assert Counter(Image.open(file).size for file in pictures) == {(60, 18): 4, (180, 40): 2}
 
@@ -150,8 +150,8 @@ def test_a_run_without_a_key_is_mirrored_whole_and_nothing_lies_elsewhere(tmp_pa
     assert run.artifacts == [("detections-0123456789", files)]
 
     assert [list(place.rglob("*")) for place in places.values()] == [[], []]
-    left = {entry.name for entry in run_folder(folder).iterdir()}
-    assert not left & {"tmp", "cache"}
+    entries = {entry.name for entry in run_folder(folder).iterdir()}
+    assert not entries & {"tmp", "cache"}
     assert {entry.name for entry in folder.path.parent.iterdir()} == {folder.path.name}
 
 
@@ -163,7 +163,7 @@ def test_a_resumed_and_later_evaluated_run_has_each_step_once(tmp_path, monkeypa
     with pytest.raises(FloatingPointError), mirrored(folder, CONFIG):  # noqa: PT012
         add_steps(folder, 1, 2, 3, 4)
         raise FloatingPointError("the gradient is not finite")
-    with mirrored(folder, CONFIG):  # from a checkpoint at step 2
+    with mirrored(folder, CONFIG):  # resumes from step 2
         folder.metrics_file.unlink()
         add_steps(folder, 1, 2, 3, 4, 5, 6)
         write_json(folder.result_file, add_evaluation(folder, "e1", 6))
@@ -228,16 +228,16 @@ def wait_for(condition, seconds: float = 15) -> None:
 
 
 def processes_with(text: str) -> list[int]:
-    """Mirrors of the folder `text` and their helpers."""
-    found = []
+    """The mirrors of this folder, and their helpers."""
+    pids = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().decode()
         except OSError:
             continue
         if text in command and ("-m\0onenet.tracking.mirror" in command or "wandb-core" in command):
-            found.append(int(process.name))
-    return found
+            pids.append(int(process.name))
+    return pids
 
 
 # --- online ---
@@ -261,7 +261,7 @@ def test_an_online_run_finds_the_login_and_sends_each_row_once(
     assert server.config["seed"]["value"] == 3
     assert server.exit_code == 0
     assert Counter(Path(file).suffix for file in server.files)[".png"] == 6
-    # This server takes no artifacts: all the rest has come nevertheless, and a line says it.
+    # This server rejects artifacts: the rest still arrives, and one line says so.
     (line,) = capsys.readouterr().out.splitlines()
     assert "detections: " in line
     assert "detections" not in json.loads((run_folder(folder) / "mirrored.json").read_text())
@@ -269,7 +269,7 @@ def test_an_online_run_finds_the_login_and_sends_each_row_once(
 
 @pytest.mark.slow
 def test_a_bad_server_delays_a_run_by_seconds_and_loses_nothing(tmp_path, monkeypatch, capsys):
-    """All at once: each waits most of its time."""
+    """All at once, since each mostly waits."""
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     started, delays = threading.Barrier(4), {}
 
@@ -278,14 +278,14 @@ def test_a_bad_server_delays_a_run_by_seconds_and_loses_nothing(tmp_path, monkey
         with mirrored(folder, CONFIG):
             started.wait()
             add_steps(folder, 1)
-            if name == "lost":  # goes when the run has begun
+            if name == "lost":  # the server hangs mid-run
                 wait_for((run_folder(folder) / "mirrored.json").is_file)
                 server.behaviour = "hangs"
-            time.sleep(4)  # shorter runs may cost the mirror, not the run
+            time.sleep(4)  # a shorter run may lose its mirror
             add_steps(folder, 2)
             add_evaluation(folder, "e1", 2)
-            left = time.monotonic()
-        delays[name] = time.monotonic() - left
+            end = time.monotonic()
+        delays[name] = time.monotonic() - end
 
     with serving("fails") as fails, serving("hangs") as hangs, serving() as server:
         urls = {"refuses": refusing_url(), "fails": fails.url, "hangs": hangs.url}
@@ -402,8 +402,8 @@ def test_lines_cut_back_and_grown_again_between_two_looks_are_not_repeated(tmp_p
 
 
 def test_boxes_are_whole_pixels_of_the_image():
-    made = boxes([[0.4, 1.6, 30, 20, 1.0, 0.756], [2, 3, 4, 5, 0]], {0: "ellipse", 1: "triangle"})
-    assert made["box_data"] == [
+    result = boxes([[0.4, 1.6, 30, 20, 1.0, 0.756], [2, 3, 4, 5, 0]], {0: "ellipse", 1: "triangle"})
+    assert result["box_data"] == [
         {
             "position": {"minX": 0, "minY": 2, "maxX": 30, "maxY": 20},
             "domain": "pixel",
@@ -418,4 +418,4 @@ def test_boxes_are_whole_pixels_of_the_image():
             "box_caption": "ellipse",
         },
     ]
-    assert made["class_labels"] == {0: "ellipse", 1: "triangle"}
+    assert result["class_labels"] == {0: "ellipse", 1: "triangle"}

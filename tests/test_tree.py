@@ -1,4 +1,4 @@
-"""The folders that the README lists are those that there are, each with its sentence.
+"""The README lists every folder, each with the docstring of its package.
 
 Run: pytest tests/test_tree.py
 """
@@ -17,7 +17,7 @@ LISTED = {
 
 
 def folders(*parents: str) -> set[str]:
-    """The folders in these, with a file that is not generated."""
+    """The subfolders with a file that is not generated."""
     return {
         str(folder.relative_to(REPOSITORY))
         for parent in parents
@@ -29,7 +29,7 @@ def folders(*parents: str) -> set[str]:
 
 
 def test_the_readme_lists_every_folder_and_no_other():
-    # Nothing else may lie at the top but what git ignores.
+    # Git ignores all other folders at the top.
     ignored = set((REPOSITORY / ".gitignore").read_text().replace("/", "").split())
     top = {name for name in folders(".") if name not in ignored and "egg-info" not in name}
     assert set(LISTED) == top | folders("onenet", "analysis")
@@ -46,8 +46,8 @@ def test_a_package_says_what_the_readme_says_of_it(path):
 
 @pytest.mark.parametrize(("page", "least"), [("onenet/README.md", 20), ("README.md", 5)])
 def test_each_row_that_says_where_something_is_names_what_is_there(page, least):
-    """Functions, classes and tests stand in the file whose link is before them."""
-    folder, named = (REPOSITORY / page).parent, 0
+    """Functions, classes and tests are in the file linked before them."""
+    folder, count = (REPOSITORY / page).parent, 0
     for row in (REPOSITORY / page).read_text().splitlines():
         if not row.startswith("| ") or "](" not in row:
             continue
@@ -55,5 +55,5 @@ def test_each_row_that_says_where_something_is_names_what_is_there(page, least):
             text = (folder / file).read_text()
             for name in re.findall(r"`(\w+)`", names):
                 assert re.search(rf"^(def|class) {name}\b", text, re.MULTILINE), (file, name)
-                named += 1
-    assert named >= least
+                count += 1
+    assert count >= least

@@ -1,4 +1,4 @@
-"""Pascal VOC turned into the COCO layout: boxes by hand, splits, difficult objects, broken input.
+"""Conversion of Pascal VOC to the COCO layout: boxes, splits, difficult objects, broken input.
 
 pytest tests/test_voc.py
 """
@@ -61,7 +61,7 @@ def converted(out: Path, split: str) -> dict:
 
 
 def error_of(capsys, *arguments) -> str:
-    """What the person reads when it cannot work: short, and nothing else is printed."""
+    """The error message: short, and the only output."""
     assert main([str(argument) for argument in arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -85,7 +85,7 @@ def test_boxes_are_those_computed_by_hand(voc, tmp_path, capsys):
     ]
     keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
     assert [tuple(entry[key] for key in keys) for entry in train["annotations"]] == [
-        (1, 1, 3, [0, 0, 40, 30], 1200, 0),  # the whole image: 1..40 and 1..30, both included
+        (1, 1, 3, [0, 0, 40, 30], 1200, 0),  # the whole image: 1..40 and 1..30, inclusive
         (2, 1, 1, [10, 5, 10, 10], 100, 1),
         (3, 1, 1, [2.5, 3, 7.5, 9], 67.5, 0),
     ]
@@ -165,7 +165,7 @@ def test_without_image_sets_a_fifth_is_val_the_same_one_each_time(tmp_path, caps
     root = tmp_path / "export"
     for i in range(20):
         add_image(root, f"cell_{i}", voc_object("RBC", 1, 1, 5, 5))
-    chosen = []
+    splits = []
     for name in ("one", "two"):
         assert main([str(root), str(tmp_path / name)]) == 0
         printed = capsys.readouterr().out
@@ -177,8 +177,8 @@ def test_without_image_sets_a_fifth_is_val_the_same_one_each_time(tmp_path, caps
         assert len(files["val"]) == 4
         assert len(files["train"]) == 16
         assert not files["val"] & files["train"]
-        chosen.append(files)
-    assert chosen[0] == chosen[1]
+        splits.append(files)
+    assert splits[0] == splits[1]
 
 
 # Errors

@@ -1,4 +1,4 @@
-"""One word for a thing: the table in onenet/README.md, and the words that the code no longer uses.
+"""One word per thing: the table in onenet/README.md, and names that the code no longer uses.
 
 Run: pytest tests/test_words.py
 """
@@ -12,7 +12,7 @@ import pytest
 
 from onenet.system.files import REPOSITORY
 
-# Participles and metaphors that once named variables; onenet/README.md has the nouns instead.
+# Participles and metaphors; onenet/README.md has the nouns to use instead.
 OLD_NAMES = {
     *(
         "found",
@@ -46,7 +46,7 @@ TREES = {file: ast.parse((REPOSITORY / file).read_text()) for file in CODE}
 
 
 def names(tree: ast.Module) -> set[str]:
-    """What the code names: variables, arguments, attributes, functions, classes."""
+    """All names in the code: variables, arguments, attributes, functions, classes."""
     result = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -90,7 +90,7 @@ def test_duplicates_are_called_so():
         if file.startswith("analysis/paper") or file == "tests/test_words.py":
             continue
         for line in (REPOSITORY / file).read_text().splitlines():
-            quoted = "produced by the model without classi" in line  # by the paper
+            quoted = "produced by the model without classi" in line  # from the paper
             assert quoted or not re.search("redundant box", line, re.IGNORECASE), (file, line)
 
 

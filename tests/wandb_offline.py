@@ -1,7 +1,7 @@
-"""Reads what wandb wrote to a run's .wandb file. Tests only: wandb itself no longer ships a reader.
+"""Reads a run's .wandb file. For tests only: wandb no longer ships a reader.
 
-The file is a LevelDB log: a header of 7 bytes, then blocks of 32 kB that hold pieces of records,
-each with a checksum, a length and a kind (whole, first, middle, last).
+The file is a LevelDB log: a header of 7 bytes, then blocks of 32 kB with pieces of records, each
+with a checksum, a length and a kind (whole, first, middle, last).
 """
 
 import json
@@ -34,7 +34,7 @@ class OfflineRun:
 
 
 def offline_runs(folder: Path) -> list[OfflineRun]:
-    """The runs below a wandb folder, oldest first; those of online runs, too."""
+    """The runs in a wandb folder, oldest first, online runs included."""
     return [read(file) for file in sorted(folder.glob("*run-*-*/*.wandb"))]
 
 
@@ -64,30 +64,30 @@ def read(file: Path) -> OfflineRun:
 
 def _values(items) -> dict:
     """A media value comes in parts: `nested_key` is the path to each."""
-    found = {}
+    values = {}
     for item in items:
         *outer, last = item.nested_key or [item.key]
-        place = found
+        target = values
         for name in outer:
-            place = place.setdefault(name, {})
-        place[last] = json.loads(item.value_json)
-    return found
+            target = target.setdefault(name, {})
+        target[last] = json.loads(item.value_json)
+    return values
 
 
 def _records(content: bytes) -> Iterator[bytes]:
     assert content[:4] == HEADER
     position, record = 7, b""
     while position + PIECE_HEADER <= len(content):
-        left = BLOCK - position % BLOCK
-        if left < PIECE_HEADER:
-            position += left
+        remainder = BLOCK - position % BLOCK
+        if remainder < PIECE_HEADER:
+            position += remainder
             continue
         checksum, length, kind = struct.unpack_from("<IHB", content, position)
         if kind == length == 0:  # padding
-            position += left
+            position += remainder
             continue
         piece = content[position + PIECE_HEADER :][:length]
-        if len(piece) < length:  # cut off by a kill
+        if len(piece) < length:  # truncated by a kill
             return
         assert zlib.crc32(bytes([kind]) + piece) == checksum
         position += PIECE_HEADER + length

@@ -1,4 +1,4 @@
-"""As much of a W&B server, on this machine, as an online run needs. Tests only."""
+"""A local W&B server with the parts that an online run needs. Tests only."""
 
 import base64
 import gzip
@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server:
-    """Keeps what it is sent. `behaviour` can be changed while it runs: "works", "fails" (status
-    500 for everything), "hangs" (takes requests and never answers).
+    """Stores all requests. `behaviour` may change at any time: "works", "fails" (always status
+    500), "hangs" (accepts requests and never answers).
     """
 
     def __init__(self, behaviour: str = "works", takes_artifacts: bool = False):
@@ -32,8 +32,8 @@ class Server:
         self.host = f"127.0.0.1:{self.http.server_port}"
         self.url = f"http://{self.host}"
 
-    def graphql(self, query: str, given: dict) -> dict:
-        """The answer, by the fields that the query asks for."""
+    def graphql(self, query: str, values: dict) -> dict:
+        """The response, with the fields of the query."""
         data = {}
         if "viewer" in query:
             edges = {"edges": []}
@@ -49,23 +49,23 @@ class Server:
                 "exposesExplicitRunIdFields": True,
             }
         if "upsertBucket" in query:
-            self.config = json.loads(given.get("config") or "{}") or self.config
-            self.name = given.get("displayName") or self.name
-            self.tags = given.get("tags") or self.tags
-            self.group = given.get("groupName") or self.group
-            self.job_type = given.get("jobType") or self.job_type
-            name = given.get("name") or "run"
-            project = {"id": "p", "name": given.get("project"), "entity": {"id": "e", "name": "l"}}
+            self.config = json.loads(values.get("config") or "{}") or self.config
+            self.name = values.get("displayName") or self.name
+            self.tags = values.get("tags") or self.tags
+            self.group = values.get("groupName") or self.group
+            self.job_type = values.get("jobType") or self.job_type
+            name = values.get("name") or "run"
+            project = {"id": "p", "name": values.get("project"), "entity": {"id": "e", "name": "l"}}
             data["upsertBucket"] = {
                 "bucket": {
                     "id": base64.b64encode(name.encode()).decode(), "name": name,
-                    "displayName": name, "description": "", "config": given.get("config"),
+                    "displayName": name, "description": "", "config": values.get("config"),
                     "sweepName": None, "historyLineCount": 0, "project": project,
                 },
                 "inserted": True,
             }  # fmt: skip
         if "createRunFiles" in query:
-            names = given.get("files", [])
+            names = values.get("files", [])
             data["createRunFiles"] = {
                 "runID": "r",
                 "uploadHeaders": [],
@@ -80,12 +80,12 @@ class Server:
             data["project"] = None
         if "createArtifact(" in query and not self.takes_artifacts:
             return {"errors": [{"message": "no artifacts here"}]}
-        return {"data": data | self.artifact(query, given) | self.view(query, given)}
+        return {"data": data | self.artifact(query, values) | self.view(query, values)}
 
-    def view(self, query: str, given: dict) -> dict:
-        """The answer to what is asked while a report or a view is saved. There is one project."""
+    def view(self, query: str, values: dict) -> dict:
+        """The response to queries that save a report or a view. There is one project."""
         data = {}
-        if "models(entityName" in query and given["entity"] == "local":
+        if "models(entityName" in query and values["entity"] == "local":
             node = {"id": "p", "name": "onenet", "entityName": "local", "createdAt": "2026-01-01"}
             page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
             node |= {"isBenchmark": False, "user": None}
@@ -96,24 +96,24 @@ class Server:
         if "ProjectInternalId" in query:
             data["project"] = {"id": "p", "internalId": "7"}
         if "upsertView(" in query:
-            self.views.append(given)
-            project = {"id": "p", "name": given["projectName"], "entityName": given["entityName"]}
+            self.views.append(values)
+            project = {"id": "p", "name": values["projectName"], "entityName": values["entityName"]}
             data["upsertView"] = {
                 "view": {
-                    "id": "VGFibGVz", "type": given["type"], "name": given["name"],
-                    "displayName": given["displayName"], "description": given["description"],
-                    "project": project, "spec": given["spec"], "updatedAt": None,
+                    "id": "VGFibGVz", "type": values["type"], "name": values["name"],
+                    "displayName": values["displayName"], "description": values["description"],
+                    "project": project, "spec": values["spec"], "updatedAt": None,
                 },
                 "inserted": True,
             }  # fmt: skip
         return data
 
-    def artifact(self, query: str, given: dict) -> dict:
-        """The answer to what is asked while an artifact is sent."""
+    def artifact(self, query: str, values: dict) -> dict:
+        """The response to queries that send an artifact."""
         data = {}
         if "createArtifact(" in query:
-            made = {"id": "a", "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
-            data["createArtifact"] = {"artifact": made}
+            artifact = {"id": "a", "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+            data["createArtifact"] = {"artifact": artifact}
         if "createArtifactManifest(" in query:
             file = {"id": "f", "uploadUrl": f"{self.url}/upload/manifest", "uploadHeaders": []}
             data["createArtifactManifest"] = {"artifactManifest": {"id": "m", "file": file}}
@@ -123,7 +123,7 @@ class Server:
                     "storagePath": file["name"], "uploadUrl": f"{self.url}/upload/{file['name']}",
                     "uploadHeaders": [], "uploadMultipartUrls": None, "artifact": {"id": "a"},
                 }
-                for file in given["input"]["artifactFiles"]
+                for file in values["input"]["artifactFiles"]
             ]  # fmt: skip
             data["createArtifactFiles"] = {"files": {"edges": [{"node": node} for node in nodes]}}
         if "commitArtifact(" in query:
@@ -140,7 +140,7 @@ class Server:
         return data
 
     def bucket(self) -> dict:
-        """What a run that resumes is told."""
+        """The run's data for its resume."""
         return {
             "id": "r", "name": "r", "displayName": "r", "tags": [], "notes": "", "config": "{}",
             "summaryMetrics": json.dumps(self.summary), "logLineCount": 0, "eventsLineCount": 0,
@@ -149,16 +149,16 @@ class Server:
             "wandbConfig": json.dumps({"t": {"1": [1]}}),
         }  # fmt: skip
 
-    def stream(self, sent: dict) -> None:
-        """What the run logs, as it comes in. History goes where the sender says."""
-        for name, part in (sent.get("files") or {}).items():
+    def stream(self, payload: dict) -> None:
+        """Stores what the run logs; history goes to the sender's offset."""
+        for name, part in (payload.get("files") or {}).items():
             lines = [json.loads(line) for line in part["content"]]
             if name == "wandb-history.jsonl":
                 self.history[part["offset"] :] = lines
             elif name == "wandb-summary.json" and lines:
                 self.summary = lines[-1]
-        if sent.get("complete") is not None:
-            self.exit_code = sent.get("exitcode")
+        if payload.get("complete") is not None:
+            self.exit_code = payload.get("exitcode")
 
 
 def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
@@ -178,8 +178,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
             if self.path == "/graphql":
-                asked = json.loads(body)
-                self.answer(server.graphql(asked["query"], asked.get("variables") or {}))
+                request = json.loads(body)
+                self.answer(server.graphql(request["query"], request.get("variables") or {}))
             elif self.path.endswith("/file_stream"):
                 server.stream(json.loads(body))
                 self.answer({"exitcode": None, "limits": {}})
@@ -217,6 +217,6 @@ def serving(behaviour: str = "works", takes_artifacts: bool = False) -> Iterator
 
 
 def refusing_url() -> str:
-    """An address where nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return f"http://127.0.0.1:{taken.getsockname()[1]}"
+    """A URL without a server."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
