@@ -122,6 +122,7 @@ class DataConfig:
     root: str | None = MISSING
     limit: int | None = key(least=1)
     on_bad_image: str = key(choices=("error", "skip"))
+    allow_outside: bool = MISSING
     crowd: str = key(choices=("ignore", "drop", "keep"))
     train: SplitConfig = MISSING
     val: SplitConfig = MISSING

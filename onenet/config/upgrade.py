@@ -29,6 +29,7 @@ FALLBACKS: dict[str, object] = {
     "assigner.own": None,
     "neck.own": None,
     "data.own": None,
+    "data.allow_outside": True,
     "optim.lr_factors": {},
     "optim.batch_rule": "none",
     "optim.base_batch": 8,

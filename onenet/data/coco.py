@@ -11,11 +11,13 @@ from reprlib import repr as short
 import numpy as np
 
 from onenet.data.annotations import Annotations
-from onenet.data.images import ImageFiles, missing_files
+from onenet.data.folder import check_images
+from onenet.data.images import ImageFiles
 from onenet.data.index import Content, read_with_index
 from onenet.data.instances import load_instances
 from onenet.errors import UserError
 from onenet.system.plural import plural
+from onenet.system.printable import printable
 
 REQUIRED_KEYS = {  # of every entry in each list of the file
     "images": ("id", "file_name", "width", "height"),
@@ -26,14 +28,20 @@ MIN_SIDE = 1e-3  # pixels: float32 cannot separate the corners of a smaller box
 MAX_VALUE = 1e300  # a coordinate or area beyond counts as infinite
 
 
-def read_coco(images: Path, annotations: Path, split: str, cache: Path | None = None) -> ImageFiles:
+def read_coco(
+    images: Path,
+    annotations: Path,
+    split: str,
+    cache: Path | None = None,
+    allow_outside: bool = False,
+) -> ImageFiles:
     """Reads the data set of `split` (`train`, `val`), with images in the order of the file.
 
     `images` and `annotations` are the values of data.<split>.images and data.<split>.annotations.
     Drops boxes that have no area or lie wholly outside their image, and keeps boxes partly outside
     as they are; `annotations.report` counts both. Crowds are boxes with `crowd` set, whatever their
     mask. The folder `cache` holds the parsed file for later calls; raise `index.FORMAT` whenever
-    this reads other values out of a file.
+    this reads other values out of a file. `allow_outside`: a file_name may lead out of `images`.
 
     Raises UserError, naming key, file and entry, if the input is unusable.
     """
@@ -46,7 +54,7 @@ def read_coco(images: Path, annotations: Path, split: str, cache: Path | None = 
             "or the root of the data set: data.root=FOLDER"
         )
     content, names = read_with_index(cache, annotations, lambda: _read(where, annotations, split))
-    _check_files(images, names, f"data.{split}.images={images}", annotations)
+    check_images(images, annotations, split, names, content.image_ids.tolist(), allow_outside)
     return ImageFiles(content, images, names)
 
 
@@ -104,7 +112,7 @@ def _annotations(where: str, images: list, entries: list, categories: list) -> A
         parts = _boxes(where, entries, "part_xyxy")[rows]
     return Annotations(
         category_ids=category_ids[order].tolist(),
-        category_names=[str(names[index]) for index in order],
+        category_names=[printable(str(names[index])) for index in order],
         image_ids=image_ids,
         sizes_hw=sizes_hw,
         first=np.searchsorted(image_indices[rows], np.arange(len(images) + 1)),
@@ -259,16 +267,6 @@ def _column(where: str, kind: str, entries: list, key: str) -> list:
         f"{where}: {_entry_name(kind, entries, index)} has no {key}\n"
         f"Every entry of {kind} needs {', '.join(keys)}."
     )
-
-
-def _check_files(folder: Path, names: list[str], where: str, annotations: Path) -> None:
-    missing = missing_files(folder, names)
-    if missing:
-        raise UserError(
-            f"{where} lacks {len(missing)} of the {len(names)} images of {annotations}\n"
-            f"The first: {missing[0]!r}. Add them, or give the folder that file_name is relative "
-            f"to: {where.partition('=')[0]}=FOLDER"
-        )
 
 
 def _count_boxes(entries: list, mask: np.ndarray, problem: str) -> str:

@@ -1,22 +1,28 @@
 """Sources of images: files in a folder, or the built-in drawings."""
 
-import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from simplejpeg import decode_jpeg
 
 from onenet.data.annotations import Annotations
 from onenet.data.shapes import ShapeSettings, draw_scene, scene_of
+from onenet.system.printable import printable
 
+# Whatever the name of the file ends in. PPM is all of PNM.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 NAME_ENCODING = ("utf-8", "surrogatepass")  # can encode any str
 
 
 class BadImage(Exception):
     """An image file that cannot be read, or does not have the size given in the annotations."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 class ImageSource(Protocol):
@@ -41,8 +47,7 @@ class DrawnImages:
 
 
 class ImageFiles:
-    """Image files in a folder, in any format and colour mode that Pillow reads. Applies EXIF
-    rotation."""
+    """Image files in a folder, in one of FORMATS and any colour mode. Applies EXIF rotation."""
 
     def __init__(self, annotations: Annotations, folder: Path, names: Sequence[str]):
         self.annotations, self.folder = annotations, folder
@@ -56,25 +61,38 @@ class ImageFiles:
         path, size_hw = self.path(image), tuple(self.annotations.sizes_hw[image].tolist())
         try:
             pixels = _read(path, size_hw)
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            RuntimeError,  # broken AVIF
-            Image.DecompressionBombError,
-        ) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             raise BadImage(f"{path}: {error}") from error
         if pixels.shape[:2] != size_hw:
-            height, width = pixels.shape[:2]
-            raise BadImage(
-                f"{path} is {width}×{height}, but its annotations say {size_hw[1]}×{size_hw[0]}"
-            )
+            raise _wrong_size(path, pixels.shape[:2], size_hw)
         return pixels
+
+
+def open_image(path: Path) -> Image.Image:
+    """Opens an image without decoding it. Raises OSError if it is not a file in one of FORMATS, or
+    has over 179 million pixels."""
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for a writer
+        raise OSError("not a file, but a folder, pipe or device")
+    try:
+        return Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise OSError(f"not an image in one of the formats {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError as error:
+        raise OSError(str(error)) from None
+
+
+def _wrong_size(path: Path, size_hw: tuple[int, ...], annotated_hw: tuple[int, int]) -> BadImage:
+    (height, width), (annotated_height, annotated_width) = size_hw, annotated_hw
+    return BadImage(
+        f"{path} is {width}×{height}, but its annotations say {annotated_width}×{annotated_height}"
+    )
 
 
 def _read(path: Path, size_hw: tuple[int, int]) -> np.ndarray:
     """Returns [H, W, 3] uint8 RGB. `size_hw` decides whether EXIF rotation applies."""
-    with Image.open(path) as raw:
+    with open_image(path) as raw:
+        if raw.size not in (size_hw, size_hw[::-1]):  # a small file may decode to gigabytes
+            raise _wrong_size(path, raw.size[::-1], size_hw)
         if raw.format == "JPEG" and raw.mode in ("RGB", "L") and _is_upright(raw):
             pixels = _decode_jpeg(path)
             if pixels is not None:
@@ -100,16 +118,3 @@ def _decode_jpeg(path: Path) -> np.ndarray | None:
         return decode_jpeg(path.read_bytes(), "RGB")
     except ValueError:
         return None
-
-
-def missing_files(folder: Path, names: Sequence[str]) -> list[str]:
-    """Returns the `names` that are not in `folder`. Lists each folder once instead of testing each
-    file."""
-    names_by_folder: dict[str, set[str]] = {}
-    for parent in {os.path.dirname(name) for name in names}:
-        try:
-            with os.scandir(folder / parent) as entries:
-                names_by_folder[parent] = {entry.name for entry in entries}
-        except (OSError, ValueError):  # the folder does not exist, or its name is not valid
-            names_by_folder[parent] = set()
-    return [n for n in names if os.path.basename(n) not in names_by_folder[os.path.dirname(n)]]

@@ -15,7 +15,7 @@ from onenet.data.annotations import Annotations
 from onenet.errors import UserError
 from onenet.system.files import digest, write_atomically
 
-FORMAT = 1  # raise it when the reader changes and gets other values out of a file
+FORMAT = 2  # raise it when the reader changes and gets other values out of a file
 TEXTS = ("category_ids", "category_names", "report")
 
 Content = tuple[Annotations, list[str]]  # and the names of the image files [I]

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
+from onenet.data.images import open_image
 from onenet.errors import UserError
 from onenet.system.plural import plural
+from onenet.system.printable import printable
 
 VAL_FRACTION = 0.2  # if the folder has no ImageSets
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
@@ -94,7 +94,7 @@ def _splits(root: Path, train: str | None, val: str | None) -> tuple[dict[str, l
     if len(all_stems) < 2:
         files = plural(len(all_stems), "file")
         raise UserError(f"{root}/Annotations holds {files} *.xml, but two are needed")
-    by_hash = sorted(all_stems, key=lambda stem: hashlib.sha256(stem.encode()).digest())
+    by_hash = sorted(all_stems, key=lambda stem: hashlib.sha256(os.fsencode(stem)).digest())
     count = max(1, round(VAL_FRACTION * len(all_stems)))
     stems = {"train": sorted(by_hash[count:]), "val": sorted(by_hash[:count])}
     return stems, (
@@ -179,7 +179,7 @@ def _size(path: Path, tree: ElementTree.Element, image: Path) -> tuple[int, int]
     if all(side >= 1 and side.is_integer() for side in sides):
         return int(sides[0]), int(sides[1])
     try:
-        with Image.open(image) as file:
+        with open_image(image) as file:
             return file.size
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(
@@ -274,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         summary = convert(args.voc_root, args.out_dir, args.train, args.val, args.difficult)
     except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(*map(printable, str(error).split("\n")), sep="\n", file=sys.stderr)
         return 2
     print(summary)
     return 0

@@ -47,7 +47,8 @@ def _create(name: str, weights: str | dict[str, Tensor]) -> nn.Module:
     from_run = isinstance(weights, dict)
     if from_run or Path(weights).is_file():
         try:
-            _load_classifier(model, weights if from_run else timm.models.load_state_dict(weights))
+            state = weights if from_run else timm.models.load_state_dict(weights, weights_only=True)
+            _load_classifier(model, state)
         except Exception as error:
             source = "The backbone of that run" if from_run else f"backbone.weights={weights}"
             raise UserError(

@@ -18,7 +18,8 @@ def write_atomically(path: Path, text: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}")
     try:
         with open(temporary, "wb") as file:
-            file.write(text.encode() if isinstance(text, str) else text)
+            # A lone surrogate becomes \udce9, which is also how JSON escapes it.
+            file.write(text.encode(errors="backslashreplace") if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
