@@ -236,7 +236,7 @@ def test_categories_are_compared_under_torchrun_too(tmp_path):
     words = ["debug=tiny", "data=coco", f"data.root={tmp_path / 'data'}"]
     done = torchrun(str(REPOSITORY / "run.py"), *words, f"runs_root={tmp_path / 'runs'}")
     assert done.returncode == 1
-    assert "The categories differ" in done.stderr
+    assert "The category ids differ" in done.stderr
     assert not list((tmp_path / "runs").glob("*/config.yaml"))
 
 
