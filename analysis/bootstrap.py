@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from analysis.core.evidence import default_root, named_runs, read_arrays
+from analysis.core.evidence import default_root, named_runs, read_arrays, runs_folder
 from analysis.core.formats import Block, Sheet, markdown
 from analysis.core.intervals import LEVEL, Interval
 from onenet.errors import UserError
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     try:
         if len(args.run_names) > 2 or args.draws < 2:
             raise UserError("Name one or two runs, and set --draws to at least 2.")
-        root = Path(args.runs).expanduser().absolute()
+        root = runs_folder(args.runs)
         folders = named_runs(root, args.run_names)
         arrays = [per_image(folder) for folder in folders]
         one, other = arrays[0], arrays[1] if len(arrays) > 1 else None

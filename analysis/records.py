@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis.core import fps
-from analysis.core.evidence import RECORDS, metric_lines
+from analysis.core.evidence import RECORDS, metric_lines, runs_folder
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
 from onenet.system.files import REPOSITORY, read_json, write_atomically, write_json
@@ -40,10 +40,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--samples", metavar="ID", nargs="+", default=[])
     parser.add_argument("--results-only", action="store_true")
     args = parser.parse_args(arguments)
-    root, out = args.runs.expanduser().absolute(), args.out.expanduser().absolute()
+    out = args.out.expanduser().absolute()
     try:
-        if not root.is_dir():
-            raise UserError(f"--runs {args.runs} is not a folder.")
+        root = runs_folder(args.runs)
         folders = [RunFolder(path) for path in sorted(root.glob("*-*/"))]
         if out == root:
             raise UserError(f"--out {args.out} is the runs root itself: name another folder.")

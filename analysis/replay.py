@@ -28,7 +28,7 @@ import torch
 from hydra.core.override_parser.types import Override
 from torch import Tensor
 
-from analysis.core.evidence import default_root, named_runs, read_arrays
+from analysis.core.evidence import default_root, named_runs, read_arrays, runs_folder
 from analysis.core.formats import Block, Sheet, markdown
 from analysis.tables import write
 from onenet.boxes import iou_and_giou
@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> int:
     try:
         use_folder(args.config_dir)
         requested_variants = variants(arguments[split + 1 :])
-        folders = select_folders(Path(args.runs).expanduser().absolute(), args.run_names)
+        folders = select_folders(runs_folder(args.runs), args.run_names)
         results = replay_all(folders, requested_variants, skip=not args.run_names)
         writers = [WRITERS[name] for name in dict.fromkeys(args.format)]
         pages = {f"replay.{suffix}": text(results) for suffix, text in writers}

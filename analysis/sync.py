@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from analysis.core.evidence import runs_folder
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder, find_runs
 from onenet.system.files import REPOSITORY
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
             raise UserError("WANDB_MODE=disabled turns W&B off: unset it to rebuild runs.")
         if args.wait <= 0:
             raise UserError(f"--wait {args.wait:g}: must be above 0.")
-        folders = select_folders(Path(args.runs).expanduser().absolute(), args.run_names)
+        folders = select_folders(runs_folder(args.runs), args.run_names)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -61,8 +62,6 @@ def main(arguments: list[str]) -> int:
 def select_folders(root: Path, names: Sequence[str]) -> list[RunFolder]:
     """Returns the root's run folders with these names or ids, or all of them if there are no names.
     Raises UserError."""
-    if not root.is_dir():
-        raise UserError(f"--runs {root} is not a folder.")
     configs = root.glob("[!.]*/config.yaml")
     folders = [RunFolder(file.parent) for file in sorted(configs)]
     if not folders:

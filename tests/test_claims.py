@@ -27,6 +27,7 @@ from tests.test_tables import fill
 
 @pytest.fixture
 def root(tmp_path) -> Path:
+    (tmp_path / "runs").mkdir()
     return tmp_path / "runs"
 
 

@@ -105,9 +105,8 @@ def test_a_real_run_logs_what_the_panels_show_and_learns_of_a_second_table(
     (run,) = planned("+experiment=table1", "cost=loc_cls", "location=predicted", *common)
     run_all(Console(quiet=True), [run], launcher_of())
     assert run.state() == "done"
-    (cell,) = run.cells
-    (life,) = offline_runs(cell.folder.path / "wandb")
-    assert (life.id, life.group, life.job_type) == (cell.id, "table1", "predicted + class")
+    (life,) = offline_runs(run.folder.path / "wandb")
+    assert (life.id, life.group, life.job_type) == (run.id, "table1", "predicted + class")
     assert life.tags == ["proxy", "loc_cls", "predicted", "seed 0", "table1"]
     assert life.config["rows"] == {"table1": "predicted + class"}
 
@@ -115,7 +114,7 @@ def test_a_real_run_logs_what_the_panels_show_and_learns_of_a_second_table(
     (rows, images) = grids(spec)[:2]
     bars = {metric for panel in panels(rows, "Bar Chart") for metric in panel["metrics"]}
     assert bars <= life.summary.keys()
-    assert bars <= cell.folder.result()["metrics"].keys()
+    assert bars <= run.folder.result()["metrics"].keys()
     lines = panels(rows, "Run History Line Plot")
     assert {m for p in lines for m in (p["xAxis"], *p["metrics"])} <= logged
     assert {key for p in panels(images, "Media Browser") for key in p["mediaKeys"]} <= logged
@@ -123,7 +122,7 @@ def test_a_real_run_logs_what_the_panels_show_and_learns_of_a_second_table(
     again = planned("+experiment=table2", "lr_scale=1", "heads=1", *common)
     assert run_all(Console(quiet=True), again, launcher_of()) == {}
     rows = {"table1": "predicted + class", "table2": "lr 5e-5, train 1, infer 1"}
-    assert cell.folder.status()["rows"] == rows  # sent by analysis/sync.py: tests/test_sync.py
+    assert run.folder.status()["rows"] == rows  # sent by analysis/sync.py: tests/test_sync.py
 
 
 # --- report and view ---

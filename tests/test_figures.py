@@ -22,6 +22,7 @@ STEPS = (300, 600, 900)
 
 @pytest.fixture
 def root(tmp_path) -> Path:
+    (tmp_path / "runs").mkdir()
     return tmp_path / "runs"
 
 
@@ -185,7 +186,6 @@ def test_a_damaged_file_is_named_or_left_out(root, tmp_path, capsys, name, conte
 
 def test_damaged_frames_a_second_are_named(root, capsys):
     for content in ('{"a": {}}', '{"a": 1}'):
-        root.mkdir(exist_ok=True)
         (root / "fps.json").write_text(content)
         assert claims.main(["--runs", str(root)]) == 2
         assert "fps.json" in capsys.readouterr().err

@@ -44,13 +44,18 @@ def with_root(overrides: list[str], runs: str | None) -> list[str]:
         if _names_root(overrides) or default_root() != RECORDS:
             return overrides
         runs = str(RECORDS)
-    root = Path(runs).expanduser().absolute()
-    if root.exists() and not root.is_dir():
-        raise UserError(f"--runs {runs} is not a folder.")
-    text = str(root)
+    text = str(runs_folder(runs))
     if not re.fullmatch(r"[\w./-]+", text):  # Hydra's grammar reads other characters as syntax
         text = "'" + text.replace("'", r"\'") + "'"
     return [*(each for each in overrides if not each.startswith("runs_root=")), f"runs_root={text}"]
+
+
+def runs_folder(runs: str | Path) -> Path:
+    """Returns the folder that `--runs` names. Raises UserError if there is none."""
+    root = Path(runs).expanduser().absolute()
+    if not root.is_dir():
+        raise UserError(f"--runs {runs} is not a folder.")
+    return root
 
 
 def _names_root(overrides: list[str]) -> bool:
