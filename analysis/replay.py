@@ -31,12 +31,12 @@ from torch import Tensor
 from analysis.core.evidence import default_root, named_runs, read_arrays, runs_folder
 from analysis.core.formats import Block, Sheet, markdown
 from analysis.tables import write
+from onenet import build
 from onenet.boxes import iou_and_giou
 from onenet.config.compose import loader, override, override_text, use_folder
 from onenet.config.schema import Config
 from onenet.detectors import DETECTORS
 from onenet.errors import UserError
-from onenet.job import build
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import flatten
 from onenet.structures import HeadOutput, Target

@@ -40,6 +40,7 @@ class CascadeHead(nn.Module):
     ):
         super().__init__()
         self.stride, self.box_unit = stride, box_unit
+        self.is_cascade = heads > 1
         width = channels if heads == 1 else 2 * channels
         self.features = nn.ModuleList(
             nn.Conv2d(width, channels, 3, padding=1) for _ in range(heads)
@@ -60,10 +61,10 @@ class CascadeHead(nn.Module):
         outputs: list[HeadOutput | UndecodedOutput] = []
         previous = feature
         for conv in self.features[:num_heads]:
-            if len(self.features) == 1:
-                previous = F.relu(conv(feature), inplace=True)
-            else:
+            if self.is_cascade:
                 previous = F.relu(pair_conv(conv, feature, previous), inplace=True)
+            else:
+                previous = F.relu(conv(feature), inplace=True)
             with torch.autocast(feature.device.type, enabled=False):
                 f = previous.float()  # above 256 pixels, bfloat16 would round boxes to 2 pixels
                 class_logits = _slots_of(self.class_conv(f))  # [B, P, K]
@@ -74,6 +75,10 @@ class CascadeHead(nn.Module):
             else:
                 outputs.append(output)
         return outputs
+
+    def keep_first(self, num_heads: int) -> None:
+        """Removes the other heads, which the first ones do not need."""
+        self.features = self.features[:num_heads]
 
 
 def _slots_of(maps: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ Run: pytest tests/test_detectors.py (also -m slow: one image learnt by heart)
 import pytest
 import torch
 
+from onenet import build
 from onenet.config.compose import compose
 from onenet.detectors import DETECTORS
-from onenet.job import build
 from onenet.ops.fusion import for_inference
 from onenet.postprocess import top_k
 from onenet.runs.evaluations import default_evaluation

@@ -19,13 +19,13 @@ import torch
 import yaml
 from torch import nn
 
+from onenet import build
 from onenet.config.compose import compose
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
 from onenet.detectors import DETECTORS
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
-from onenet.job import build
 from onenet.runs.evaluations import requested_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.system.context import RunContext

@@ -5,7 +5,7 @@ Run: pytest tests/test_drawing.py
 
 from PIL import Image, ImageColor
 
-from onenet.job.drawing import COLORS, with_boxes, with_positives
+from onenet.evaluation.drawing import COLORS, with_boxes, with_positives
 
 GREY = (90, 90, 90)
 

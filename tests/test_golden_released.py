@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onenet.assigners import make_matcher
 from onenet.boxes import grid_points
@@ -24,6 +24,7 @@ from onenet.costs import CostWeights, MatchingCost, all_pairs, focal_cost
 from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import make_neck
 from onenet.detectors.onenet import OneNet
+from onenet.detectors.released import fold_biases, our_name
 from onenet.losses import DetectionLoss, LossWeights
 from onenet.structures import HeadOutput, Target
 
@@ -201,46 +202,24 @@ def value(key: str, shape: tuple[int, ...]) -> np.ndarray:
     return scale * x
 
 
-def our_name(key: str) -> str:
-    """Our name of the parameter."""
-    kind, *rest = key.split(".")
-    if kind == "backbone":
-        if rest[0] == "stem":
-            return "backbone." + ".".join(rest[1:]).replace("conv1.norm", "bn1")
-        stage, block, part, *last = rest
-        norm = last[0] == "norm"
-        last = last[norm:]
-        if part == "shortcut":
-            part = f"downsample.{int(norm)}"
-        elif norm:
-            part = part.replace("conv", "bn")
-        return ".".join(["backbone", f"layer{int(stage[3:]) - 1}", block, part, *last])
-    if rest[0] != "deconv":
-        names = {"feat1": "features.0", "cls_score": "class_conv", "ltrb_pred": "box_conv"}
-        return ".".join(["head", names[rest[0]], *rest[1:]])
-    part, *last = rest[1:]
-    if part == "output_conv":
-        return ".".join(["neck.output", *last])
-    if part.startswith("lateral_conv"):
-        return ".".join(["neck.laterals", str(int(part[-1]) - 1), *last])
-    layer = {"dcn": "0", "conv": "0", "dcn_offset": "0.taps", "dcn_bn": "1", "bn": "1"}
-    layer |= {"up_sample": "3", "up_bn": "4"}
-    return ".".join(["neck.upsamplings", str(int(part[-1]) - 1), layer[last[0]], *last[1:]])
-
-
-def state(name: str) -> dict[str, Tensor]:
-    """The released network's state with our names. Convolutions before BatchNorm have no bias here:
-    it moves into the running mean."""
+def released_state(name: str) -> dict[str, Tensor]:
+    """The released network's state dict, with its names."""
     shapes = json.loads((GOLDEN / f"{name}.keys.json").read_text())
-    values = {our_name(key): value(key, tuple(shape)) for key, shape in shapes.items()}
-    for key in [key for key in values if key.endswith(".0.bias") and "upsamplings" in key]:
-        values[key.replace(".0.bias", ".1.running_mean")] -= values.pop(key)
-    return {
-        key: torch.from_numpy(np.asarray(v)).to(
-            torch.int64 if v.dtype == np.int64 else torch.float32
+    values = {key: np.asarray(value(key, tuple(shape))) for key, shape in shapes.items()}
+    types = {True: torch.int64, False: torch.float32}
+    return {k: torch.from_numpy(v).to(types[v.dtype == np.int64]) for k, v in values.items()}
+
+
+def answer_of(name: str, model: nn.Module) -> None:
+    """Checks the model's predictions of the test images against the released network's."""
+    images = np.random.RandomState(5).standard_normal((1, 3, 96, 128)).astype(np.float32)
+    (output,) = model(torch.from_numpy(images))
+    with np.load(GOLDEN / f"{name}.npz") as answer:
+        logits, boxes = (
+            torch.from_numpy(answer[key]).flatten(1).t() for key in ("logits", "boxes")
         )
-        for key, v in values.items()
-    }
+    close(output.class_logits[0, :, ::10], logits, rtol=1e-4, atol=1e-4)
+    close(output.boxes_xyxy[0], boxes, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("deformable", [True, False], ids=["dcn", "nodcn"])
@@ -252,12 +231,7 @@ def test_networks(depth, deformable):
     channels = backbone.feature_info.channels()
     neck = make_neck("deconv_dcn" if deformable else "deconv", channels, 64)
     model = OneNet(backbone, 80, neck=neck, box_unit=1.0).eval()
-    model.load_state_dict(state(name))
-    images = np.random.RandomState(5).standard_normal((1, 3, 96, 128)).astype(np.float32)
-    (output,) = model(torch.from_numpy(images))
-    with np.load(GOLDEN / f"{name}.npz") as answer:
-        logits, boxes = (
-            torch.from_numpy(answer[key]).flatten(1).t() for key in ("logits", "boxes")
-        )
-    close(output.class_logits[0, :, ::10], logits, rtol=1e-4, atol=1e-4)
-    close(output.boxes_xyxy[0], boxes, rtol=1e-4, atol=1e-3)
+    state = {our_name(key): tensor for key, tensor in released_state(name).items()}
+    fold_biases(state)
+    model.load_state_dict(state)
+    answer_of(name, model)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nan, nn
 
-from onenet import assigners
+from onenet import assigners, build
 from onenet.config.compose import compose
 from onenet.config.schema import Config
 from onenet.data.augment import Augmentation
@@ -19,7 +19,6 @@ from onenet.data.sizes import ImageSize
 from onenet.data.sources import open_split
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
-from onenet.job import build
 from onenet.losses import DetectionLoss, LossWeights
 from onenet.ops import tiled_argmin
 from onenet.runs.evaluations import requested_evaluation

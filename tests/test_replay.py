@@ -14,9 +14,9 @@ import pytest
 
 from analysis import replay
 from analysis.replay import AS_TRAINED, COLUMNS, config_with
+from onenet import build
 from onenet.config.compose import compose, loader, to_dict
 from onenet.errors import UserError
-from onenet.job import build
 from onenet.runs.folder import RunFolder
 from onenet.system.files import write_json
 from tests.conftest import Pictures, make_annotations

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from onenet import build
 from onenet.costs import center_cost, focal_cost, giou_cost, iou_cost, l1_cost
 from onenet.data.images import BadImage
 from onenet.data.loading import collate
@@ -18,8 +19,7 @@ from onenet.data.sources import open_split
 from onenet.detectors import DETECTORS
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
-from onenet.job import build
-from onenet.job.snapshots import IMAGES, NAME, REPLAY_IMAGES, TERMS
+from onenet.job.snapshots import IMAGES, NAME, REPLAY_IMAGES, TERMS, snapshots_of
 from onenet.runs.evaluations import default_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.structures import unpadded_sizes
@@ -40,7 +40,7 @@ def seen(tmp_path, *words: str, source=None, step: int = 0, last: bool = True):
     run = Run(*words, source=source)
     validation = source or open_split(run.config.data, "val")
     folder = RunFolder(tmp_path)
-    build.snapshots(folder, run.config, run.model, validation).take(run.model, step, last)
+    snapshots_of(folder, run.config, run.model, validation).take(run.model, step, last)
     return folder, run, validation
 
 
@@ -155,7 +155,7 @@ def test_a_snapshot_leaves_training_alone(tmp_path):
     words = ["detector=deformable_detr", "model.dropout=0.3"]
     plain, watched = Run(*words), Run(*words)
     validation = open_split(watched.config.data, "val")
-    snapshots = build.snapshots(RunFolder(tmp_path), watched.config, watched.model, validation)
+    snapshots = snapshots_of(RunFolder(tmp_path), watched.config, watched.model, validation)
     torch.manual_seed(5)
     plain.train()
     torch.manual_seed(5)
@@ -182,7 +182,7 @@ def test_images_that_cannot_be_read_are_no_reason_to_stop(tmp_path, readable):
 def test_looks_that_are_taken_again_give_way(tmp_path):
     run = Run("neck.channels=8")
     folder = RunFolder(tmp_path)
-    snapshots = build.snapshots(folder, run.config, run.model, open_split(run.config.data, "val"))
+    snapshots = snapshots_of(folder, run.config, run.model, open_split(run.config.data, "val"))
     for step in (2, 4, 6):
         snapshots.take(run.model, step, False)
     before = arrays(folder.assignments_file)

@@ -19,7 +19,7 @@ from analysis.core.evidence import (
     snapshots,
 )
 from analysis.core.rows import TableRow
-from onenet.job import drawing
+from onenet.evaluation import drawing
 from onenet.system.files import read_json
 
 IMAGES = 4

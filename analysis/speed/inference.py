@@ -12,11 +12,11 @@ from torchvision.models import detection
 from analysis.core.fps import Network, Speed, network_of
 from analysis.core.predicates import NETWORKS
 from analysis.speed.timing import Timing, least_seconds
+from onenet import build
 from onenet.config.compose import loader, override
 from onenet.data.normalization import normalize
 from onenet.data.sizes import pad_to_multiple
 from onenet.detectors import DETECTORS
-from onenet.job import build
 from onenet.ops.fusion import for_inference
 from onenet.postprocess import nms_keep, top_k
 from onenet.sweeps.experiments import expand

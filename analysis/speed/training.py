@@ -17,12 +17,12 @@ from torch import Tensor
 from analysis.speed import plain
 from analysis.speed.scenes import STRIDE, scene
 from analysis.speed.timing import Timing
+from onenet import build
 from onenet.assigners import make_matcher
 from onenet.costs import MatchingCost
 from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import make_neck
 from onenet.detectors.onenet import OneNet
-from onenet.job import build
 from onenet.losses import DetectionLoss
 from onenet.structures import HeadOutput, Target
 from onenet.system.memory import keep_freed_memory

@@ -7,6 +7,8 @@ from pathlib import Path
 from onenet.config.schema import Config
 from onenet.system.files import REPOSITORY
 
+RELEASED = "released:"  # before the path of a checkpoint of the released code
+
 
 def make_absolute(config: Config) -> Config:
     """Fills in these values, in place. Returns the config."""
@@ -21,9 +23,10 @@ def make_absolute(config: Config) -> Config:
         for split in (config.data.train, config.data.val):
             split.images = str(root / (split.images or ""))
             split.annotations = str(root / (split.annotations or ""))
-    weights = Path(config.backbone.weights).expanduser()
+    prefix = RELEASED if config.backbone.weights.startswith(RELEASED) else ""
+    weights = Path(config.backbone.weights.removeprefix(prefix)).expanduser()
     if weights.is_file():
-        config.backbone.weights = str(weights.absolute())
+        config.backbone.weights = prefix + str(weights.absolute())
     return config
 
 

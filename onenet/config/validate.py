@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from onenet.config.absolute import RELEASED
 from onenet.config.schema import MODELS, NAMES, Config
 from onenet.detectors import DETECTORS, detector_of
 from onenet.system.own import TARGET
@@ -137,8 +138,8 @@ def _data_and_weights(config: Config) -> Iterator[str]:
         yield "data.shapes.max_short is below data.shapes.min_short."
     # Without its tag, an architecture would mean the weights that timm prefers at the time.
     source = re.fullmatch(r"none|\w+\.\w+|run:[0-9a-f]{10}", weights)
-    if not source and not Path(weights).expanduser().is_file():
+    if not source and not Path(weights.removeprefix(RELEASED)).expanduser().is_file():
         yield (
             f"backbone.weights={weights} is no file, timm tag or run: "
-            "name the training, as in resnet50.tv_in1k, or run:ID, or none."
+            "name the training, as in resnet50.tv_in1k, or run:ID, released:FILE, or none."
         )

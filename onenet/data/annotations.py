@@ -4,7 +4,7 @@ I images, A annotations, K classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -48,6 +48,24 @@ class Annotations:
             self.crowd[:end],
             None if self.parts_xyxy is None else self.parts_xyxy[:end],
             self.report,
+        )
+
+    def only(self, labels: Sequence[int]) -> "Annotations":
+        """Returns the objects of these classes, which become labels 0, 1, ... in this order.
+
+        `labels`: ascending."""
+        mask = np.isin(self.labels, labels)
+        counts = np.concatenate([[0], np.cumsum(mask)])
+        return replace(
+            self,
+            category_ids=[self.category_ids[label] for label in labels],
+            category_names=[self.category_names[label] for label in labels],
+            first=counts[self.first],
+            boxes_xyxy=self.boxes_xyxy[mask],
+            labels=np.searchsorted(labels, self.labels[mask]),
+            areas=self.areas[mask],
+            crowd=self.crowd[mask],
+            parts_xyxy=None if self.parts_xyxy is None else self.parts_xyxy[mask],
         )
 
     def to_coco(self) -> dict:

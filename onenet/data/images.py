@@ -81,6 +81,15 @@ def open_image(path: Path) -> Image.Image:
         raise OSError(str(error)) from None
 
 
+def read_image(path: Path) -> np.ndarray:
+    """Returns an image as it is meant to be seen, with EXIF rotation: [H, W, 3] uint8 RGB. Raises
+    BadImage, naming the file."""
+    try:
+        return _read(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadImage(f"{path}: {error}") from error
+
+
 def _wrong_size(path: Path, size_hw: tuple[int, ...], annotated_hw: tuple[int, int]) -> BadImage:
     (height, width), (annotated_height, annotated_width) = size_hw, annotated_hw
     return BadImage(
@@ -88,10 +97,12 @@ def _wrong_size(path: Path, size_hw: tuple[int, ...], annotated_hw: tuple[int, i
     )
 
 
-def _read(path: Path, size_hw: tuple[int, int]) -> np.ndarray:
-    """Returns [H, W, 3] uint8 RGB. `size_hw` decides whether EXIF rotation applies."""
+def _read(path: Path, size_hw: tuple[int, int] | None = None) -> np.ndarray:
+    """Returns [H, W, 3] uint8 RGB. `size_hw`, if the annotations say it, decides whether EXIF
+    rotation applies."""
     with open_image(path) as raw:
-        if raw.size not in (size_hw, size_hw[::-1]):  # a small file may decode to gigabytes
+        # A small file may decode to gigabytes.
+        if size_hw and raw.size not in (size_hw, size_hw[::-1]):
             raise _wrong_size(path, raw.size[::-1], size_hw)
         if raw.format == "JPEG" and raw.mode in ("RGB", "L") and _is_upright(raw):
             pixels = _decode_jpeg(path)
@@ -99,7 +110,7 @@ def _read(path: Path, size_hw: tuple[int, int]) -> np.ndarray:
                 return pixels
         image = ImageOps.exif_transpose(raw)
         # Most tools annotate the rotated image, some the raw one.
-        if image.size[::-1] != size_hw and raw.size[::-1] == size_hw:
+        if size_hw and image.size[::-1] != size_hw and raw.size[::-1] == size_hw:
             image = raw
         if raw.mode.startswith("I;16") or (raw.mode, raw.format) == ("I", "PPM"):
             # 16-bit grey. Keep the upper 8 bits, as for 16-bit colour; Pillow would clip.

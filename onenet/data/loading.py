@@ -5,7 +5,7 @@ worker processes changes nothing.
 """
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -174,21 +174,27 @@ def resample(pixels: np.ndarray, view: View) -> Tensor:
 
 
 def collate(items: list[Item], min_hw: tuple[int, int] = (1, 1)) -> Batch:
-    """Pads images right and below to the largest one and `min_hw`, in multiples of 32."""
+    """Makes a batch of images that are padded alike, see `pad`."""
     pixels, targets, original_hw, problems = zip(*items, strict=True)
+    is_substitute = list(map(bool, problems))
+    bad_images = [message for messages in problems for message in messages]
+    images = pad(pixels, min_hw)
+    return Batch(images, list(targets), list(original_hw), is_substitute, bad_images)
+
+
+def pad(pixels: Sequence[Tensor], min_hw: tuple[int, int] = (1, 1)) -> Tensor:
+    """Pads images [3, h, w] right and below to the largest one and `min_hw`, in multiples of 32:
+    [B, 3, H, W] uint8."""
     sides = zip(min_hw, *(image.shape[1:] for image in pixels), strict=True)
     height, width = pad_to_multiple(tuple(map(max, sides)))
     padding = np.array(PADDING_RGB, dtype=np.uint8)[:, None, None]
-    images = np.empty((len(items), 3, height, width), dtype=np.uint8)
+    images = np.empty((len(pixels), 3, height, width), dtype=np.uint8)
     for padded, image in zip(images, pixels, strict=True):
         _, image_height, image_width = image.shape
         padded[:, :image_height, :image_width] = image.numpy()
         padded[:, image_height:] = padding
         padded[:, :image_height, image_width:] = padding
-    is_substitute = list(map(bool, problems))
-    bad_images = [message for messages in problems for message in messages]
-    images = torch.from_numpy(images)
-    return Batch(images, list(targets), list(original_hw), is_substitute, bad_images)
+    return torch.from_numpy(images)
 
 
 def training_batches(

@@ -58,7 +58,7 @@ class ModulatedDeformConv(nn.Conv2d):
             feature, taps = feature.to(self.weight.dtype), taps.to(self.weight.dtype)
             offset, logits = taps.split([2 * TAPS, TAPS], dim=1)
             return deform_conv2d(
-                feature, offset, self.weight, padding=self.padding, mask=logits.sigmoid()
+                feature, offset, self.weight, self.bias, padding=self.padding, mask=logits.sigmoid()
             )
 
 

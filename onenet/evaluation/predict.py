@@ -65,10 +65,10 @@ def predict(
     if not world.first:
         return None
     all_images = {image: row for part_images, _ in parts for image, row in part_images.items()}
-    return _concatenate(all_images), [name for _, names in parts for name in names]
+    return concatenate(all_images), [name for _, names in parts for name in names]
 
 
-def _concatenate(by_image: dict[int, tuple]) -> Predictions:
+def concatenate(by_image: dict[int, tuple]) -> Predictions:
     """`by_image`: the boxes, scores, labels and NMS masks of each image."""
     images = sorted(by_image)
     counts = [len(by_image[image][1]) for image in images]

@@ -8,12 +8,13 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
+from onenet import build
 from onenet.config.schema import Config
 from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset, collate
 from onenet.data.normalization import normalize
 from onenet.data.sizes import ImageSize
-from onenet.job import build, drawing
+from onenet.evaluation import drawing
 from onenet.postprocess import nms_keep, top_k
 from onenet.runs.evaluations import default_evaluation
 from onenet.runs.folder import RunFolder

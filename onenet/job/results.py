@@ -9,22 +9,22 @@ import subprocess
 import time
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from onenet import build
 from onenet.config.schema import Config
+from onenet.data.annotations import Annotations
 from onenet.data.images import ImageSource
 from onenet.evaluation import per_image
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
 from onenet.evaluation.predictions import Predictions
-from onenet.job import build
-from onenet.job.recorder import add_line
 from onenet.runs.evaluations import EvalSpec
-from onenet.runs.folder import RunFolder
-from onenet.runs.identity import RECIPE, run_id
+from onenet.runs.identity import RECIPE
 from onenet.runs.request import Request
 from onenet.system.context import RunContext
 from onenet.system.files import REPOSITORY, write_atomically, write_json
@@ -49,7 +49,7 @@ def predict_split(
 
 def score(
     config: Config,
-    source: ImageSource,
+    annotations: Annotations,
     spec: EvalSpec,
     predictions: Predictions,
     bad_images: list[str],
@@ -58,7 +58,7 @@ def score(
 
     `bad_images`: the files that could not be read.
     """
-    scorer = Scorer(source.annotations, spec.area_scale, config.eval.backend)
+    scorer = Scorer(annotations, spec.area_scale, config.eval.backend)
     metrics, notes, curves = scorer.score(predictions)
     if bad_images:
         notes["AP"] = f"{plural(len(bad_images), 'image')} without detections: could not be read"
@@ -66,7 +66,7 @@ def score(
         "metrics": metrics,
         "metrics_notes": notes,
         "curves": curves,
-        "data_report": list(source.annotations.report),
+        "data_report": list(annotations.report),
         "bad_images": bad_images,
     }
 
@@ -87,7 +87,7 @@ def describe(
         "train_seconds": round(progress.seconds, 1),
     }
     return {
-        "id": run_id(config),
+        "id": request.id,
         "recipe": RECIPE,
         "evaluation": asdict(spec),
         "overrides": request.overrides,
@@ -112,26 +112,23 @@ def describe(
 
 
 def write(
-    folder: RunFolder,
-    source: ImageSource,
+    target: Path,
+    annotations: Annotations,
     predictions: Predictions,
     result: dict,
-    step: int,
     start_time: float,
 ) -> None:
-    """Writes evaluations/<id>/: detections.json.gz (before NMS), per_image.npz, result.json last.
+    """Writes the folder of an evaluation: detections.json.gz (before NMS), per_image.npz, and
+    result.json last.
 
-    `step`: training step of the network. `start_time`: of the evaluation, by `time.perf_counter`.
+    `start_time`: of the evaluation, by `time.perf_counter`.
     """
-    spec = EvalSpec(**result["evaluation"])
-    target = folder.evaluation(spec)
-    rows = predictions.to_coco(source.annotations)
+    rows = predictions.to_coco(annotations)
     text = json.dumps(rows).encode()  # level 9 would take three times as long to save 3 %
     write_atomically(target / "detections.json.gz", gzip.compress(text, compresslevel=6))
     arrays = io.BytesIO()
-    np.savez_compressed(arrays, **per_image.pack(source.annotations, predictions))
+    np.savez_compressed(arrays, **per_image.pack(annotations, predictions))
     write_atomically(target / "per_image.npz", arrays.getvalue())
-    add_line(folder, {"step": step, "evaluation": spec.id}, result["metrics"])
     result["timing"]["evaluation_seconds"] = round(time.perf_counter() - start_time, 1)
     write_json(target / "result.json", result)
 

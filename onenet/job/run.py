@@ -16,6 +16,7 @@ import torch
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from onenet import build
 from onenet.config.compose import from_dict
 from onenet.config.schema import Config
 from onenet.config.upgrade import upgrade
@@ -23,9 +24,11 @@ from onenet.data.images import ImageSource
 from onenet.data.loading import training_batches
 from onenet.data.sources import open_split
 from onenet.errors import UserError
-from onenet.job import build, pictures, results
+from onenet.job import pictures, results
 from onenet.job.endings import describe, kind_of, note_failed_start
-from onenet.job.recorder import TrainingLog
+from onenet.job.recorder import TrainingLog, add_line
+from onenet.job.snapshots import snapshots_of
+from onenet.runs.classes import Classes
 from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import Locked, RunFolder, owner
 from onenet.runs.identity import run_id
@@ -166,8 +169,10 @@ class Job:
     def _train_and_evaluate(self, is_trained: bool) -> None:
         folder, world = self.folder, self.world
         validation = open_split(self.config.data, "val", folder.cache)
-        num_classes = len(validation.annotations.category_ids)
-        model = build.detector(self.config, num_classes, self.context.device)
+        classes = Classes.of(validation.annotations)
+        if world.first:
+            classes.write(folder.classes_file)
+        model = build.detector(self.config, len(classes), self.context.device)
         with mirrored(folder, self.config) if world.first else contextlib.nullcontext():
             if is_trained:
                 progress = checkpoint.load_trained(folder, self.id, model, self.context.device)
@@ -203,9 +208,11 @@ class Job:
         if output is None:  # the first process has it
             return
         predictions, bad_images = output
-        scores = results.score(config, source, spec, predictions, bad_images)
+        scores = results.score(config, source.annotations, spec, predictions, bad_images)
         result = results.describe(config, model, progress, spec, self.request, context, scores)
-        results.write(self.folder, source, predictions, result, progress.step, start_time)
+        add_line(self.folder, {"step": progress.step, "evaluation": spec.id}, result["metrics"])
+        target = self.folder.evaluation(spec)
+        results.write(target, source.annotations, predictions, result, start_time)
         self._print(results.summary(result))
 
     def _resume(self, model: nn.Module) -> TrainingState:
@@ -258,7 +265,7 @@ class Job:
         snapshot_steps = {round(config.steps * (number + 1) / count) for number in range(count)}
         if not snapshot_steps or not self.world.first:
             return lambda step: None
-        snapshots = build.snapshots(self.folder, config, model, validation, self.context.device)
+        snapshots = snapshots_of(self.folder, config, model, validation, self.context.device)
 
         def take(step: int) -> None:
             if step in snapshot_steps:

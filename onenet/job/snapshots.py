@@ -17,13 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from onenet import build
+from onenet.config.schema import Config
 from onenet.costs import CostWeights, MatchingCost, Pairs
 from onenet.data.annotations import Annotations
+from onenet.data.images import ImageSource
 from onenet.data.loading import Batch, DetectionDataset
 from onenet.errors import UserError
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
 from onenet.job.recorder import add_line
+from onenet.runs.evaluations import default_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.structures import Matches, Target
 from onenet.system.context import ON_CPU, RunContext
@@ -230,3 +234,19 @@ def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
     write_atomically(file, content.getvalue())
+
+
+def snapshots_of(
+    folder: RunFolder, config: Config, model: nn.Module, source: ImageSource, device: str = "cpu"
+) -> Snapshots:
+    """Sets up snapshots of the model in training, with the settings of the default evaluation."""
+    spec = default_evaluation(config)
+    return Snapshots(
+        folder,
+        build.loss(config, model),
+        build.matching_cost(config),
+        build.evaluation_set(config, source, spec),
+        peaks=spec.peaks,
+        scorer=lambda annotations: Scorer(annotations, spec.area_scale, config.eval.backend),
+        context=RunContext(device),
+    )

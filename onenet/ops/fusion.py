@@ -23,25 +23,28 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 # Shape of the test images. Two images, so that a broadcast over the batch is not fused as a sum.
 TEST_SHAPE = (2, 3, 64, 64)
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 TOLERANCE = 1e-2  # relative to the largest value; GPUs may round to three digits per layer (TF32)
 
 
-def for_inference(model: nn.Module) -> nn.Module:
+def for_inference(model: nn.Module, portable: bool = False) -> nn.Module:
     """Returns a copy in evaluation mode with a fused backbone and neck, if any; it cannot train.
 
-    Equals `copy.deepcopy(model).eval()` up to rounding. The model itself is not changed.
+    `portable`: only fold BatchNorm, also into deformable convolutions, and use no private operator,
+    so that the copy can be exported. Equals `copy.deepcopy(model).eval()` up to rounding. The model
+    itself is not changed.
     """
     model_copy = copy.deepcopy(model).eval()
     if hasattr(model_copy, "neck"):
         network = nn.Sequential(model_copy.backbone, model_copy.neck)
-        model_copy.backbone, model_copy.neck = fuse(network), nn.Identity()
+        model_copy.backbone, model_copy.neck = fuse(network, portable), nn.Identity()
     elif hasattr(model_copy, "backbone"):
-        model_copy.backbone = fuse(model_copy.backbone)
+        model_copy.backbone = fuse(model_copy.backbone, portable)
     return model_copy.eval()  # the new modules, too
 
 
 @torch.no_grad()
-def fuse(network: nn.Module) -> nn.Module:
+def fuse(network: nn.Module, portable: bool = False) -> nn.Module:
     """Returns a fused version of `network`, a function of images [B, 3, H, W] in evaluation mode;
     its outputs are the same up to rounding.
 
@@ -53,8 +56,8 @@ def fuse(network: nn.Module) -> nn.Module:
         traced = fx.GraphModule(network, _Tracer().trace(network))
         _ShapeRecorder(traced).run(images)
         _drop_identities(traced)
-        _fold_batchnorm(traced)
-        if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        _fold_batchnorm(traced, subclasses=portable)
+        if not portable and device.type == "cpu" and torch.backends.mkldnn.is_available():
             _fuse_convolutions(traced)
         traced.delete_all_unused_submodules()
         traced.recompile()
@@ -139,9 +142,9 @@ def _drop_identities(traced: fx.GraphModule) -> None:
             _replace(node, node.args[0])
 
 
-def _fold_batchnorm(traced: fx.GraphModule) -> None:
+def _fold_batchnorm(traced: fx.GraphModule, subclasses: bool) -> None:
     """Merges a convolution and a BatchNorm if the BatchNorm is the only user of its output."""
-    for node, conv in _convolutions(traced):
+    for node, conv in _convolutions(traced, subclasses):
         user = next(iter(node.users))
         norm = _module(traced, user)
         foldable = (
@@ -168,17 +171,23 @@ def _fuse_convolutions(traced: fx.GraphModule) -> None:
         traced.set_submodule(node.target, FusedConv(conv, relu))
 
 
-def _convolutions(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Conv2d | nn.ConvTranspose2d]]:
-    """The plain convolutions that are called once, with their input as the only argument."""
+def _convolutions(
+    traced: fx.GraphModule, subclasses: bool = False
+) -> list[tuple[fx.Node, nn.Conv2d | nn.ConvTranspose2d]]:
+    """The convolutions that are called once, with their input as the only argument.
+
+    `subclasses`: also those of other classes, such as deformable ones.
+    """
     calls = Counter(node.target for node in traced.graph.nodes)
     convolutions = []
     for node in traced.graph.nodes:
         module = _module(traced, node)
         if (
-            type(module) in (nn.Conv2d, nn.ConvTranspose2d)
+            (subclasses or type(module) in CONVOLUTIONS)
+            and isinstance(module, CONVOLUTIONS)
             and module.padding_mode == "zeros"
             and isinstance(module.padding, tuple)
-            and (type(module) is nn.Conv2d or module.groups == 1)
+            and (isinstance(module, nn.Conv2d) or module.groups == 1)
             and calls[node.target] == 1
             and len(node.args) == 1
             and not node.kwargs

@@ -26,7 +26,11 @@ LOCK_TRIES = 5  # 0.1 s apart
 MAX_SUGGESTIONS = 5  # in an error message
 STATES = ("done", "partial", "running", "failed", "missing", "unreadable")
 # How a run ended: `kind` in status.json, null during the run.
-KINDS = ("done", "preempted", "diverged", "out_of_memory", "bad_input", "killed", "failed")
+# `released`: made from a checkpoint of the released code, without a result.
+KINDS = (
+    *("done", "released", "preempted", "failed"),
+    *("diverged", "out_of_memory", "bad_input", "killed"),
+)
 # Earlier commits recorded only the exception of a failed run.
 KIND_BY_EXCEPTION = {
     "FloatingPointError": "diverged",
@@ -77,6 +81,10 @@ class RunFolder:
     def cache(self) -> Path:
         """The cache that all runs of this root share: the indices of annotation files."""
         return self.path.parent / ".cache"
+
+    @property
+    def classes_file(self) -> Path:
+        return self.path / "classes.json"
 
     @property
     def log_file(self) -> Path:
@@ -132,8 +140,8 @@ class RunFolder:
         if not os.access(self.path, os.R_OK | os.X_OK) and self.path.exists():
             return "unreadable"
         state = self.status().get("state")
-        if state == "done" and self.result():  # else result.json is damaged: evaluate again
-            return "done"
+        if state == "done" and (self.result() or self.status().get("kind") == "released"):
+            return "done"  # otherwise result.json is damaged: evaluate again
         if state is None and not self.checkpoint_file.is_file():
             return "missing"
         if state == "running" and self.is_locked():

@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from onenet.config.absolute import RELEASED
 from onenet.config.schema import Config
 from onenet.config.upgrade import NEUTRAL
 from onenet.detectors import DETECTOR_KEYS, detector_of
@@ -125,7 +126,10 @@ def _data(config: Config, data: dict) -> dict:
 
 
 def _weights(weights: str) -> str:
-    return digest("backbone.weights", weights) if Path(weights).is_file() else weights
+    file = weights.removeprefix(RELEASED)
+    if not Path(file).is_file():
+        return weights
+    return weights.removesuffix(file) + digest("backbone.weights", file)
 
 
 def flatten(node: dict, prefix: str = "") -> dict[str, object]:

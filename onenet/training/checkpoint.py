@@ -5,7 +5,6 @@
 
 import io
 import os
-import pickle
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +16,10 @@ from torch.optim import Optimizer
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
 from onenet.system.files import write_atomically
+from onenet.system.tensors import DAMAGE
 from onenet.training.loop import Progress
 
 REQUIRED_KEYS = {"id", "progress", "model", "optimizer"}
-DAMAGE = (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 def save(
@@ -46,6 +45,15 @@ def save(
     if folder.checkpoint_file.is_file():
         os.replace(folder.checkpoint_file, folder.previous_checkpoint_file)
     os.replace(new, folder.checkpoint_file)
+
+
+def save_weights(folder: RunFolder, run_id: str, weights: dict[str, Tensor]) -> None:
+    """Saves the weights of a network that was trained elsewhere."""
+    buffer = io.BytesIO()
+    torch.save(
+        {"id": run_id, "progress": asdict(Progress()), "model": weights, "optimizer": {}}, buffer
+    )
+    write_atomically(folder.checkpoint_file, buffer.getvalue())
 
 
 def find(folder: RunFolder, run_id: str) -> Path | None:

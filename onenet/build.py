@@ -10,6 +10,7 @@ from torch.optim import AdamW
 
 from onenet import costs, losses
 from onenet.assigners import Matcher, make_matcher
+from onenet.config.absolute import RELEASED
 from onenet.config.compose import to_dict
 from onenet.config.schema import Config
 from onenet.data.augment import Augmentation
@@ -19,12 +20,10 @@ from onenet.data.sizes import ImageSize
 from onenet.detectors import detector_of
 from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import make_neck
+from onenet.detectors.released import backbone_weights
 from onenet.errors import UserError
-from onenet.evaluation.coco_metrics import Scorer
-from onenet.job.snapshots import Snapshots
 from onenet.losses import DetectionLoss
-from onenet.runs.evaluations import EvalSpec, default_evaluation
-from onenet.runs.folder import RunFolder
+from onenet.runs.evaluations import EvalSpec
 from onenet.system.context import RunContext
 from onenet.system.distributed import ALONE, World
 from onenet.system.own import TARGET, load
@@ -75,7 +74,9 @@ def detector(config: Config, num_classes: int, device: str = "cpu") -> nn.Module
     """Builds the detector; its initial weights depend only on `seed`."""
     torch.manual_seed(config.seed)
     kind, weights = detector_of(config.detector, config.model), config.backbone.weights
-    if weights.startswith("run:"):
+    if weights.startswith(RELEASED):
+        weights = backbone_weights(Path(weights.removeprefix(RELEASED)))
+    elif weights.startswith("run:"):
         weights = checkpoint.part_of_run(Path(config.runs_root), weights[4:], "backbone")
     backbone = make_backbone(config.backbone.name, weights, config.backbone.frozen)
     parts = {k: v for k, v in to_dict(config)["model"].items() if k not in (TARGET, "reads")}
@@ -137,22 +138,6 @@ def own_term(name: str, term: dict[str, Any]) -> tuple[str, float, Callable]:
     """Returns name, weight (default 1) and function of a user's cost term."""
     arguments = {key: value for key, value in term.items() if key != "weight"}
     return name, float(term.get("weight", 1.0)), load(arguments)
-
-
-def snapshots(
-    folder: RunFolder, config: Config, model: nn.Module, source: ImageSource, device: str = "cpu"
-) -> Snapshots:
-    """Sets up snapshots of the model in training, with the settings of the default evaluation."""
-    spec = default_evaluation(config)
-    return Snapshots(
-        folder,
-        loss(config, model),
-        matching_cost(config),
-        evaluation_set(config, source, spec),
-        peaks=spec.peaks,
-        scorer=lambda annotations: Scorer(annotations, spec.area_scale, config.eval.backend),
-        context=RunContext(device),
-    )
 
 
 def optimizer(config: Config, model: nn.Module) -> AdamW:

@@ -1,0 +1,1 @@
+"""Use of a trained network: prediction on images, export with a check, the released weights."""
