@@ -86,6 +86,19 @@ class Scorer:
         notes = {name: self._why_none(name) for name, v in metrics.items() if v is None}
         return Scores(metrics, notes, curves)
 
+    def by_class(self, predictions: Predictions, metric: str = "AP") -> list[tuple]:
+        """AP, or AP50, of each class without and with NMS, in 0..100; None without objects."""
+        loaded, ious = self._evaluator.load(predictions), {"AP": slice(None), "AP50": slice(1)}
+        columns = []
+        for detections in (loaded, loaded[predictions.nms_keep[NMS_IOU]]):
+            if not len(detections):
+                columns.append([0.0] * len(self.annotations.category_ids))
+                continue
+            precision = self._evaluator.evaluate(detections, self.ranges[:1]).precision
+            of_classes = precision[ious[metric], :, :, 0, -1].transpose(2, 0, 1)
+            columns.append([_mean(values) for values in of_classes])
+        return [*zip(*columns, strict=True)]
+
     def _coco(self, detections: np.ndarray, only_all: bool = False) -> Numbers:
         """AP and AR by name. An area without objects has none. `only_all`: no areas."""
         if not len(detections):  # pycocotools would raise

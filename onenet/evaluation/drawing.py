@@ -43,10 +43,12 @@ def with_captions(
     picture: Image.Image, boxes: Sequence[Sequence[float]], captions: Sequence[str]
 ) -> Image.Image:
     """Returns a copy with boxes, rows of (x1, y1, x2, y2, label), and a caption in each box's
-    corner. The first boxes are on top."""
+    corner unless it is empty. The first boxes are on top."""
     copy = with_boxes(picture, boxes)
     canvas = ImageDraw.Draw(copy)
     for (x1, y1, _, _, label), caption in reversed([*zip(boxes, captions, strict=True)]):
+        if not caption:
+            continue
         corner = (max(0, x1) + 2, max(0, y1) + 1)
         canvas.rectangle(canvas.textbbox(corner, caption), fill=_color(label))
         canvas.text(corner, caption, fill="white")
