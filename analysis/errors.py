@@ -150,7 +150,6 @@ def page(
     ]
     ap, ap_nms = _text(metrics["AP"]), _text(metrics["AP_nms"])
     header = f"# Errors of {name}\n\nAP {ap}, with NMS {ap_nms}."
-    )
     return "\n\n".join(
         [
             header,

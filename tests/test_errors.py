@@ -43,10 +43,9 @@ def mistakes_by_loop(predictions, annotations, threshold):
         for d in detections[np.argsort(-predictions.scores[detections], kind="stable")]:
             candidates = []
             for o in range(rows.start, rows.stop):
-                pair = (
-                    to_xywh(b[None]) for b in (predictions.boxes_xyxy[d], annotations.boxes_xyxy[o])
-                )
-                iou = coco_iou(*pair, annotations.crowd[o : o + 1])[0]
+                boxes = predictions.boxes_xyxy[d], annotations.boxes_xyxy[o]
+                crowd = annotations.crowd[o : o + 1]
+                iou = coco_iou(*(to_xywh(box[None]) for box in boxes), crowd)[0]
                 if iou >= 0.5 and annotations.labels[o] == predictions.labels[d] and o not in found:
                     candidates.append((not annotations.crowd[o], iou, o))
             shown = predictions.scores[d] >= threshold
@@ -92,9 +91,8 @@ def test_the_command_writes_a_page_and_a_picture(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "dAP_dupe" in printed
     assert "hourglass" in printed
-    assert (
-        errors.main([run.id, "--runs", str(run.path.parent), "--out", str(tmp_path / "out")]) == 0
-    )
+    root, out = str(run.path.parent), str(tmp_path / "out")
+    assert errors.main([run.id, "--runs", root, "--out", out]) == 0
     assert (tmp_path / "out" / "errors.md").read_text() == printed.rstrip("\n")
     assert Image.open(tmp_path / "out" / "worst.png").height > 500
     assert errors.main(["0123456789", "--runs", str(run.path.parent)]) == 2
