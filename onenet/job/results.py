@@ -26,8 +26,9 @@ from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import RECIPE, run_id
 from onenet.runs.request import Request
+from onenet.runs.result import write_result
 from onenet.system.context import RunContext
-from onenet.system.files import REPOSITORY, write_atomically, write_json
+from onenet.system.files import REPOSITORY, write_atomically
 from onenet.system.plural import plural
 from onenet.training.loop import Progress
 
@@ -133,7 +134,7 @@ def write(
     write_atomically(target / "per_image.npz", arrays.getvalue())
     add_line(folder, {"step": step, "evaluation": spec.id}, result["metrics"])
     result["timing"]["evaluation_seconds"] = round(time.perf_counter() - start_time, 1)
-    write_json(target / "result.json", result)
+    write_result(target / "result.json", result)
 
 
 def summary(result: dict) -> str:

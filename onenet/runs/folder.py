@@ -7,7 +7,6 @@ operating system releases when the process ends, for whatever reason.
 import contextlib
 import difflib
 import fcntl
-import json
 import os
 import socket
 import time
@@ -22,6 +21,9 @@ from onenet.config.compose import from_dict
 from onenet.config.upgrade import upgrade
 from onenet.errors import UserError
 from onenet.runs.evaluations import EvalSpec
+from onenet.runs.metrics import last_line, read_lines
+from onenet.runs.result import read_result
+from onenet.runs.status import well_typed
 from onenet.system.files import read_json, write_atomically, write_json
 
 LOCK_TRIES = 5  # 0.1 s apart
@@ -32,8 +34,6 @@ CONFIG_ERRORS = (
     *(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError),
     *(yaml.YAMLError, OmegaConfBaseException, UserError),
 )
-# How a run ended: `kind` in status.json, null during the run.
-KINDS = ("done", "preempted", "diverged", "out_of_memory", "bad_input", "killed", "failed")
 # Earlier commits recorded only the exception of a failed run.
 KIND_BY_EXCEPTION = {
     "FloatingPointError": "diverged",
@@ -97,7 +97,7 @@ class RunFolder:
     def freeze(self, config: dict) -> None:
         """Writes the resolved config unless the folder has one, so that later edits of YAML files
         do not affect this run."""
-        if self.config_file.is_file():
+        if self.config_file.exists():
             return
         try:
             write_atomically(self.config_file, yaml.safe_dump(config, sort_keys=False))
@@ -123,8 +123,8 @@ class RunFolder:
     # --- state ---
 
     def status(self) -> dict:
-        """Returns the content of status.json; empty if it is missing or damaged."""
-        return read_json(self.path / "status.json")
+        """Returns the content of status.json without damaged entries; empty if it is missing."""
+        return well_typed(read_json(self.path / "status.json"))
 
     def set_status(self, **changes) -> None:
         write_json(self.path / "status.json", {**self.status(), **changes})
@@ -141,7 +141,7 @@ class RunFolder:
         if not os.access(self.path, os.R_OK | os.X_OK) and self.path.exists():
             return "unreadable"
         state = self.status().get("state")
-        if state == "done" and self.result():  # else result.json is damaged: evaluate again
+        if self.is_trained() and self.result():  # else result.json is damaged: evaluate again
             return "done"
         if state is None and not self.checkpoint_file.is_file():
             return "missing"
@@ -149,8 +149,13 @@ class RunFolder:
             return "running"
         return "failed" if state == "failed" else "partial"
 
+    def is_trained(self) -> bool:
+        """Whether status.json says that the run is done or, if it is damaged, result.json does."""
+        state = self.status().get("state")
+        return state == "done" or (state is None and self.result().get("id") == self.id)
+
     def kind(self) -> str | None:
-        """Returns how the run ended, one of KINDS, or None if it has not ended.
+        """Returns how the run ended, one of KINDS (status.py), or None if it has not ended.
 
         If the kind was not recorded, it follows from the state: a run marked running by a process
         that is gone was killed.
@@ -176,21 +181,17 @@ class RunFolder:
     def result(self, spec: EvalSpec | None = None, since: float = 0.0) -> dict:
         """Returns result.json of the default evaluation, or of `spec`; empty if there is none, or
         only an earlier one than `since` (Unix time)."""
-        result = read_json(self.evaluation(spec) / "result.json" if spec else self.result_file)
-        finished = result.get("timing", {}).get("finished", 0.0) if since else 0.0
+        result = read_result(self.evaluation(spec) / "result.json" if spec else self.result_file)
+        finished = (result.get("timing", {}).get("finished") or 0.0) if since else 0.0
         return result if finished >= since else {}
+
+    def metrics(self) -> list[dict]:
+        """Returns all complete lines of metrics.jsonl."""
+        return read_lines(self.metrics_file)
 
     def last_metrics(self) -> dict:
         """Returns the last complete line of metrics.jsonl; empty if there is none."""
-        try:
-            with open(self.metrics_file, "rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-                for line in reversed(file.read().splitlines()):
-                    with contextlib.suppress(json.JSONDecodeError):
-                        return json.loads(line)
-        except OSError:
-            pass
-        return {}
+        return last_line(self.metrics_file)
 
     def clean(self) -> None:
         """Removes temporary files left by a killed process. The caller must hold the lock."""

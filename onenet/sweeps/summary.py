@@ -100,5 +100,6 @@ def _cells(
         "-" if metrics.get(metric) is None else format(metrics[metric], pattern)
         for metric, pattern in columns.values()
     ]
-    time = f"{metrics['train_seconds'] / 60:.1f} min"
+    seconds = metrics.get("train_seconds")
+    time = "-" if seconds is None else f"{seconds / 60:.1f} min"
     return [label, f"{spec.config.lr:.2g}", *numbers, time]

@@ -5,7 +5,6 @@
 
 import io
 import os
-import pickle
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,6 @@ from onenet.system.files import write_atomically
 from onenet.training.loop import Progress
 
 REQUIRED_KEYS = {"id", "progress", "model", "optimizer"}
-DAMAGE = (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 def save(
@@ -50,8 +48,10 @@ def save(
 
 def find(folder: RunFolder, run_id: str) -> Path | None:
     """Returns the newest usable checkpoint of the run. Skips, with a message, those that are
-    damaged or of another run."""
+    damaged or of another run. Raises UserError if there is a folder in place of one."""
     for file in (folder.checkpoint_file, folder.previous_checkpoint_file):
+        if file.is_dir():
+            raise UserError(f"{file} is a folder, not a checkpoint: move it away.")
         if file.is_file():
             problem = _problem(file, run_id)
             if problem is None:
@@ -103,8 +103,8 @@ def _problem(file: Path, run_id: str) -> str | None:
             if member := archive.testzip():  # torch does not verify checksums
                 return f"{member} in it is damaged"
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        return f"it cannot be read: {str(error)[:200] or type(error).__name__}"
+    except Exception as error:  # zipfile and torch raise anything on a damaged file
+        return f"it cannot be read: {' '.join(str(error).split())[:200] or type(error).__name__}"
     if not isinstance(state, dict) or not set(state) >= REQUIRED_KEYS:
         return "it is not a checkpoint of a run"
     return None if state["id"] == run_id else f"it belongs to run {state['id']}, not {run_id}"

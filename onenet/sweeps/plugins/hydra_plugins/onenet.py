@@ -107,7 +107,7 @@ def _job_return(spec: RunSpec) -> JobReturn:
     result = spec.folder.result(spec.evaluation)
     job = JobReturn(status=JobStatus.COMPLETED if result else JobStatus.FAILED)
     problem = NotDone(f"{spec.folder.path.name} is not done: see {spec.folder.log_file}")
-    job.return_value = result["metrics"]["AP"] if result else problem
+    job.return_value = result["metrics"].get("AP") if result else problem
     return job
 
 
