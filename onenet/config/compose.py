@@ -249,13 +249,16 @@ def split_sweep(override: Override) -> Iterator[Override]:
 
 
 def from_dict(values: dict) -> Config:
-    """Inverts `to_dict`."""
-    config = OmegaConf.merge(OmegaConf.structured(Config), {**values, "model": {}})
-    if model := MODELS.get(values["detector"]):
-        config.model = OmegaConf.merge(OmegaConf.structured(model), values["model"])
-    else:
-        config.model = values["model"]
-    return _typed(cast(DictConfig, config))
+    """Inverts `to_dict`. Raises UserError if a value has the wrong type."""
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(Config), {**values, "model": {}})
+        if model := MODELS.get(values["detector"]):
+            config.model = OmegaConf.merge(OmegaConf.structured(model), values["model"])
+        else:
+            config.model = values["model"]
+        return _typed(cast(DictConfig, config))
+    except (OmegaConfBaseException, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(" ".join(short_message(error).split())) from error
 
 
 def _typed(config: DictConfig) -> Config:

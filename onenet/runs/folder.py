@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from omegaconf.errors import OmegaConfBaseException
 
 from onenet.config.compose import from_dict
 from onenet.config.upgrade import upgrade
@@ -29,11 +28,6 @@ from onenet.system.files import read_json, write_atomically, write_json
 LOCK_TRIES = 5  # 0.1 s apart
 MAX_SUGGESTIONS = 5  # in an error message
 STATES = ("done", "partial", "running", "failed", "missing", "unreadable")
-# Raised by a config.yaml that is missing, damaged, or not that of a run.
-CONFIG_ERRORS = (
-    *(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError),
-    *(yaml.YAMLError, OmegaConfBaseException, UserError),
-)
 # Earlier commits recorded only the exception of a failed run.
 KIND_BY_EXCEPTION = {
     "FloatingPointError": "diverged",
@@ -113,7 +107,7 @@ class RunFolder:
             values = upgrade(yaml.safe_load(self.config_file.read_text()))
             from_dict(values)  # checks the types
             return values
-        except CONFIG_ERRORS as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError, UserError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"{self.config_file} is not the configuration of a run: {reason}\n"
