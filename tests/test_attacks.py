@@ -72,6 +72,10 @@ VALUES = [
     ("~heads", "~heads", "keys can be changed"),
     ("cost=[a]", "cost", "choose one of"),
     ("cost=nothing", "cost/nothing", "Available options"),
+    ("assigner.own={a: 1}", "assigner.own={a: 1}", "in a YAML file"),
+    ("neck.own={_target_: a.b}", "neck.own={_target_: a.b}", "in a YAML file"),
+    ("data.own=[]", "data.own", "Cannot merge"),
+    ("model={a: 1}", "model.a", "not in struct"),
 ]
 
 

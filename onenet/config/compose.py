@@ -160,7 +160,14 @@ class Loader:
         if key not in self._compositions:
             self._compositions[key] = self._compose_groups(choices)
         config = copy.deepcopy(self._compositions[key])
-        self._hydra._apply_overrides_to_config(values, config)
+        try:
+            self._hydra._apply_overrides_to_config(values, config)
+        except AttributeError as error:  # of OmegaConf: a dictionary instead of null
+            texts = ", ".join(o.input_line or "" for o in values if isinstance(o.value(), dict))
+            raise UserError(
+                f"{texts}: on the command line, a dictionary cannot replace null. "
+                "Set it in a YAML file (onenet/README.md, Parts of your own)."
+            ) from error
         return config
 
     def _compose_groups(self, choices: list[Override]) -> DictConfig:
