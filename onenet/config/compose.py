@@ -111,7 +111,7 @@ class Loader:
         """Returns the values of one file, such as `experiment/table1`. Raises UserError."""
         try:
             result = self._files.load_config(path)
-        except COMPOSE_ERRORS as error:
+        except (*COMPOSE_ERRORS, OSError) as error:
             raise UserError(f"{path}.yaml cannot be read: {short_message(error)}") from error
         if result is None:
             raise UserError(_not_found(path, self.options(path.rpartition("/")[0])))
