@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from onenet.runs.folder import RunFolder
 from onenet.sweeps import plan
 from onenet.sweeps.experiments import expand
 from onenet.system.files import REPOSITORY
@@ -129,15 +130,21 @@ def test_an_unreadable_lock_of_a_finished_run_changes_nothing(two_runs):
 # --- two sweeps, signals, W&B ---
 
 
-def test_the_second_of_two_sweeps_ends_with_the_outcome_of_the_first(tmp_path):
-    overrides = ["steps=60", f"runs_root={tmp_path}"]
-    with started(*overrides) as first:
-        wait_for_steps(tmp_path, 2)
-        second = run(*overrides)
-        assert first.wait(PATIENCE) == 0
-    assert second.returncode == 0, second.stdout
-    assert "waiting for 1 run of another sweep" in second.stdout
-    assert "NOT DONE" not in second.stdout
+def test_the_second_of_two_sweeps_ends_with_the_outcome_of_the_first(two_runs):
+    """The test is the first: it holds the lock until the second waits."""
+    root, (_, *others) = two_runs
+    folder = RunFolder(next(root.glob("*-s0-*")))
+    command = [sys.executable, str(REPOSITORY / "run.py"), *TINY, "seed=0", *others]
+    with folder.lock():
+        folder.set_status(state="running", kind=None)
+        second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        lines = iter(second.stdout.readline, "")
+        assert any("waiting for 1 run of another sweep" in line for line in lines)
+        folder.set_status(state="done", kind="done")
+    rest = second.communicate(timeout=PATIENCE)[0]
+    assert second.returncode == 0, rest
+    assert "NOT DONE" not in rest
+    assert "(defaults)" in rest or "seed=0" in rest
 
 
 def test_a_suspended_run_does_not_delay_the_end_of_its_sweep(tmp_path):
