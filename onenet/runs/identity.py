@@ -17,6 +17,7 @@ from onenet.detectors import DETECTOR_KEYS, detector_of
 from onenet.system import own
 from onenet.system.files import digest
 from onenet.system.own import TARGET
+from onenet.system.printable import printable
 
 Sign = Callable[[Mapping], dict | None]  # of a user's own part
 Content = Callable[[str, str], str]  # of a key and its file
@@ -88,7 +89,7 @@ def slug(config: Config) -> str:
     costs = {(True, True): "loc_cls", (True, False): "loc_only", (False, True): "cls_only"}
     data = config.data.shapes.kind
     if config.data.name != "shapes":
-        data = _own_name(config.data.own) or Path(config.data.root or "").name
+        data = _own_name(config.data.own) or printable(Path(config.data.root or "").name)
     location = "predefined" if weights.center else "predicted"
     labels = {
         "cost": costs[uses_location, bool(weights.cls)],
