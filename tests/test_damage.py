@@ -1,4 +1,4 @@
-"""Random damage to any file of a run folder: never a traceback, a wrong number, or a lost result.
+"""Random damage to any file of a run folder: never a traceback, a wrong result, or a lost one.
 
 A case truncates one file at a random byte, or changes one random byte of it. Then everything that
 reads a run folder reads it, and the command is entered again.
