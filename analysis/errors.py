@@ -81,14 +81,14 @@ def main(arguments: list[str]) -> int:
         scorer = Scorer(annotations, spec.area_scale, detector.config.eval.backend)
         metrics = scorer.score(predictions).metrics
         threshold = metrics["score_threshold"] or 0.5
-        found = mistakes(predictions, annotations, threshold)
-        text = page(folder.path.name, metrics, scorer, predictions, found, threshold)
+        wrong = mistakes(predictions, annotations, threshold)
+        text = page(folder.path.name, metrics, scorer, predictions, wrong, threshold)
         if args.out is None:
             print(text)
             return 0
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "errors.md").write_text(text, encoding="utf-8")
-        picture(source, predictions, found).save(args.out / "worst.png")
+        picture(source, predictions, wrong).save(args.out / "worst.png")
         print(f"Wrote errors.md and worst.png to {args.out.absolute()}")
         return 0
     except OSError as error:
@@ -120,7 +120,7 @@ def page(
     metrics: dict,
     scorer: Scorer,
     predictions: Predictions,
-    found: Mistakes,
+    wrong: Mistakes,
     threshold: float,
 ) -> str:
     """Returns the three tables as Markdown."""
@@ -143,10 +143,10 @@ def page(
     images = [
         [
             int(annotations.image_ids[image]),
-            int((found.missed[annotations.rows(image)]).sum()),
-            int((found.false_positive & (predictions.image == image)).sum()),
+            int((wrong.missed[annotations.rows(image)]).sum()),
+            int((wrong.false_positive & (predictions.image == image)).sum()),
         ]
-        for image in worst(found)
+        for image in worst(wrong)
     ]
     ap, ap_nms = _text(metrics["AP"]), _text(metrics["AP_nms"])
     header = f"# Errors of {name}\n\nAP {ap}, with NMS {ap_nms}."
@@ -161,17 +161,18 @@ def page(
     )
 
 
-def worst(found: Mistakes) -> list[int]:
+def worst(wrong: Mistakes) -> list[int]:
     """The images with most mistakes, most first, without those that have none."""
-    order = np.argsort(-found.per_image, kind="stable")[:WORST]
-    return [int(image) for image in order if found.per_image[image]]
+    order = np.argsort(-wrong.per_image, kind="stable")[:WORST]
+    return [int(image) for image in order if wrong.per_image[image]]
 
 
-def picture(source: ImageSource, predictions: Predictions, found: Mistakes) -> Image.Image:
-    """Returns a row for each of the worst images: its objects, and what was detected."""
+def picture(source: ImageSource, predictions: Predictions, wrong: Mistakes) -> Image.Image:
+    """Returns a row for each of the worst images: its objects, and what was detected, with captions
+    on the detections without an object."""
     annotations = source.annotations
     rows = []
-    for image in worst(found):
+    for image in worst(wrong):
         pixels = source.read(image)
         scale = SIDE / min(pixels.shape[:2])
         size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
@@ -180,14 +181,14 @@ def picture(source: ImageSource, predictions: Predictions, found: Mistakes) -> I
         objects = np.column_stack(
             [annotations.boxes_xyxy[selected] * scale, annotations.labels[selected]]
         )
-        mask = found.shown & (predictions.image == image)
+        mask = wrong.shown & (predictions.image == image)
         boxes = np.column_stack([predictions.boxes_xyxy[mask] * scale, predictions.labels[mask]])
         columns = zip(
-            predictions.labels[mask], predictions.scores[mask], found.false_positive[mask],
+            predictions.labels[mask], predictions.scores[mask], wrong.false_positive[mask],
             strict=True,
         )  # fmt: skip
         captions = [
-            f"{annotations.category_names[label]} {score:.2f}{' ✗' if is_wrong else ''}"
+            f"{annotations.category_names[label]} {score:.2f}" if is_wrong else ""
             for label, score, is_wrong in columns
         ]
         rows.append((with_boxes(resized, objects), with_captions(resized, boxes, captions)))

@@ -154,8 +154,10 @@ def write(
 
 
 def _whole(detector: TrainedDetector, images: torch.Tensor) -> ExportedOutput:
-    found = detector.top_detections(detector.network, images, tuple(images.shape[2:]))
-    return ExportedOutput(found.boxes_xyxy[None], found.scores[None], found.labels[None])
+    detections = detector.top_detections(detector.network, images, tuple(images.shape[2:]))
+    return ExportedOutput(
+        detections.boxes_xyxy[None], detections.scores[None], detections.labels[None]
+    )
 
 
 def _latency_lines(times: dict[str, list], size_hw: tuple[int, int]) -> list[str]:

@@ -5,17 +5,22 @@ Each case has its overrides, what must be said, and the exit status; nothing els
 Run: pytest tests/test_attacks.py
 """
 
+import io
 import os
 import subprocess
 import sys
 
 import pytest
+from rich.progress import Progress
 
 from onenet.config.compose import compose
 from onenet.errors import UserError
+from onenet.sweeps import screen, summary
+from onenet.sweeps.console import SafeConsole
 from onenet.sweeps.experiments import axes_of, expand, specs_of
 from onenet.sweeps.search import requested_search
 from onenet.system.files import REPOSITORY
+from onenet.system.printable import printable
 from onenet.system.terminal import prepare_streams
 
 TINY = ("debug=tiny", "tracker=none")
@@ -72,6 +77,10 @@ VALUES = [
     ("~heads", "~heads", "keys can be changed"),
     ("cost=[a]", "cost", "choose one of"),
     ("cost=nothing", "cost/nothing", "Available options"),
+    ("assigner.own={a: 1}", "assigner.own={a: 1}", "in a YAML file"),
+    ("neck.own={_target_: a.b}", "neck.own={_target_: a.b}", "in a YAML file"),
+    ("data.own=[]", "data.own", "Cannot merge"),
+    ("model={a: 1}", "model.a", "not in struct"),
 ]
 
 
@@ -117,6 +126,30 @@ def test_labels_are_any_text(text):
 
 
 # --- terminals ---
+
+TEXTS = ["[/red]", "[bold]all[/bold]", "\x1b[2J\x1b[31mFAKE", "日本 [x] ird", ":smile:"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_texts_are_printed_without_markup_and_escapes(text):
+    console = SafeConsole(width=200, highlight=False, file=io.StringIO(), force_terminal=True)
+    summary.print_table(console, ("run", text), [(text, "1")])
+    console.out(f"\nEverything is in {text}")
+    with Progress(*screen.COLUMNS, console=console) as progress:
+        progress.add_task(printable(text), total=3, note=text)
+    output = console.file.getvalue()
+    assert output.count(printable(text)) >= 4
+    assert "\x1b[2J\x1b[31mFAKE" not in output.split("Everything")[0]
+
+
+def test_a_folder_is_named_after_a_data_set_whatever_its_name(tmp_path):
+    root = tmp_path / "[x] \x1b[2J ird;$(touch PWN)'é"
+    root.mkdir()
+    (root / "a.json").write_text("{}")
+    files = [f"data.{split}.annotations=a.json" for split in ("train", "val")]
+    quoted = str(root).replace("'", "\\'")
+    (spec,) = expand(["data=coco", f"data.root='{quoted}'", *files])
+    assert r"tiny-[x] \x1b[2J ird;$(to-s0-" in spec.folder.path.name
 
 
 def test_closed_and_narrow_streams_take_any_text(tmp_path, monkeypatch):

@@ -17,7 +17,8 @@ from onenet.config.compose import compose, to_dict
 from onenet.errors import UserError
 from onenet.job.endings import kind_of
 from onenet.job.recorder import cut_back
-from onenet.runs.folder import KINDS, Locked, RunFolder, owner
+from onenet.runs.folder import Locked, RunFolder, owner
+from onenet.runs.status import KINDS
 from onenet.sweeps import local, summary
 from onenet.sweeps.experiments import expand
 from onenet.sweeps.plan import group

@@ -111,7 +111,7 @@ class Loader:
         """Returns the values of one file, such as `experiment/table1`. Raises UserError."""
         try:
             result = self._files.load_config(path)
-        except COMPOSE_ERRORS as error:
+        except (*COMPOSE_ERRORS, OSError) as error:
             raise UserError(f"{path}.yaml cannot be read: {short_message(error)}") from error
         if result is None:
             raise UserError(_not_found(path, self.options(path.rpartition("/")[0])))
@@ -160,7 +160,14 @@ class Loader:
         if key not in self._compositions:
             self._compositions[key] = self._compose_groups(choices)
         config = copy.deepcopy(self._compositions[key])
-        self._hydra._apply_overrides_to_config(values, config)
+        try:
+            self._hydra._apply_overrides_to_config(values, config)
+        except AttributeError as error:  # of OmegaConf: a dictionary instead of null
+            texts = ", ".join(o.input_line or "" for o in values if isinstance(o.value(), dict))
+            raise UserError(
+                f"{texts}: on the command line, a dictionary cannot replace null. "
+                "Set it in a YAML file (onenet/README.md, Parts of your own)."
+            ) from error
         return config
 
     def _compose_groups(self, choices: list[Override]) -> DictConfig:
@@ -249,13 +256,16 @@ def split_sweep(override: Override) -> Iterator[Override]:
 
 
 def from_dict(values: dict) -> Config:
-    """Inverts `to_dict`."""
-    config = OmegaConf.merge(OmegaConf.structured(Config), {**values, "model": {}})
-    if model := MODELS.get(values["detector"]):
-        config.model = OmegaConf.merge(OmegaConf.structured(model), values["model"])
-    else:
-        config.model = values["model"]
-    return _typed(cast(DictConfig, config))
+    """Inverts `to_dict`. Raises UserError if a value has the wrong type."""
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(Config), {**values, "model": {}})
+        if model := MODELS.get(values["detector"]):
+            config.model = OmegaConf.merge(OmegaConf.structured(model), values["model"])
+        else:
+            config.model = values["model"]
+        return _typed(cast(DictConfig, config))
+    except (OmegaConfBaseException, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(" ".join(short_message(error).split())) from error
 
 
 def _typed(config: DictConfig) -> Config:

@@ -1,6 +1,7 @@
 """Writes metrics.jsonl, the checkpoint and progress lines while a run trains."""
 
 import json
+import os
 import time
 
 from torch import nn
@@ -101,26 +102,20 @@ def rate_and_batch(config: Config, context: RunContext) -> str:
 
 def add_line(folder: RunFolder, key: dict, metrics: dict) -> None:
     """Appends a line to metrics.jsonl, unless an earlier attempt has written it (same `key`)."""
+    if any(key.items() <= line.items() for line in folder.metrics()):
+        return
     numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
-    with open(folder.metrics_file, "a+") as file:
-        file.seek(0)
-        lines = file.read().splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):  # torn by a kill
-            file.truncate(sum(len(line.encode()) for line in lines[:-1]))
-            lines.pop()
-        if not any(key.items() <= json.loads(line).items() for line in lines):
-            file.write(json.dumps({**key, **numbers}) + "\n")
+    with open(folder.metrics_file, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":  # torn by a kill
+                file.write(b"\n")
+        file.write(json.dumps({**key, **numbers}).encode() + b"\n")
 
 
 def cut_back(folder: RunFolder, step: int) -> None:
-    """Drops the lines of metrics.jsonl after the checkpoint's step, so that no step is repeated."""
-    if not folder.metrics_file.is_file():
-        return
-    lines = []
-    for line in folder.metrics_file.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                lines.append(line + "\n")
-        except ValueError:  # the last line, torn by a crash
-            break
-    write_atomically(folder.metrics_file, "".join(lines))
+    """Drops the lines of metrics.jsonl after the checkpoint's step, so that no step is repeated,
+    and torn ones."""
+    if folder.metrics_file.is_file():
+        lines = [line for line in folder.metrics() if line["step"] <= step]
+        write_atomically(folder.metrics_file, "".join(json.dumps(line) + "\n" for line in lines))

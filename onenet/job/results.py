@@ -26,8 +26,9 @@ from onenet.evaluation.predictions import Predictions
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.identity import RECIPE
 from onenet.runs.request import Request
+from onenet.runs.result import write_result
 from onenet.system.context import RunContext
-from onenet.system.files import REPOSITORY, write_atomically, write_json
+from onenet.system.files import REPOSITORY, write_atomically
 from onenet.system.plural import plural
 from onenet.training.loop import Progress
 
@@ -130,7 +131,7 @@ def write(
     np.savez_compressed(arrays, **per_image.pack(annotations, predictions))
     write_atomically(target / "per_image.npz", arrays.getvalue())
     result["timing"]["evaluation_seconds"] = round(time.perf_counter() - start_time, 1)
-    write_json(target / "result.json", result)
+    write_result(target / "result.json", result)
 
 
 def summary(result: dict) -> str:

@@ -13,7 +13,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from onenet import build
@@ -27,22 +26,21 @@ from onenet.errors import UserError
 from onenet.job import pictures, results
 from onenet.job.endings import describe, kind_of, note_failed_start
 from onenet.job.recorder import TrainingLog, add_line
+from onenet.job.repair import repair
 from onenet.job.snapshots import snapshots_of
 from onenet.runs.classes import Classes
 from onenet.runs.evaluations import EvalSpec, default_evaluation
 from onenet.runs.folder import Locked, RunFolder, owner
 from onenet.runs.identity import run_id
 from onenet.runs.request import Request, all_rows
+from onenet.runs.result import write_result
 from onenet.system.distributed import World, is_first_process, join
-from onenet.system.files import write_json
 from onenet.system.memory import keep_freed_memory
 from onenet.system.signals import EXIT_STATUS, Preempted, StopRequest
 from onenet.tracking.tracker import mirrored
 from onenet.training import checkpoint
 from onenet.training.loop import Hooks, Progress, TrainingState, train
 from onenet.training.stopwatch import Stopwatch
-
-TRAIN_AGAIN = "Restore it, or move the folder away and enter the same command to train again."
 
 
 class Job:
@@ -68,7 +66,8 @@ class Job:
             if (frozen := self._frozen_id()) != self.id:
                 return (
                     f"{self.folder.config_file} describes run {frozen}, not {self.id}: "
-                    f"it has been edited.\n{TRAIN_AGAIN}"
+                    "it has been edited.\nRestore it, or move the folder away and enter the same "
+                    "command to train again."
                 )
         except UserError as error:
             return str(error)
@@ -76,18 +75,12 @@ class Job:
 
     def _frozen_id(self) -> str:
         """Returns the id of config.yaml, with the current paths of files that may have moved."""
-        try:
-            frozen = from_dict(self.folder.config())
-            frozen.data.root = self.config.data.root
-            frozen.data.train, frozen.data.val = self.config.data.train, self.config.data.val
-            if Path(self.config.backbone.weights).is_file():
-                frozen.backbone.weights = self.config.backbone.weights
-            return run_id(frozen)
-        except (OmegaConfBaseException, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.folder.config_file} is not the configuration of a run: "
-                f"{str(error).splitlines()[0]}\n{TRAIN_AGAIN}"
-            ) from error
+        frozen = from_dict(self.folder.config())
+        frozen.data.root = self.config.data.root
+        frozen.data.train, frozen.data.val = self.config.data.train, self.config.data.val
+        if Path(self.config.backbone.weights).is_file():
+            frozen.backbone.weights = self.config.backbone.weights
+        return run_id(frozen)
 
     def run(self) -> None:
         """Trains unless that is done, then evaluates; leaves the folder in state `done`.
@@ -100,11 +93,11 @@ class Job:
         with self._lock():
             if self.world.first:
                 self.folder.clean()
+                repair(self.folder, self.id, default_evaluation(self.config))
                 rows = all_rows(self.folder, self.request.rows)
                 tracker = vars(self.config.tracker)
                 self.folder.set_status(rows=rows, tracker=tracker, evaluation_error=None)
-                self._restore_result()
-            is_done = self.folder.status().get("state") == "done"
+            is_done = self.folder.is_trained()
             try:
                 if not is_done and self.world.first:
                     resumes = self.folder.status().get("resumes", -1) + 1
@@ -121,12 +114,6 @@ class Job:
                 raise
             if not is_done and self.world.first:
                 self.folder.set_status(state="done", kind="done", ended=time.time())
-
-    def _restore_result(self) -> None:
-        """Restores a torn or missing result.json from the default evaluation, its original."""
-        default = self.folder.result(default_evaluation(self.config))
-        if self.folder.status().get("state") == "done" and default and not self.folder.result():
-            write_json(self.folder.result_file, default)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -173,23 +160,26 @@ class Job:
         if world.first:
             classes.write(folder.classes_file)
         model = build.detector(self.config, len(classes), self.context.device)
+        default = default_evaluation(self.config)
+        specs = dict.fromkeys([default, *self.request.evaluations])
+        missing = [spec for spec in specs if not folder.result(spec, self.request.since)]
+        if not (missing := world.broadcast(missing)) and is_trained:
+            return
         with mirrored(folder, self.config) if world.first else contextlib.nullcontext():
             if is_trained:
                 progress = checkpoint.load_trained(folder, self.id, model, self.context.device)
             else:
                 with self.stop.defer():
                     progress = self._train(model, validation)
-            default = default_evaluation(self.config)
-            for spec in dict.fromkeys([default, *self.request.evaluations]):
-                if not world.broadcast(bool(folder.result(spec, self.request.since))):
-                    self._evaluate(model, progress, spec, validation)
+            for spec in missing:
+                self._evaluate(model, progress, spec, validation)
             if not world.first:
                 return
             result = folder.result(default)
             if not is_trained:
                 threshold = result["metrics"]["score_threshold"] or 0.5
                 pictures.write(folder, self.config, model, validation, threshold, self.context)
-            write_json(folder.result_file, result)
+            write_result(folder.result_file, result)
 
     def _print(self, text: str) -> None:
         if self.world.first:

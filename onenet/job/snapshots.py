@@ -9,9 +9,11 @@ terms.
 
 import copy
 import io
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -37,6 +39,8 @@ from onenet.training.loop import Loss
 IMAGES = 64  # the first validation images
 REPLAY_IMAGES = 32  # the first of these, whose predictions are stored
 NAME = "first64"  # `evaluation` of the snapshots in metrics.jsonl
+# Raised by a file of arrays that is torn, changed, or another.
+DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error)
 TERMS = tuple(CostWeights.__dataclass_fields__)
 
 
@@ -217,12 +221,16 @@ def _add(
 ) -> None:
     """Adds a snapshot to the file: the arrays of `_assignments` get a first axis over `steps` [S].
 
-    Drops snapshots of this and later steps, which a resumed run takes again.
+    Drops snapshots of this and later steps, which a resumed run takes again; all, with a message,
+    if the file is damaged.
     """
     previous: dict[str, np.ndarray] = {}
     if file.is_file():
-        with np.load(file) as arrays:
-            previous = dict(arrays)
+        try:
+            with np.load(file) as arrays:
+                previous = {name: arrays[name] for name in ("steps", *assignments)}
+        except DAMAGE as error:
+            print(f"{file} is damaged ({error}): its earlier snapshots are lost", flush=True)
     arrays = dict(objects)
     for name, value in {"steps": np.array(step), **assignments}.items():
         earlier = [previous[name][previous["steps"] < step]] if previous else []

@@ -7,7 +7,6 @@ operating system releases when the process ends, for whatever reason.
 import contextlib
 import difflib
 import fcntl
-import json
 import os
 import socket
 import time
@@ -17,20 +16,18 @@ from pathlib import Path
 
 import yaml
 
+from onenet.config.compose import from_dict
 from onenet.config.upgrade import upgrade
 from onenet.errors import UserError
 from onenet.runs.evaluations import EvalSpec
+from onenet.runs.metrics import last_line, read_lines
+from onenet.runs.result import read_result
+from onenet.runs.status import well_typed
 from onenet.system.files import read_json, write_atomically, write_json
 
 LOCK_TRIES = 5  # 0.1 s apart
 MAX_SUGGESTIONS = 5  # in an error message
 STATES = ("done", "partial", "running", "failed", "missing", "unreadable")
-# How a run ended: `kind` in status.json, null during the run.
-# `released`: made from a checkpoint of the released code, without a result.
-KINDS = (
-    *("done", "released", "preempted", "failed"),
-    *("diverged", "out_of_memory", "bad_input", "killed"),
-)
 # Earlier commits recorded only the exception of a failed run.
 KIND_BY_EXCEPTION = {
     "FloatingPointError": "diverged",
@@ -98,7 +95,7 @@ class RunFolder:
     def freeze(self, config: dict) -> None:
         """Writes the resolved config unless the folder has one, so that later edits of YAML files
         do not affect this run."""
-        if self.config_file.is_file():
+        if self.config_file.exists():
             return
         try:
             write_atomically(self.config_file, yaml.safe_dump(config, sort_keys=False))
@@ -108,12 +105,14 @@ class RunFolder:
             ) from error
 
     def config(self) -> dict:
-        """Returns the frozen config, upgraded to the current keys. Raises UserError if it cannot
-        be read."""
+        """Returns the frozen config, upgraded to the current keys. Raises UserError if it is not
+        the configuration of a run."""
         try:
-            return upgrade(yaml.safe_load(self.config_file.read_text()))
-        except (OSError, ValueError, yaml.YAMLError, UserError) as error:
-            reason = str(error).splitlines()[0]
+            values = upgrade(yaml.safe_load(self.config_file.read_text()))
+            from_dict(values)  # checks the types
+            return values
+        except (OSError, ValueError, RecursionError, yaml.YAMLError, UserError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"{self.config_file} is not the configuration of a run: {reason}\n"
                 "Move the folder away, then repeat the command to start the run afresh."
@@ -122,8 +121,8 @@ class RunFolder:
     # --- state ---
 
     def status(self) -> dict:
-        """Returns the content of status.json; empty if it is missing or damaged."""
-        return read_json(self.path / "status.json")
+        """Returns the content of status.json without damaged entries; empty if it is missing."""
+        return well_typed(read_json(self.path / "status.json"))
 
     def set_status(self, **changes) -> None:
         write_json(self.path / "status.json", {**self.status(), **changes})
@@ -140,7 +139,8 @@ class RunFolder:
         if not os.access(self.path, os.R_OK | os.X_OK) and self.path.exists():
             return "unreadable"
         state = self.status().get("state")
-        if state == "done" and (self.result() or self.status().get("kind") == "released"):
+        is_released = self.status().get("kind") == "released"
+        if self.is_trained() and (is_released or self.result()):
             return "done"  # otherwise result.json is damaged: evaluate again
         if state is None and not self.checkpoint_file.is_file():
             return "missing"
@@ -148,8 +148,13 @@ class RunFolder:
             return "running"
         return "failed" if state == "failed" else "partial"
 
+    def is_trained(self) -> bool:
+        """Whether status.json says that the run is done or, if it is damaged, result.json does."""
+        state = self.status().get("state")
+        return state == "done" or (state is None and self.result().get("id") == self.id)
+
     def kind(self) -> str | None:
-        """Returns how the run ended, one of KINDS, or None if it has not ended.
+        """Returns how the run ended, one of KINDS (status.py), or None if it has not ended.
 
         If the kind was not recorded, it follows from the state: a run marked running by a process
         that is gone was killed.
@@ -175,21 +180,17 @@ class RunFolder:
     def result(self, spec: EvalSpec | None = None, since: float = 0.0) -> dict:
         """Returns result.json of the default evaluation, or of `spec`; empty if there is none, or
         only an earlier one than `since` (Unix time)."""
-        result = read_json(self.evaluation(spec) / "result.json" if spec else self.result_file)
-        finished = result.get("timing", {}).get("finished", 0.0) if since else 0.0
+        result = read_result(self.evaluation(spec) / "result.json" if spec else self.result_file)
+        finished = (result.get("timing", {}).get("finished") or 0.0) if since else 0.0
         return result if finished >= since else {}
+
+    def metrics(self) -> list[dict]:
+        """Returns all complete lines of metrics.jsonl."""
+        return read_lines(self.metrics_file)
 
     def last_metrics(self) -> dict:
         """Returns the last complete line of metrics.jsonl; empty if there is none."""
-        try:
-            with open(self.metrics_file, "rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-                for line in reversed(file.read().splitlines()):
-                    with contextlib.suppress(json.JSONDecodeError):
-                        return json.loads(line)
-        except OSError:
-            pass
-        return {}
+        return last_line(self.metrics_file)
 
     def clean(self) -> None:
         """Removes temporary files left by a killed process. The caller must hold the lock."""

@@ -1,11 +1,12 @@
 """Estimates how long a run will take, from comparable finished runs."""
 
+import contextlib
 from pathlib import Path
 from statistics import median
 
 from onenet.config.compose import to_dict
 from onenet.config.schema import Config
-from onenet.system.files import read_json
+from onenet.runs.result import read_result
 
 Kind = tuple  # what makes runs comparable
 
@@ -16,10 +17,14 @@ class Estimates:
     def __init__(self, root: Path):
         paces: dict[Kind, list[tuple[float, float]]] = {}
         for file in root.glob("*/result.json"):
-            result = read_json(file)
-            if timing := result.get("timing"):
-                config = result["config"]
-                pace = timing["seconds_per_step"] / config["batch"], timing["evaluation_seconds"]
+            result = read_result(file)
+            # A result of an earlier commit, or a damaged one, may lack anything.
+            with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
+                config, timing = result["config"], result["timing"]
+                pace = (
+                    timing["seconds_per_step"] / config["batch"],
+                    1.0 * timing["evaluation_seconds"],
+                )
                 paces.setdefault(_kind(config), []).append(pace)
         self._paces = {
             kind: tuple(median(column) for column in zip(*pairs, strict=True))

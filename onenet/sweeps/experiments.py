@@ -93,15 +93,28 @@ def read_experiment(name: str) -> Experiment:
     path = f"{GROUP}/{name}"
     values = loader().read(path)
     try:
-        rows = tuple(Row(row["label"], tuple(row["overrides"])) for row in values.pop("rows"))
-        sweep = tuple(values.pop("sweep", ()))
-        return Experiment(name, rows=rows, sweep=sweep, **values)
-    except (AttributeError, KeyError, TypeError) as error:
+        rows = tuple(Row(str(row["label"]), _texts(row, "overrides")) for row in values["rows"])
+        sweep = _texts(values, "sweep") if "sweep" in values else ()
+        rest = {key: value for key, value in values.items() if key not in ("rows", "sweep")}
+        experiment = Experiment(name, rows=rows, sweep=sweep, **rest)
+        if not rows:
+            raise ValueError("it has no rows")
+        return experiment
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"no key {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UserError(
-            f"{loader().file(path)} is not an experiment: {str(error).splitlines()[0]}\n"
+            f"{loader().file(path)} is not an experiment: {reason}\n"
             "It needs title, question, rows (each a label and a list of overrides), and may have "
             "table and sweep."
         ) from error
+
+
+def _texts(values: dict, key: str) -> tuple[str, ...]:
+    """Returns a list of overrides. Raises TypeError if it is something else."""
+    texts = values[key]
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{key} must be a list of overrides, not {texts!r}")
+    return tuple(texts)
 
 
 def expand(overrides: Sequence[str]) -> list[RunSpec]:

@@ -72,9 +72,10 @@ def _stopping_runs_first(runs: Sequence[Run]) -> Iterator[None]:
             signal.signal(other, signal.SIG_IGN)
         for run in runs:
             status = run.folder.status()
-            if run.folder.is_locked() and status.get("host") == socket.gethostname():
+            is_here = run.folder.is_locked() and status.get("host") == socket.gethostname()
+            if is_here and (process := status.get("pid")):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(status["pid"], signal.SIGTERM)
+                    os.kill(process, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
         while any(run.folder.is_locked() for run in runs) and time.monotonic() < deadline:
             time.sleep(0.1)

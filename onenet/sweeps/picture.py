@@ -9,7 +9,7 @@ WITHOUT, WITH = "#c0392b", "#bdc3c7"
 
 def draw(runs: list[tuple[str, dict]], path: Path) -> None:
     """Writes a PNG. `runs`: label and metrics of each; those without AP are left out."""
-    runs = [(label, m) for label, m in runs if m["AP"] is not None]
+    runs = [(label, m) for label, m in runs if None not in (m.get("AP"), m.get("AP_nms"))]
     if not runs:
         return
     # Matplotlib writes a font cache, which also goes into the runs root.
@@ -35,7 +35,7 @@ def draw(runs: list[tuple[str, dict]], path: Path) -> None:
     left.set_xlim(0, 1.35 * max(1, *with_nms, *without))
     left.set_xlabel("AP")
     left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8, frameon=False)
-    duplicates = [m["duplicates_per_object"] or 0 for _, m in runs]
+    duplicates = [m.get("duplicates_per_object") or 0 for _, m in runs]
     right.barh(rows, duplicates, color=WITHOUT, height=0.4)
     for row, value in enumerate(duplicates):
         right.text(value, row, f" {value:.2f}", va="center", fontsize=9)

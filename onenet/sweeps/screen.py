@@ -9,9 +9,9 @@ from onenet.sweeps.process import RunProcess
 
 LINE_SECONDS = 30  # between progress lines where the screen is not a terminal
 COLUMNS = (
-    TextColumn("{task.description}"),
+    TextColumn("{task.description}", markup=False),
     BarColumn(bar_width=20),
-    TextColumn("{task.fields[note]}"),
+    TextColumn("{task.fields[note]}", markup=False),
     TimeRemainingColumn(),
 )
 

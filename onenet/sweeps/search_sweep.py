@@ -93,7 +93,7 @@ def _print_results(console: Console, study: Study, statuses: Statuses) -> None:
         if run.state() != "done":
             print_failure(console, run, statuses)
         elif result["metrics"].get(metric) is None:
-            reason = result["metrics_notes"].get(metric, "not there")
+            reason = result.get("metrics_notes", {}).get(metric, "not there")
             console.out(f"\nNO VALUE  {run.name}: {metric}: {reason}")
     console.out(f"\n{study.counts('not')}. The search is in {study.folder.path}")
     if ranked:

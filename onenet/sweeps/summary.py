@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
+from rich.text import Text
 
 from onenet.sweeps import picture
 from onenet.sweeps.experiments import RunSpec
 from onenet.sweeps.launch import Statuses
 from onenet.sweeps.plan import Run
+from onenet.system.printable import printable
 
 COLUMNS = {  # metric and format, by the column's name
     "AP": ("AP", ".1f"),
@@ -51,9 +53,10 @@ def print_results(console: Console, runs: list[Run], statuses: Statuses) -> None
 def print_table(console: Console, names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in names:
-        table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
+        justify: JustifyMethod = "left" if name == "run" else "right"
+        table.add_column(Text(printable(name)), justify=justify, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))  # a string would be read as markup
     console.print(table)
 
 
@@ -100,5 +103,6 @@ def _cells(
         "-" if metrics.get(metric) is None else format(metrics[metric], pattern)
         for metric, pattern in columns.values()
     ]
-    time = f"{metrics['train_seconds'] / 60:.1f} min"
+    seconds = metrics.get("train_seconds")
+    time = "-" if seconds is None else f"{seconds / 60:.1f} min"
     return [label, f"{spec.config.lr:.2g}", *numbers, time]

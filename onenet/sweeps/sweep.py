@@ -9,6 +9,7 @@ from rich.console import Console
 from onenet.config.validate import problems
 from onenet.errors import UserError, raise_for
 from onenet.sweeps import plan, search_sweep, summary
+from onenet.sweeps.console import SafeConsole
 from onenet.sweeps.experiments import axes_of, specs_of
 from onenet.sweeps.launch import RunLauncher, run_all
 from onenet.sweeps.local import gpus
@@ -23,7 +24,7 @@ def sweep(overrides: Sequence[str], launcher: RunLauncher) -> int:
     started."""
     # In a pipe or a file, lines are as long as they need to be.
     width = None if sys.stdout.isatty() else 200
-    console = Console(soft_wrap=True, width=width, highlight=False)
+    console = SafeConsole(soft_wrap=True, width=width, highlight=False)
     axes = axes_of(overrides)
     if search := requested_search(axes):
         return search_sweep.main(console, search, launcher)

@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict:
     """Returns the object in the file; empty if the file is missing or holds no object."""
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 

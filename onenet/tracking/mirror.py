@@ -8,7 +8,6 @@ run and sends everything again.
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +21,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from onenet.runs.folder import Locked, RunFolder
+from onenet.runs.metrics import parse_line
+from onenet.runs.result import read_result
 from onenet.system.files import read_json, write_json
 from onenet.tracking.tracker import BUSY, UNANSWERED, EndListener, verdict_file, write_verdict
 from onenet.tracking.wandb_run import (
@@ -88,8 +89,8 @@ class Mirror:
             for line in file:
                 if not line.endswith(b"\n"):  # the run is still writing it
                     return
-                with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+                if numbers := parse_line(line):
+                    yield numbers
                 self.position += len(line)
 
     def send_summary(self, status: str) -> None:
@@ -98,7 +99,7 @@ class Mirror:
         numbers = {"status": status, **default.get("metrics", {})}
         numbers |= {f"timing/{name}": value for name, value in default.get("timing", {}).items()}
         for file in sorted(self.folder.path.glob("evaluations/*/result.json")):
-            result = read_json(file)
+            result = read_result(file)
             if result.get("evaluation") != default.get("evaluation"):
                 for name, value in result.get("metrics", {}).items():
                     numbers[f"{file.parent.name}/{name}"] = value

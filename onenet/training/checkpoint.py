@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
 from onenet.system.files import write_atomically
-from onenet.system.tensors import DAMAGE
 from onenet.training.loop import Progress
 
 REQUIRED_KEYS = {"id", "progress", "model", "optimizer"}
@@ -58,8 +57,10 @@ def save_weights(folder: RunFolder, run_id: str, weights: dict[str, Tensor]) -> 
 
 def find(folder: RunFolder, run_id: str) -> Path | None:
     """Returns the newest usable checkpoint of the run. Skips, with a message, those that are
-    damaged or of another run."""
+    damaged or of another run. Raises UserError if there is a folder in place of one."""
     for file in (folder.checkpoint_file, folder.previous_checkpoint_file):
+        if file.is_dir():
+            raise UserError(f"{file} is a folder, not a checkpoint: move it away.")
         if file.is_file():
             problem = _problem(file, run_id)
             if problem is None:
@@ -111,8 +112,8 @@ def _problem(file: Path, run_id: str) -> str | None:
             if member := archive.testzip():  # torch does not verify checksums
                 return f"{member} in it is damaged"
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        return f"it cannot be read: {str(error)[:200] or type(error).__name__}"
+    except Exception as error:  # zipfile and torch raise anything on a damaged file
+        return f"it cannot be read: {' '.join(str(error).split())[:200] or type(error).__name__}"
     if not isinstance(state, dict) or not set(state) >= REQUIRED_KEYS:
         return "it is not a checkpoint of a run"
     return None if state["id"] == run_id else f"it belongs to run {state['id']}, not {run_id}"

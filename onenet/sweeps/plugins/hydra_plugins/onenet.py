@@ -14,13 +14,13 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
 from onenet.config.compose import ComposeError, Loader, use
 from onenet.config.options import LauncherOptions, SlurmOptions
 from onenet.config.validate import out_of_range
 from onenet.errors import raise_for
 from onenet.sweeps import app, plan, sweep
+from onenet.sweeps.console import SafeConsole
 from onenet.sweeps.experiments import RunSpec, expand
 from onenet.sweeps.foreign import ForeignLauncher
 from onenet.sweeps.launch import RunLauncher, run_all
@@ -94,7 +94,7 @@ class OneNetLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         jobs = [expand(overrides) for overrides in job_overrides]
         runs = plan.group([spec for specs in jobs for spec in specs])
-        console = Console(highlight=False)
+        console = SafeConsole(highlight=False)
         if runs[0].config.plan:
             plan.print_plan(console, runs)
             sys.exit(0)
@@ -107,7 +107,7 @@ def _job_return(spec: RunSpec) -> JobReturn:
     result = spec.folder.result(spec.evaluation)
     job = JobReturn(status=JobStatus.COMPLETED if result else JobStatus.FAILED)
     problem = NotDone(f"{spec.folder.path.name} is not done: see {spec.folder.log_file}")
-    job.return_value = result["metrics"]["AP"] if result else problem
+    job.return_value = result["metrics"].get("AP") if result else problem
     return job
 
 
