@@ -13,7 +13,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from onenet.config.compose import from_dict
@@ -39,8 +38,6 @@ from onenet.training import checkpoint
 from onenet.training.loop import Hooks, Progress, TrainingState, train
 from onenet.training.stopwatch import Stopwatch
 
-TRAIN_AGAIN = "Restore it, or move the folder away and enter the same command to train again."
-
 
 class Job:
     """One run in this process. `run` reads top to bottom."""
@@ -65,7 +62,8 @@ class Job:
             if (frozen := self._frozen_id()) != self.id:
                 return (
                     f"{self.folder.config_file} describes run {frozen}, not {self.id}: "
-                    f"it has been edited.\n{TRAIN_AGAIN}"
+                    "it has been edited.\nRestore it, or move the folder away and enter the same "
+                    "command to train again."
                 )
         except UserError as error:
             return str(error)
@@ -73,18 +71,12 @@ class Job:
 
     def _frozen_id(self) -> str:
         """Returns the id of config.yaml, with the current paths of files that may have moved."""
-        try:
-            frozen = from_dict(self.folder.config())
-            frozen.data.root = self.config.data.root
-            frozen.data.train, frozen.data.val = self.config.data.train, self.config.data.val
-            if Path(self.config.backbone.weights).is_file():
-                frozen.backbone.weights = self.config.backbone.weights
-            return run_id(frozen)
-        except (OmegaConfBaseException, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.folder.config_file} is not the configuration of a run: "
-                f"{str(error).splitlines()[0]}\n{TRAIN_AGAIN}"
-            ) from error
+        frozen = from_dict(self.folder.config())
+        frozen.data.root = self.config.data.root
+        frozen.data.train, frozen.data.val = self.config.data.train, self.config.data.val
+        if Path(self.config.backbone.weights).is_file():
+            frozen.backbone.weights = self.config.backbone.weights
+        return run_id(frozen)
 
     def run(self) -> None:
         """Trains unless that is done, then evaluates; leaves the folder in state `done`.

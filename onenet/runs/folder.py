@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from omegaconf.errors import OmegaConfBaseException
 
+from onenet.config.compose import from_dict
 from onenet.config.upgrade import upgrade
 from onenet.errors import UserError
 from onenet.runs.evaluations import EvalSpec
@@ -25,6 +27,11 @@ from onenet.system.files import read_json, write_atomically, write_json
 LOCK_TRIES = 5  # 0.1 s apart
 MAX_SUGGESTIONS = 5  # in an error message
 STATES = ("done", "partial", "running", "failed", "missing", "unreadable")
+# Raised by a config.yaml that is missing, damaged, or not that of a run.
+CONFIG_ERRORS = (
+    *(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError),
+    *(yaml.YAMLError, OmegaConfBaseException, UserError),
+)
 # How a run ended: `kind` in status.json, null during the run.
 KINDS = ("done", "preempted", "diverged", "out_of_memory", "bad_input", "killed", "failed")
 # Earlier commits recorded only the exception of a failed run.
@@ -100,12 +107,14 @@ class RunFolder:
             ) from error
 
     def config(self) -> dict:
-        """Returns the frozen config, upgraded to the current keys. Raises UserError if it cannot
-        be read."""
+        """Returns the frozen config, upgraded to the current keys. Raises UserError if it is not
+        the configuration of a run."""
         try:
-            return upgrade(yaml.safe_load(self.config_file.read_text()))
-        except (OSError, ValueError, yaml.YAMLError, UserError) as error:
-            reason = str(error).splitlines()[0]
+            values = upgrade(yaml.safe_load(self.config_file.read_text()))
+            from_dict(values)  # checks the types
+            return values
+        except CONFIG_ERRORS as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"{self.config_file} is not the configuration of a run: {reason}\n"
                 "Move the folder away, then repeat the command to start the run afresh."

@@ -7,6 +7,7 @@ the value that leaves results unchanged in NEUTRAL (config/upgrade.py).
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from onenet.system import own
 from onenet.system.files import digest
 from onenet.system.own import TARGET
 
+Sign = Callable[[Mapping], dict | None]  # of a user's own part
+Content = Callable[[str, str], str]  # of a key and its file
+
 RECIPE = 2  # raise it when the code changes results; this changes all ids
 
 VERBATIM_KEYS = (
@@ -25,8 +29,14 @@ VERBATIM_KEYS = (
 )
 
 
-def identifying_values(config: Config) -> dict:
-    """Returns the values that can change the result of a run's training or default evaluation."""
+def identifying_values(config: Config, read_files: bool = True) -> dict:
+    """Returns the values that can change the result of a run's training or default evaluation.
+
+    `read_files=False`: files count by their path, not by their content, for comparing
+    configurations whose files may be out of reach.
+    """
+    sign = own.signature if read_files else dict
+    content = digest if read_files else _path
     values = asdict(config)
     weights = config.cost_weights()
     focal = weights.cls and config.cost.cls_form == "focal"
@@ -40,12 +50,12 @@ def identifying_values(config: Config) -> dict:
             "alpha": config.cost.alpha if focal else None,
             "gamma": config.cost.gamma if focal else None,
             "l1_format": config.cost.l1_format if weights.l1 else None,
-            "terms": {name: own.signature(term) for name, term in config.cost.terms.items()},
+            "terms": {name: sign(term) for name, term in config.cost.terms.items()},
         },
-        "assigner": _named_part(values["assigner"])
+        "assigner": _named_part(values["assigner"], sign)
         | {"conflict": config.assigner.conflict if config.assigner.name == "min_cost" else None},
-        "neck": _named_part(values["neck"]),
-        "backbone": values["backbone"] | {"weights": _weights(config.backbone.weights)},
+        "neck": _named_part(values["neck"], sign),
+        "backbone": values["backbone"] | {"weights": _weights(config.backbone.weights, content)},
         "optim": {
             "weight_decay": config.optim.weight_decay,
             "warmup": config.optim.warmup,
@@ -55,10 +65,10 @@ def identifying_values(config: Config) -> dict:
             "tail": None if multistep else config.optim.tail,
             "lr_factors": dict(config.optim.lr_factors),
         },
-        "data": _data(config, values["data"]),
+        "data": _data(config, values["data"], sign, content),
     }
     if own_model := config.own_parts()["model"]:
-        identity |= {"detector": None, "model": own.signature(own_model)}
+        identity |= {"detector": None, "model": sign(own_model)}
     reads = detector_of(config.detector, config.model).reads
     identity |= dict.fromkeys(DETECTOR_KEYS.difference(reads))
     leaves = flatten(identity).items()
@@ -96,19 +106,19 @@ def _own_name(part: dict | None) -> str:
     return part[TARGET].rpartition(".")[2] if part else ""
 
 
-def _named_part(part: dict) -> dict:
+def _named_part(part: dict, sign: Sign) -> dict:
     """Returns the values of a part that is chosen by name. For a user's own part, the name is only
     a label and is left out."""
     if part["own"] is None:
         return part
-    return part | {"name": None, "own": own.signature(part["own"])}
+    return part | {"name": None, "own": sign(part["own"])}
 
 
-def _data(config: Config, data: dict) -> dict:
+def _data(config: Config, data: dict, sign: Sign, content: Content) -> dict:
     """Replaces the paths of files by digests of their content; keeps the parameters of `shapes`."""
     identity = {"name": data["name"], "limit": data["limit"]}
     if config.data.own is not None:
-        return identity | {"name": None, "crowd": data["crowd"], "own": own.signature(data["own"])}
+        return identity | {"name": None, "crowd": data["crowd"], "own": sign(data["own"])}
     if config.data.name == "shapes":
         rigid = config.data.shapes.kind == "rigid"
         return identity | {
@@ -119,13 +129,17 @@ def _data(config: Config, data: dict) -> dict:
     return identity | {
         "on_bad_image": data["on_bad_image"],
         "crowd": data["crowd"],
-        "train": digest("data.train.annotations", config.data.train.annotations or ""),
-        "val": digest("data.val.annotations", config.data.val.annotations or ""),
+        "train": content("data.train.annotations", config.data.train.annotations or ""),
+        "val": content("data.val.annotations", config.data.val.annotations or ""),
     }
 
 
-def _weights(weights: str) -> str:
-    return digest("backbone.weights", weights) if Path(weights).is_file() else weights
+def _weights(weights: str, content: Content) -> str:
+    return content("backbone.weights", weights) if Path(weights).is_file() else weights
+
+
+def _path(_key: str, file: str) -> str:
+    return file
 
 
 def flatten(node: dict, prefix: str = "") -> dict[str, object]:
