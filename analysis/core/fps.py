@@ -5,7 +5,8 @@ a file in the runs root, from which the tables read them. They depend on the net
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from analysis.core.formats import Block
+import pandas as pd
+
 from onenet.config.schema import Config
 from onenet.data.sizes import ImageSize
 from onenet.errors import UserError
@@ -134,13 +135,13 @@ def _best_device(by_device: dict[str, dict[Network, Speed]]) -> str:
     return max(by_device, key=rank)
 
 
-def block(speeds: list[Speed]) -> Block:
-    """The table that is printed after measuring."""
+def printed(speeds: list[Speed]) -> pd.DataFrame:
+    """The table that is printed after measuring, as text."""
     names = ("device", "dtype", "classes", "threads")
-    header = [*Network.__dataclass_fields__, *names, "FPS", "FPS with NMS"]
-    rows = []
-    for speed in speeds:
-        number = "" if speed.fps is None else f"{speed.fps:.3g}"
-        values = [*asdict(speed.network).values(), *(getattr(speed, name) for name in names)]
-        rows.append([*map(str, values), number, f"{speed.fps_nms:.3g}"])
-    return Block(header, rows, text_columns=3)
+    rows = [
+        {**asdict(speed.network), **{name: getattr(speed, name) for name in names},
+         "FPS": "" if speed.fps is None else f"{speed.fps:.3g}",
+         "FPS with NMS": f"{speed.fps_nms:.3g}"}
+        for speed in speeds
+    ]  # fmt: skip
+    return pd.DataFrame(rows).astype(str).set_index(["detector", "backbone", "neck"])
