@@ -19,12 +19,12 @@ from analysis.core import bccd, fps, scorecard
 from analysis.core.claims import judge
 from analysis.core.cli import command_line, execute, with_root
 from analysis.core.frame import RECORDS, RESULTS
-from analysis.core.pages import page
+from analysis.core.pages import ours, page
 from analysis.core.render import csv, markdown
 from analysis.core.settings import SWEPT
 from analysis.core.table import Results
 from onenet.sweeps.experiments import expand
-from onenet.sweeps.summary import COLUMNS, columns_and_cells, with_std
+from onenet.sweeps.summary import COLUMNS, columns_and_cells
 from onenet.system.files import REPOSITORY, read_json
 from onenet.system.terminal import run_command
 
@@ -91,18 +91,20 @@ def fill(text: str, results: Results) -> str:
 def experiment_table(name: str, results: Results) -> str:
     """AP without and with NMS, the paper's and ours, under each setting; rows without results are
     left out."""
-    columns, tide = {}, {}
-    for swept in (each for each in SWEPT if each.experiment == name):
-        table = results.table(name, swept.setting)
-        columns[swept.column] = both_aps(table.numbers)
-        columns.setdefault("paper (COCO)", paper_aps(table.paper))
-        if table.has_tide:
-            tide[f"dAP dupe, {swept.column.split(':')[0]}"] = ours(table.numbers, "dAP_dupe")
-    frame = pd.DataFrame(columns | tide).fillna("")
-    frame = frame.reindex(columns["paper (COCO)"].index)
-    paper = frame.pop("paper (COCO)")
-    frame = frame[(frame[[*columns][:1]] != "").any(axis=1) | (frame != "").any(axis=1)]
-    if (paper[frame.index] != "").any():
+    swept = [each for each in SWEPT if each.experiment == name]
+    tables = {each.column: results.table(name, each.setting) for each in swept}
+    rows = tables[swept[0].column].paper
+    columns = {column: both_aps(table.numbers) for column, table in tables.items()}
+    columns |= {
+        f"dAP dupe, {column.split(':')[0]}": ours(table.numbers, "dAP_dupe")
+        for column, table in tables.items() if table.has_tide
+    }  # fmt: skip
+    frame = pd.DataFrame(columns, index=rows.index).fillna("")
+    frame = frame[(frame != "").any(axis=1)]
+    paper = rows.loc[frame.index, ["AP", "AP_nms"]].apply(
+        lambda aps: " → ".join(map("{:.1f}".format, aps.dropna())), axis=1
+    )
+    if (paper != "").any():
         frame.insert(0, "paper (COCO)", paper)
     return _pipe(frame)
 
@@ -113,17 +115,6 @@ def both_aps(numbers: pd.DataFrame) -> pd.Series:
     gain = ours(numbers, "nms_gain", "+.1f").str.split(" ").str[0]
     texts = ours(numbers, "AP") + " → " + ours(numbers, "AP_nms") + " (" + gain + ")"
     return texts.where(numbers.xs("AP", level="metric").ours_mean.notna(), "")
-
-
-def ours(numbers: pd.DataFrame, metric: str, pattern: str = ".1f") -> pd.Series:
-    frame = numbers.xs(metric, level="metric")
-    cells = [with_std(m, s, pattern) for m, s in zip(frame.ours_mean, frame.ours_std, strict=True)]
-    return pd.Series(cells, index=frame.index)
-
-
-def paper_aps(paper: pd.DataFrame) -> pd.Series:
-    aps = paper[["AP", "AP_nms"]]
-    return aps.apply(lambda row: " → ".join(map("{:.1f}".format, row.dropna())), axis=1)
 
 
 def main_job(results: Results) -> str:

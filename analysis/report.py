@@ -28,7 +28,7 @@ from analysis.core.claims import VERDICTS, Judgement, judge, read_claims
 from analysis.core.cli import command_line, execute, overrides_of, print_source
 from analysis.core.pages import page as table_page
 from analysis.core.plots import charts
-from analysis.core.render import Page
+from analysis.core.render import TEMPLATES, Page
 from analysis.core.samples import SAMPLES
 from analysis.core.settings import ELSEWHERE, EXPERIMENTS, SWEPT, Swept
 from analysis.core.statistics import Interval
@@ -38,7 +38,6 @@ from onenet.sweeps.summary import number
 from onenet.system.files import write_atomically
 from onenet.system.terminal import run_command
 
-TEMPLATES = Path(__file__).with_name("page")
 QUESTION = "What makes a dense detector need NMS, and what removes the need?"
 
 
@@ -77,7 +76,10 @@ def page(results: Results, judgements: list[Judgement], folder: Path, command: s
         scale=_scale(results.table("table1")),
         rerun=f"{results.table('table1').command}\n{command}",
         summary=scorecard.summary(judgements),
-        claims=[_claim(judgement) for judgement in judgements],
+        claims=judgements,
+        ranks=VERDICTS,
+        numbers=scorecard.numbers,
+        printed=scorecard.printed,
         elsewhere=_other_verdicts(results),
         commands="\n".join(scorecard.missing_commands(judgements)),
         pages=pages(results, folder),
@@ -141,49 +143,6 @@ def _other_verdicts(results: Results) -> list[dict]:
         for name, every in columns.items()
         if (verdicts := {id_: verdict for id_, verdict in every.items() if verdict != "not run"})
     ]
-
-
-def _claim(judgement: Judgement) -> dict:
-    condition = judgement.decisive
-    interval = condition.interval
-    ours, bounds, n = scorecard.numbers(condition)
-    lines = [
-        " · ".join([each.statement, *scorecard.numbers(each)[:2]]) for each in judgement.conditions
-    ]
-    bounded = interval is not None and not math.isinf(interval.low)
-    return {
-        "id": judgement.id,
-        "quotation": judgement.quotation,
-        "verdict": judgement.verdict,
-        "rank": VERDICTS.index(judgement.verdict),
-        "explanation": judgement.explanation,
-        "others": lines if len(lines) > 1 else [],
-        "statement": condition.statement,
-        "ours": ours,
-        "interval": bounds,
-        "mean": "" if interval is None else interval.mean,
-        "width": interval.high - interval.low if bounded else "",
-        "bar": _bar(condition.bound, interval) if bounded else "",
-        "n": n,
-        "paper": scorecard.printed(condition),
-    }
-
-
-def _bar(bound: float, interval: Interval) -> Markup:
-    """Draws the interval as a line, the mean as a dot, and the condition's bound as a stroke."""
-    low, high = min(interval.low, bound), max(interval.high, bound)
-    margin = 0.1 * (high - low) or 1.0
-
-    def x(value: float) -> str:
-        return f"{120 * (value - low + margin) / (high - low + 2 * margin):.1f}"
-
-    return Markup(
-        '<svg class="bar" width="120" height="12" aria-hidden="true">'
-        f'<line x1="{x(bound)}" x2="{x(bound)}" y1="0" y2="12" stroke="currentColor"/>'
-        f'<line x1="{x(interval.low)}" x2="{x(interval.high)}" y1="6" y2="6" '
-        'stroke="var(--link)" stroke-width="3"/>'
-        f'<circle cx="{x(interval.mean)}" cy="6" r="4" fill="var(--link)"/></svg>'
-    )
 
 
 def pages(results: Results, folder: Path) -> list[dict]:

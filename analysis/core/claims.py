@@ -15,9 +15,10 @@ all). A condition compares the rows of an experiment, separated by `|`, by its `
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +33,7 @@ from onenet.system.files import REPOSITORY
 
 CLAIMS = REPOSITORY / "analysis" / "paper" / "claims.csv"
 EXPLANATIONS = RESULTS / "explanations.yaml"  # for verdicts on the committed records
+KINDS = ("value", "difference", "fraction", "within", "rising", "slowing")
 VERDICTS = ("reproduced", "too noisy", "contradicted", "not run")
 POSITIVES = {  # metrics of positive samples, in %
     "nearest": "at the grid point nearest the centre",
@@ -134,128 +136,100 @@ def judge(results: Results, only: Sequence[str] | None = None) -> list[Judgement
 
 def conditions(results: Results, claim: Mapping) -> Iterator[Condition]:
     """Yields the conditions of a line of claims.csv. Raises NoRow."""
-    rows = claim["rows"] if results.proxy else claim["paper_rows"] or claim["rows"]
-    columns = [text.split("; ") for text in (claim["kind"], rows, claim["metric"], claim["bound"])]
-    count = max(map(len, columns))
-    for kind, labels, metric, bound in zip(*(c * (count // len(c)) for c in columns), strict=True):
+    labels = claim["rows"] if results.proxy else claim["paper_rows"] or claim["rows"]
+    columns = [claim["kind"], labels, claim["metric"], claim["bound"]]
+    cells = [column.split("; ") for column in columns]
+    count = max(map(len, cells))
+    ignored = ("seed=", "data=shapes")  # of NETWORKS
+    setting = [each for each in results.setting(claim["setting"]) if not each.startswith(ignored)]
+    for kind, names, metric, bound in zip(*(c * (count // len(c)) for c in cells), strict=True):
         metrics = metric.split(" | ")
         if "in_part" in metrics and results.config.data.name != "shapes":
             data = results.config.data.name
             raise NoRow(f"Only data=shapes marks the discriminative part, not data={data}.")
-        compared = [Compared(results, claim["experiment"], label, claim["setting"])
-                    for label in labels.split(" | ")]  # fmt: skip
-        for each in KINDS[kind](compared, metrics, bound):
-            setting = [override for override in results.setting(claim["setting"])
-                       if not override.startswith(("seed=", "data=shapes"))]  # fmt: skip
-            yield replace(each, unit=claim["unit"], setting=" ".join(setting))
+        rows = [
+            results.row(claim["experiment"], name, claim["setting"]) for name in names.split(" | ")
+        ]
+        for quantity, side, number in _compare(kind, rows, metrics, bound):
+            printed = None if math.isnan(quantity.paper) else quantity.paper
+            yield Condition(quantity.text, quantity.values, side, number, claim["unit"],
+                            quantity.rows, printed, " ".join(setting))  # fmt: skip
 
 
-class Compared:
-    """A row whose metrics are compared with those of others. Raises NoRow."""
+@dataclass(frozen=True, eq=False)
+class Quantity:
+    """What a condition compares with its bound."""
 
-    def __init__(self, results: Results, experiment: str, label: str, setting: str = ""):
-        self.runs = results.row(experiment, label, setting)
-        table = read_experiment(experiment).table
-        self.label, self._key = label, (table, label)
+    text: str
+    values: Values
+    paper: float  # NaN if the paper does not print it
+    rows: Sequence[pd.DataFrame]
 
-    def values(self, metric: str) -> Values:
-        """seed -> value, for the runs in which the metric is defined; for FPS, see `_slower`."""
-        done = self.runs[self.runs.done].set_index("seed")
-        if metric in POSITIVES:
-            of_parts = [spec.config.data.shapes.kind == "parts" for spec in done.spec]
-            if metric == "in_part" and not any(of_parts):
-                return pd.Series(dtype=float)
-            fractions = [positives(spec.folder).get(metric) for spec in done.spec]
-            return pd.Series(fractions, index=done.index, dtype=float).dropna()
-        return done[metric].dropna()
 
-    def paper(self, metric: str) -> float:
-        """The paper's number, NaN if it prints none."""
-        try:
-            return float(read_paper().at[self._key, metric])
-        except KeyError:
-            return math.nan
+def _compare(
+    kind: str, rows: Sequence[pd.DataFrame], metrics: Sequence[str], bound: str
+) -> Iterator[tuple[Quantity, str, float]]:
+    """Yields the quantities of a condition, each with side and bound."""
+    side, _, text = bound.rpartition(" ")
+    number = float(text)
+    if kind == "value":
+        yield _value(rows[0], metrics[0]), side, number
+    elif kind == "difference":
+        for other in rows[1:]:
+            yield _difference(rows[0], other, metrics), side, number
+    elif kind == "fraction":
+        yield _difference(*rows, metrics, number), side, 0.0
+    elif kind == "within":
+        difference = _difference(*rows, metrics)
+        yield from ((difference, ">=", -number), (difference, "<=", number))
+    elif kind == "rising":
+        for before, after in pairwise(rows):
+            yield _difference(after, before, metrics), side, number
+    elif kind == "slowing":
+        early, last = (_difference(after, before, metrics) for before, after in pairwise(rows))
+        first, second, third = map(_label, rows)
+        name = f"{metrics[0]} gained from {second} to {third} - from {first} to {second}"
+        values, paper = (last.values - early.values).dropna(), last.paper - early.paper
+        yield Quantity(name, values, paper, rows), side, number
+
+
+def _value(row: pd.DataFrame, metric: str) -> Quantity:
+    """The metric of a row, for the seeds for which it is defined."""
+    done = row[row.done].set_index("seed")
+    text = f"{'NMS gain' if metric == 'nms_gain' else metric} of {_label(row)}"
+    if metric in POSITIVES:
+        text = f"positives of {_label(row)} {POSITIVES[metric]}"
+        if metric == "in_part":
+            done = done[done.kind == "parts"]
+        done = done.assign(**{metric: [positives(s.folder).get(metric) for s in done.spec]})
+    paper = read_paper().get(metric, pd.Series(dtype=float))
+    table = read_experiment(row.spec.iloc[0].experiment).table
+    values = done[metric].astype(float).dropna()
+    return Quantity(text, values, paper.get((table, _label(row)), math.nan), [row])
 
 
 def _difference(
-    one: Compared, other: Compared, metrics: Sequence[str], factor: float = 1.0
-) -> tuple[str, Values, float]:
-    """Returns the text, the values by seed, and the paper's value of the difference; for FPS, by
-    how many percent `one` is faster in each round of timing."""
-    first, second = metrics[0], metrics[-1]
-    papers = one.paper(first), other.paper(second)
-    if first == "FPS":
-        specs = [row.runs.spec.iloc[0] for row in (one, other)]
+    one: pd.DataFrame, other: pd.DataFrame, metrics: Sequence[str], factor: float = 1.0
+) -> Quantity:
+    """The metric of `one` minus `factor` times that of `other`, paired by seed; for FPS, by how
+    many percent `one` is faster in each round of timing."""
+    a, b = _value(one, metrics[0]), _value(other, metrics[-1])
+    if metrics[0] == "FPS":
+        specs = [row.spec.iloc[0] for row in (one, other)]
         networks = [fps.network_of(spec.config, spec.evaluation) for spec in specs]
         rounds = fps.rounds_of(fps.read(Path(specs[0].config.runs_root)), networks)
-        values = [100 * (a / b - 1) for a, b in zip(*rounds, strict=True)]
-        text = f"FPS of {one.label} against {other.label}"
-        return text, pd.Series(values), 100 * (papers[0] / papers[1] - 1)
-    times = f"{factor:g} × " if factor != 1 else ""
-    text = f"{_text(first, one)} - {times}{_text(second, other)}"
-    if first in POSITIVES:
-        text = f"positives {POSITIVES[first]}, {one.label} - {other.label}"
-    values = (one.values(first) - factor * other.values(second)).dropna()
-    return text, values, papers[0] - factor * papers[1]
+        values = pd.Series([100 * (x / y - 1) for x, y in zip(*rounds, strict=True)])
+        text = f"{a.text} against {_label(other)}"
+        return Quantity(text, values, 100 * (a.paper / b.paper - 1), [one, other])
+    text = f"{a.text} - {f'{factor:g} × ' if factor != 1 else ''}{b.text}"
+    if metrics[0] in POSITIVES:
+        text = f"positives {POSITIVES[metrics[0]]}, {_label(one)} - {_label(other)}"
+    values = (a.values - factor * b.values).dropna()
+    return Quantity(text, values, a.paper - factor * b.paper, [one, other])
 
 
-def _text(metric: str, row: Compared) -> str:
-    if metric in POSITIVES:
-        return f"positives of {row.label} {POSITIVES[metric]}"
-    return f"{'NMS gain' if metric == 'nms_gain' else metric} of {row.label}"
-
-
-def _condition(
-    quantity: str, values: Values, paper: float, bound: str, rows: Sequence[Compared]
-) -> Condition:
-    side, _, number = bound.partition(" ")
-    printed = None if math.isnan(paper) else paper
-    runs = [row.runs for row in rows]
-    return Condition(quantity, values, side, float(number), rows=runs, paper=printed)
-
-
-def _value(rows: Sequence[Compared], metrics: Sequence[str], bound: str) -> Iterator[Condition]:
-    (row,), (metric,) = rows, metrics
-    yield _condition(_text(metric, row), row.values(metric), row.paper(metric), bound, rows)
-
-
-def _differences(rows, metrics, bound) -> Iterator[Condition]:
-    for other in rows[1:]:
-        yield _condition(*_difference(rows[0], other, metrics), bound, [rows[0], other])
-
-
-def _fraction(rows, metrics, bound) -> Iterator[Condition]:
-    side, _, fraction = bound.partition(" ")
-    yield _condition(*_difference(*rows, metrics, float(fraction)), f"{side} 0", rows)
-
-
-def _within(rows, metrics, bound) -> Iterator[Condition]:
-    for side in (f">= -{bound}", f"<= {bound}"):
-        yield from _differences(rows, metrics, side)
-
-
-def _rising(rows, metrics, bound) -> Iterator[Condition]:
-    for before, after in zip(rows, rows[1:], strict=False):
-        yield from _differences([after, before], metrics, bound)
-
-
-def _slowing(rows, metrics, bound) -> Iterator[Condition]:
-    first, second, third = rows
-    _, last, last_paper = _difference(third, second, metrics)
-    _, early, early_paper = _difference(second, first, metrics)
-    steps = [f"from {a.label} to {b.label}" for a, b in ((second, third), (first, second))]
-    quantity = f"{metrics[0]} gained {' - '.join(steps)}"
-    yield _condition(quantity, (last - early).dropna(), last_paper - early_paper, bound, rows)
-
-
-KINDS: dict[str, Callable[[Sequence[Compared], Sequence[str], str], Iterator[Condition]]] = {
-    "value": _value,
-    "difference": _differences,
-    "fraction": _fraction,
-    "within": _within,
-    "rising": _rising,
-    "slowing": _slowing,
-}
+def _label(row: pd.DataFrame) -> str:
+    return row.label.iloc[0]
 
 
 def explain(explanation: dict, results: Results, claim: Mapping) -> str:

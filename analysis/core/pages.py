@@ -9,12 +9,12 @@ import pandas as pd
 from analysis.core.frame import COCO
 from analysis.core.render import Page
 from analysis.core.table import Table, evaluators_of, why_missing, without_records_root
-from onenet.config.schema import Config
 from onenet.data.sizes import ImageSize
 from onenet.detectors import DETECTORS
 from onenet.runs.identity import RECIPE
+from onenet.sweeps import summary
 from onenet.sweeps.experiments import RunSpec
-from onenet.sweeps.summary import COLUMNS, columns_and_cells, number, with_std
+from onenet.sweeps.summary import COLUMNS, columns_and_cells, with_std
 
 MAX_COMMANDS = 12  # below a table
 
@@ -22,27 +22,23 @@ MAX_COMMANDS = 12  # below a table
 def page(table: Table) -> Page:
     """Returns the contents of a table's page."""
     experiment = table.experiment
-    settings = pd.DataFrame([_settings(spec) for spec in table.specs], index=table.rows)
-    varying = settings.columns[settings.nunique() > 1]
+    settings = pd.DataFrame([_settings(spec) for spec in table.specs], index=table.specs.index)
+    varying = [*settings.columns[settings.nunique() > 1]]
     notes = [*table.paper.notes.dropna().unique()]
-    labels = [
-        f"{row} [{notes.index(note) + 1}]" if note in notes else row
-        for row, note in table.paper.notes.items()
-    ]
-    todo = ""
+    labels = [f"{row} [{notes.index(note) + 1}]" if note in notes else row
+              for row, note in table.paper.notes.items()]  # fmt: skip
+    root, todo = table.specs.iloc[0].config.runs_root, ""
     if table.missing:
-        root = table.specs.iloc[0].config.runs_root
         absent = "" if Path(root).is_dir() else ", which does not exist yet"
         todo = f"{missing_summary(table.runs.done)} Runs are read from {root}{absent}."
+    main = pd.concat([settings[varying], _main_columns(table)], axis=1)
     number = f"Table {experiment.table}. " if experiment.table else ""
     return Page(
         heading=number + experiment.title,
         question=experiment.question,
         context=_context(table, settings.iloc[0].drop(varying)),
         tables=[
-            _main_table(table).set_index(
-                pd.MultiIndex.from_frame(settings[varying].assign(row=labels)[["row", *varying]])
-            ),
+            main.set_axis(pd.Index(labels, name="row")).set_index(varying, append=True),
             _coco_table(table, labels),
         ],
         notes=[*(f"[{i}] {note}" for i, note in enumerate(notes, 1)), *_legend(table)],
@@ -51,51 +47,53 @@ def page(table: Table) -> Page:
     )
 
 
-def _main_table(table: Table) -> pd.DataFrame:
+def _main_columns(table: Table) -> pd.DataFrame:
     """The paper's question: AP, the gain from NMS, duplicates."""
-    columns = [
-        ("lr", [f"{spec.config.lr:g}" for spec in table.specs]),
-        ("n", _counts(table)),
-        ("AP paper", _paper(table, "AP")),
-        ("AP ours", ours(table, "AP")),
-        ("gap", _gap(table, "AP")),
-    ]
-    if table.paper.AP_nms.notna().any():
-        columns += [
-            ("AP(+NMS) paper", _with_gain(_paper, table)),
-            ("AP(+NMS) ours", _with_gain(ours, table)),
-            ("gap", _gap(table, "AP_nms")),
-        ]
+    numbers, nms = table.numbers, table.paper.AP_nms.notna().any()
+    gain = ours(numbers, *COLUMNS["gain"])
+    columns = {
+        "lr": table.specs.map(lambda spec: f"{spec.config.lr:g}"),
+        "n": _counts(table.runs),
+        "AP paper": _cells(numbers, "AP", "paper"),
+        "AP ours": ours(numbers, "AP"),
+        "gap": _cells(numbers, "AP", "gap", "+.1f"),
+    }
+    if nms:
+        printed = _cells(numbers, "nms_gain", "paper", "+.1f")
+        columns |= {
+            "AP(+NMS) paper": _cells(numbers, "AP_nms", "paper") + _in_brackets(printed),
+            "AP(+NMS) ours": ours(numbers, "AP_nms") + _in_brackets(gain),
+            "gap ": _cells(numbers, "AP_nms", "gap", "+.1f"),
+        }
     else:
-        columns.append(("NMS gain", ours(table, *COLUMNS["gain"])))
-    names = {"AP50 gain": "gain AP50", "dup/obj": "dup/obj", "dAP dupe": "dAP dupe"}
-    columns += [(name, ours(table, *COLUMNS[key])) for name, key in names.items()
-                if key != "dAP dupe" or table.has_tide]  # fmt: skip
+        columns["NMS gain"] = gain
+    columns["AP50 gain"] = ours(numbers, *COLUMNS["gain AP50"])
+    columns |= {name: ours(numbers, *COLUMNS[name]) for name in ("dup/obj", "dAP dupe")
+                if name == "dup/obj" or table.has_tide}  # fmt: skip
     if table.paper.train_hours.notna().any():
-        columns += [
-            ("hours paper", _paper(table, "train_hours", "g")),
-            ("hours ours", ours(table, "train_hours", ".2f")),
-        ]
-    names, cells = zip(*columns, strict=True)
-    return pd.DataFrame([*zip(*cells, strict=True)], columns=names)
+        columns["hours paper"] = _cells(numbers, "train_hours", "paper", "g")
+        columns["hours ours"] = ours(numbers, "train_hours", ".2f")
+    return pd.DataFrame(columns).rename(columns=str.strip)
 
 
 def _coco_table(table: Table, labels: Sequence[str]) -> pd.DataFrame:
     """All COCO metrics: the paper's, below them ours, below those the gap."""
-    fps = [number(v, ".3g") if pd.notna(v) else "" for v in _column(table, "FPS", "ours_mean")]
-    sides = {
-        "paper": [*(_paper(table, metric) for metric in COCO), _paper(table, "FPS", "g")],
-        "ours": [*(ours(table, metric) for metric in COCO), fps],
-        "gap": [*(_gap(table, metric) for metric in COCO), [""] * len(fps)],
-    }
-    lines = []
-    counts, printed = _counts(table), table.paper.drop(columns="notes").notna().any(axis=1)
-    for at, (label, count) in enumerate(zip(labels, counts, strict=True)):
-        paper, our, gap = ([cells[at] for cells in columns] for columns in sides.values())
-        lines += [(label, "paper", *paper), ("", f"ours, n = {count}", *our)]
-        if printed.iloc[at] and not count.startswith("0"):
-            lines.append(("", "gap", *gap))
-    return pd.DataFrame(lines, columns=["row", "", *COCO, "FPS"]).set_index(["row", ""])
+    numbers, metrics, lines = table.numbers, [*COCO, "FPS"], []
+    fps = _cells(numbers, "FPS", "ours_mean", ".3g").replace("-", "")
+    paper, our, gap = (
+        pd.DataFrame({metric: cells(metric) for metric in COCO} | {"FPS": speed})
+        for cells, speed in (
+            (lambda metric: _cells(numbers, metric, "paper"), _cells(numbers, "FPS", "paper", "g")),
+            (lambda metric: ours(numbers, metric), fps),
+            (lambda metric: _cells(numbers, metric, "gap", "+.1f"), ""),
+        )
+    )
+    printed = table.paper.drop(columns="notes").notna().any(axis=1)
+    for label, (row, count) in zip(labels, _counts(table.runs).items(), strict=True):
+        lines += [(label, "paper", *paper.loc[row]), ("", f"ours, n = {count}", *our.loc[row])]
+        if printed[row] and not count.startswith("0"):
+            lines.append(("", "gap", *gap.loc[row]))
+    return pd.DataFrame(lines, columns=["row", "", *metrics]).set_index(["row", ""])
 
 
 def _settings(spec: RunSpec) -> dict[str, str]:
@@ -112,6 +110,8 @@ def _settings(spec: RunSpec) -> dict[str, str]:
     size = f"size {_size(config.size.short, config.size.ratio)}"
     if (evaluation.short, evaluation.ratio) != (config.size.short, config.size.ratio):
         size += f", evaluated at {_size(evaluation.short, evaluation.ratio)}"
+    reads = DETECTORS[config.detector].reads
+    neck = f", neck {config.neck.name}" if "neck" in reads else ""
     scaled = evaluation.area == "relative" and evaluation.short != 512
     return {
         "scale": f"preset {config.preset}" + (f", debug {config.debug}" if config.debug else ""),
@@ -119,20 +119,10 @@ def _settings(spec: RunSpec) -> dict[str, str]:
         "peaks": "3×3 peaks picked" if evaluation.peaks else "no peaks picked",
         "size": size,
         "schedule": f"{config.steps} steps of {config.batch}",
-        "model": _model(config),
-        "assigner": _assigner(config),
+        "model": f"{config.detector} with backbone {config.backbone.name}{neck}",
+        "assigner": f"assigner {config.assigner.name}" if "assigner" in reads else "not matched",
         "areas": "APs/m/l: COCO's bounds" + (f" × ({evaluation.short}/512)²" if scaled else ""),
     }
-
-
-def _model(config: Config) -> str:
-    neck = f", neck {config.neck.name}" if "neck" in DETECTORS[config.detector].reads else ""
-    return f"{config.detector} with backbone {config.backbone.name}{neck}"
-
-
-def _assigner(config: Config) -> str:
-    matched = "assigner" in DETECTORS[config.detector].reads
-    return f"assigner {config.assigner.name}" if matched else "not matched"
 
 
 def _context(table: Table, common: Sequence[str]) -> list[str]:
@@ -199,10 +189,8 @@ def sweep_page(runs: pd.DataFrame, overrides: Sequence[str]) -> Page:
     names, cells = columns_and_cells([
         group[group.done].to_dict("records") for _, group in groups
     ])  # fmt: skip
-    counts = [f"{done.sum()}/{len(done)}" if (~done).any() else f"{len(done)}"
-              for _, done in groups.done]  # fmt: skip
     rates = [f"{spec.config.lr:.2g}" for spec in groups.spec.first()]
-    lines = [[lr, n, *line] for lr, n, line in zip(rates, counts, cells, strict=True)]
+    lines = [[lr, n, *line] for lr, n, line in zip(rates, _counts(runs), cells, strict=True)]
     missing = [*runs.spec[~runs.done]]
     index = pd.Index([*groups.groups], name="run")
     return Page(
@@ -222,41 +210,35 @@ def missing_summary(done: pd.Series) -> str:
     return f"Missing: {count} of {total} results." if count else f"All {total} results are present."
 
 
-# --- the cells of a column, row by row ---
+# --- the cells of a column, by row ---
 
 
-def ours(table: Table, metric: str, pattern: str = ".1f") -> list[str]:
-    """Our mean ± standard deviation; with n if the metric is undefined for some of the seeds."""
-    columns = (_column(table, metric, name) for name in ("ours_mean", "ours_std", "n"))
-    done = table.runs.groupby("row", sort=False).done.sum()
-    return [
-        with_std(mean, std, pattern) + (f" (n = {n:g})" if 0 < n < count else "")
-        for mean, std, n, count in zip(*columns, done, strict=True)
+def ours(numbers: pd.DataFrame, metric: str, pattern: str = ".1f") -> pd.Series:
+    """Our mean ± standard deviation; with n if the metric is undefined for some of the seeds.
+    `numbers`: as `Table.numbers`."""
+    frame = numbers.xs(metric, level="metric")
+    most = numbers.n.groupby(level="row").max()
+    cells = [
+        with_std(line.ours_mean, line.ours_std, pattern)
+        + (f" (n = {line.n:g})" if 0 < line.n < most[row] else "")
+        for row, line in frame.iterrows()
     ]
+    return pd.Series(cells, index=frame.index)
 
 
-def _column(table: Table, metric: str, name: str) -> list[float]:
-    return [*table.numbers.xs(metric, level="metric")[name]]
+def _cells(numbers: pd.DataFrame, metric: str, column: str, pattern: str = ".1f") -> pd.Series:
+    values = numbers.xs(metric, level="metric")[column]
+    return values.map(lambda value: summary.number(value, pattern))
 
 
-def _paper(table: Table, metric: str, pattern: str = ".1f") -> list[str]:
-    return [number(value, pattern) for value in table.paper[metric]]
+def _in_brackets(gains: pd.Series) -> pd.Series:
+    """The gain of AP(+NMS), as in the paper."""
+    return (" (" + gains + ")").where(gains != "-", "")
 
 
-def _gap(table: Table, metric: str) -> list[str]:
-    return [number(value, "+.1f") for value in _column(table, metric, "gap")]
-
-
-def _with_gain(cells, table: Table) -> list[str]:
-    """AP(+NMS) with the gain in brackets, as in the paper. `cells` is _paper or ours."""
-    pairs = zip(cells(table, "AP_nms"), cells(table, "nms_gain", "+.1f"), strict=True)
-    return [text + ("" if gain == "-" else f" ({gain})") for text, gain in pairs]
-
-
-def _counts(table: Table) -> list[str]:
-    groups = table.runs.groupby("row", sort=False).done
-    return [f"{n}" if n == total else f"{n}/{total}"
-            for n, total in zip(groups.sum(), groups.size(), strict=True)]  # fmt: skip
+def _counts(runs: pd.DataFrame) -> pd.Series:
+    done = runs.groupby("row", sort=False).done
+    return done.agg(lambda each: f"{each.sum()}" if each.all() else f"{each.sum()}/{len(each)}")
 
 
 def _size(short: int, ratio: float) -> str:

@@ -1,14 +1,19 @@
 """Writes a page of tables as Markdown, LaTeX or HTML.
 
-A table is a DataFrame of text: the index holds what is no number.
+A table is a DataFrame of text: the index holds its text columns, the columns are numbers.
 """
 
-import html
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
+from onenet.system.files import REPOSITORY
+
+TEMPLATES = REPOSITORY / "analysis" / "page"
 
 
 @dataclass(frozen=True)
@@ -59,49 +64,19 @@ def latex(page: Page) -> str:
     return "\n".join([*lines, "\\end{table*}"]) + "\n"
 
 
-STYLE = """body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 75em; }
-body { padding: 0 1em; color: #222; } li, .todo { color: #555; }
-table { border-collapse: collapse; margin: 1.2em 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25em .8em; text-align: right; white-space: nowrap; }
-thead th { border-bottom: 1.5px solid #222; } td { border-top: 1px solid #ddd; }
-pre { background: #f5f5f5; padding: .8em; overflow-x: auto; }"""
-LEFT = ".left{0} :is(th, td):nth-child(-n+{0}) {{ text-align: left; }}"
-
-
 def html_page(page: Page) -> str:
     """A self-contained page."""
-    e = html.escape
-    left = "\n".join(LEFT.format(count) for count in {t.index.nlevels for t in page.tables})
-    lines = [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        f"<title>{e(page.heading)}</title>",
-        f"<style>\n{STYLE}\n{left}\n</style></head><body>",
-        f"<h1>{e(page.heading)}</h1>",
-        f"<p>{e(page.question)}</p>",
-        _html_list(page.context),
-        *map(_html_table, page.tables),
-        _html_list(page.notes),
-    ]
-    if page.todo:
-        commands = e("\n".join(page.commands))
-        lines += [f'<p class="todo">{e(page.todo)}</p>', f"<pre>{commands}</pre>"]
-    return "\n".join([*lines, "</body></html>"]) + "\n"
-
-
-def _html_table(table: pd.DataFrame) -> str:
-    flat, name = table.reset_index(), f"left{table.index.nlevels}"
+    templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
     with pd.option_context("display.max_colwidth", None):
-        return flat.to_html(index=False, border=0, justify="unset", classes=name)
+        tables = [
+            Markup(table.reset_index().to_html(index=False, border=0, table_id=f"table{number}"))
+            for number, table in enumerate(page.tables, 1)
+        ]
+    return templates.get_template("table.html").render(page=page, tables=tables) + "\n"
 
 
 def _bullets(lines: list[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _html_list(lines: list[str]) -> str:
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return f"<ul>{items}</ul>" if items else ""
 
 
 TEX = {

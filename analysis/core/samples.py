@@ -24,30 +24,21 @@ Drawing = tuple[str, str, Figure]  # title, caption, figure
 
 def figure5(results: Results) -> Drawing | None:
     """Prefers runs on images that show the class in a part of the object."""
-    pictures = _pictures(results, last=True)
-    if not pictures:
-        return None
-    data, seed, rows = pictures
-    title = "Figure 5: positive samples"
     caption = (
-        f"The same validation images ({data}), seed {seed}. Each dot is an object's positive "
-        "sample at the end of training; the rows differ in the matching cost."
+        "Each dot is an object's positive sample at the end of training; the rows differ in the "
+        "matching cost."
     )
-    return title, caption, _grid(rows, _positives, lambda listing: "")
+    return _pictures(results, "Figure 5: positive samples", caption, -1, _positives)
 
 
 def figure6(results: Results) -> Drawing | None:
-    pictures = _pictures(results, last=False)
-    if not pictures:
-        return None
-    data, seed, rows = pictures
-    title = "Figure 6: predictions without NMS"
     caption = (
-        f"The same validation images ({data}), seed {seed}. All boxes above a score threshold, "
-        "which is chosen for each model so that it reaches 0.9 of its maximal recall."
+        "All boxes above a score threshold, which is chosen for each model so that it reaches 0.9 "
+        "of its maximal recall."
     )
-    figure = _grid(rows, _boxes, lambda listing: f"score ≥ {listing['threshold']:.2f}")
-    return title, caption, figure
+    note = "\nscore ≥ {threshold:.2f}"
+    title = "Figure 6: predictions without NMS"
+    return _pictures(results, title, caption, 0, _boxes, note)
 
 
 def heat_maps(results: Results) -> Drawing | None:
@@ -88,39 +79,44 @@ SAMPLES: dict[str, Callable[[Results], Drawing | None]] = {
 }
 
 
-PictureRows = list[tuple[str, Path, dict]]  # a row, the folder of its pictures, their listing
+def _pictures(
+    results: Results,
+    title: str,
+    caption: str,
+    which: int,
+    draw: Callable,
+    note: str = "",
+) -> Drawing | None:
+    """Draws one line of images per row that has pictures. Of several data sets with pictures it
+    takes the one at the index `which`, and of several seeds the one with most rows.
 
-
-def _pictures(results: Results, last: bool) -> tuple[str, int, PictureRows] | None:
-    """Returns the data's name, the seed, and the rows that have pictures. Of several data sets with
-    pictures it takes the `last` or the first, and of several seeds the one with most rows."""
+    `note`: what is written below a row's label, from the listing of its pictures.
+    """
     candidates = []
     for name, rows in rows_by_data(results).items():
-        pictures = {}
+        seeds: dict[int, list[tuple[str, Path, dict]]] = {}
         for label, runs in rows.items():
             for spec in runs.spec:
                 folder = spec.folder.path / "pictures"
                 if listing := read_json(folder / "pictures.json"):
-                    pictures.setdefault(spec.config.seed, []).append((label, folder, listing))
-        if pictures:
-            seed = max(pictures, key=lambda seed: (len(pictures[seed]), -seed))
-            candidates.append((name, seed, pictures[seed]))
-    return candidates[-1 if last else 0] if candidates else None
-
-
-def _grid(rows: PictureRows, draw: Callable, note: Callable) -> Figure:
-    """Draws one line of images per row."""
-    count = min(IMAGES, *(len(listing["images"]) for _, _, listing in rows))
-    figure = Figure(figsize=(2.2 * count + 0.4, 2.3 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), count, squeeze=False)
-    for line, (label, folder, listing) in zip(axes, rows, strict=True):
+                    seeds.setdefault(spec.config.seed, []).append((label, folder, listing))
+        if seeds:
+            seed = max(seeds, key=lambda seed: (len(seeds[seed]), -seed))
+            candidates.append((name, seed, seeds[seed]))
+    if not candidates:
+        return None
+    data, seed, lines = candidates[which]
+    count = min(IMAGES, *(len(listing["images"]) for _, _, listing in lines))
+    figure = Figure(figsize=(2.2 * count + 0.4, 2.3 * len(lines)), layout="constrained")
+    axes = figure.subplots(len(lines), count, squeeze=False)
+    for line, (label, folder, listing) in zip(axes, lines, strict=True):
         for axis, entry in zip(line, listing["images"], strict=False):
             with Image.open(folder / entry["file"]) as picture:
                 axis.imshow(draw(picture, entry))
             axis.set_xticks([])
             axis.set_yticks([])
-        line[0].set_ylabel("\n".join(filter(None, [label, note(listing)])))
-    return figure
+        line[0].set_ylabel(label + note.format_map(listing))
+    return title, f"The same validation images ({data}), seed {seed}. {caption}", figure
 
 
 def _positives(picture: Image.Image, entry: dict) -> Image.Image:

@@ -52,10 +52,6 @@ class Table:
         return [*self.runs.spec[~self.runs.done]]
 
     @property
-    def rows(self) -> list[str]:
-        return [*self.runs.row.unique()]
-
-    @property
     def specs(self) -> pd.Series:
         """A spec of each row, by row."""
         return self.runs.groupby("row", sort=False).spec.first()
@@ -70,22 +66,13 @@ class Table:
     @cached_property
     def numbers(self) -> pd.DataFrame:
         """The columns of TIDY but `ids`, by (row, metric). `gap` is ours minus the paper's."""
-        groups = self.runs.groupby("row", sort=False)
-        values = groups[[*METRICS]]
-        frame = pd.DataFrame({
-            "ours_mean": values.mean().stack(),
-            "ours_std": values.std().stack(),
-            "n": values.count().stack(),
-        })  # fmt: skip
-        lr = pd.DataFrame({"ours_mean": [spec.config.lr for spec in self.specs]})
-        speed = groups[["FPS"]].first()
-        speed = pd.DataFrame({"ours_mean": speed.FPS, "n": speed.FPS.notna().astype(int)})
-        for name, more in (("lr", lr.set_index(self.specs.index)), ("FPS", speed)):
-            frame = pd.concat([frame, pd.concat({name: more}).swaplevel()])
-        order = pd.MultiIndex.from_product([self.rows, ["lr", *METRICS, "FPS"]],
-                                           names=["row", "metric"])  # fmt: skip
-        frame = frame.reindex(order).astype({"n": "Int64"})
-        frame["paper"] = self.paper.reindex(columns=order.levels[1]).stack(future_stack=True)
+        values = self.runs.groupby("row", sort=False)[["lr", *METRICS, "FPS"]]
+        columns = {"ours_mean": values.mean(), "ours_std": values.std(), "n": values.count()}
+        frame = pd.DataFrame({name: column.stack() for name, column in columns.items()})
+        frame.index.names = ["row", "metric"]
+        frame = frame.astype({"n": "Int64"})
+        frame.loc[(slice(None), "lr"), ["ours_std", "n"]] = np.nan
+        frame["paper"] = self.paper.drop(columns="notes").stack()
         frame["gap"] = frame.ours_mean - frame.paper
         frame.loc[(slice(None), "FPS"), "gap"] = np.nan  # the machines differ
         return frame
@@ -123,31 +110,6 @@ def read_paper() -> pd.DataFrame:
     frame = pd.read_csv(PAPER, index_col=["table", "row"])
     frame.insert(0, "nms_gain", (frame.AP_nms - frame.AP).round(1))
     return frame
-
-
-def runs_of(specs: Sequence[RunSpec], results: pd.DataFrame) -> pd.DataFrame:
-    """Returns `Table.runs` of the specs, without FPS. Raises UserError if a folder holds another
-    run's result.
-
-    `results`: `load(..., evaluations="all")`, by the names of folder and evaluation.
-    """
-    keys = [(spec.folder.path.name, spec.evaluation.id) for spec in specs]
-    frame = results.reindex(pd.MultiIndex.from_tuples(keys)).reset_index(drop=True)
-    ids = pd.Series([spec.id for spec in specs])
-    if len(wrong := frame.id[frame.id.notna() & (frame.id != ids)]):
-        raise UserError(
-            f"The folder of {ids[wrong.index[0]]} holds the result of {wrong.iloc[0]}: it is a "
-            f"renamed or copied folder.\nMove it out of {specs[0].config.runs_root}"
-        )
-    labels = row_labels(specs, seeds=False)
-    return frame.assign(
-        done=frame.id.notna(),
-        id=ids,
-        row=[labels[spec] for spec in specs],
-        label=[spec.label for spec in specs],
-        spec=[*specs],
-        seed=[spec.config.seed for spec in specs],
-    )
 
 
 class Results:
@@ -219,15 +181,32 @@ class Results:
         return self._tables[key]
 
     def runs(self, specs: Sequence[RunSpec]) -> pd.DataFrame:
-        """Returns `Table.runs` of the specs, without FPS."""
-        root = specs[0].config.root
+        """Returns `Table.runs` of the specs, without FPS. Raises UserError if a folder holds
+        another run's result."""
+        root, labels = specs[0].config.root, row_labels(specs, seeds=False)
         if root not in self._frames:
             frame = pd.DataFrame(columns=COLUMNS)
             if root.is_dir():
                 frame = load(root, evaluations="all")
             names = frame.folder.map(lambda folder: Path(folder).name)
             self._frames[root] = frame.set_index([names, frame.evaluation.rename("name")])
-        return runs_of(specs, self._frames[root])
+        keys = [(spec.folder.path.name, spec.evaluation.id) for spec in specs]
+        frame = self._frames[root].reindex(pd.MultiIndex.from_tuples(keys)).reset_index(drop=True)
+        ids = pd.Series([spec.id for spec in specs])
+        if len(wrong := frame.id[frame.id.notna() & (frame.id != ids)]):
+            raise UserError(
+                f"The folder of {ids[wrong.index[0]]} holds the result of {wrong.iloc[0]}: it is a "
+                f"renamed or copied folder.\nMove it out of {root}"
+            )
+        return frame.assign(
+            done=frame.id.notna(),
+            id=ids,
+            row=[labels[spec] for spec in specs],
+            label=[spec.label for spec in specs],
+            spec=[*specs],
+            seed=[spec.config.seed for spec in specs],
+            lr=[spec.config.lr for spec in specs],
+        )
 
     def _read(self, experiment: Experiment, overrides: Overrides) -> Table:
         """Returns the experiment's rows, in its order. An override that lists several values (of a
@@ -235,7 +214,8 @@ class Results:
         specs = expand([f"+experiment={experiment.name}", *overrides])
         networks = [fps.network_of(spec.config, spec.evaluation) for spec in specs]
         speeds, device = fps.lookup(fps.read(Path(specs[0].config.runs_root)), networks)
-        runs = self.runs(specs).assign(FPS=np.array(speeds, float))
+        runs = self.runs(specs)
+        runs["FPS"] = pd.Series(speeds, dtype=float).mask(runs.row.duplicated())  # one per row
         table = Table(experiment, overrides, runs, device)
         _require_one_data_set(table)
         _require_one_origin(table)
