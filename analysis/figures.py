@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -30,6 +30,7 @@ from analysis.core.table import Results
 from onenet.system.plural import plural
 from onenet.system.terminal import run_command
 
+DPI = 120
 STYLE = {"svg.hashsalt": "onenet", "svg.fonttype": "none", "font.size": 9}
 COLORS = {
     "predefined": "#c8553d",
@@ -38,17 +39,6 @@ COLORS = {
     "predicted + class": "#2a6f97",
 }
 NAMES = [*SAMPLES, *(points.__name__ for points, *_ in CURVES)]
-
-
-@dataclass(frozen=True)
-class FigureFiles:
-    """A figure's caption and its two files."""
-
-    name: str
-    title: str
-    caption: str
-    svg: Path
-    png: Path
 
 
 def main(arguments: list[str]) -> int:
@@ -63,30 +53,30 @@ def write_figures(args: argparse.Namespace) -> None:
     overrides = overrides_of(args)
     results = Results(overrides)
     folder = results.folder(args.out) / ("" if args.out else "figures")
-    drawings = draw(results, folder, args.only or NAMES)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for name, _, _, figure in draw(results, args.only or NAMES):
+        save(figure, folder / name)
+        names.append(name)
     table1 = results.table("table1")
     way_out = "The runs of Table 1 have only their results."
     if table1.missing:
         way_out = f"To run them: {table1.command}"
     for name in args.only or NAMES:
-        if name not in {drawing.name for drawing in drawings}:
+        if name not in names:
             print(f"{name}: no run has the data for it. {way_out}")
     print_source(overrides)
-    print(f"Wrote {plural(len(drawings), 'figure')}, as SVG and PNG, to {folder}")
+    print(f"Wrote {plural(len(names), 'figure')}, as SVG and PNG, to {folder}")
 
 
-def draw(results: Results, folder: Path, names: list[str]) -> list[FigureFiles]:
-    """Draws the named figures that have runs, and writes them to the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
+def draw(results: Results, names: Sequence[str]) -> Iterator[tuple[str, str, str, Figure]]:
+    """Yields name, title, caption and figure of the named figures that have runs."""
     with matplotlib.rc_context(STYLE):
         for name in names:
             if name in SAMPLES and (drawing := SAMPLES[name](results)):
-                files.append(_save(name, *drawing, folder))
-        for chart in charts(results):
-            if (name := chart["name"]) in names:
-                files.append(_save(name, chart["title"], chart["caption"], plot(chart), folder))
-    return files
+                yield name, *drawing
+        for chart in charts(results, names):
+            yield chart["name"], chart["title"], chart["caption"], plot(chart)
 
 
 def plot(chart: dict) -> Figure:
@@ -110,11 +100,11 @@ def plot(chart: dict) -> Figure:
     return figure
 
 
-def _save(name: str, title: str, caption: str, figure: Figure, folder: Path) -> FigureFiles:
-    files = FigureFiles(name, title, caption, folder / f"{name}.svg", folder / f"{name}.png")
-    figure.savefig(files.svg, metadata={"Date": None})
-    figure.savefig(files.png, dpi=120)
-    return files
+def save(figure: Figure, file: Path) -> None:
+    """Writes <file>.svg and <file>.png."""
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(f"{file}.svg", metadata={"Date": None})
+        figure.savefig(f"{file}.png", dpi=DPI)
 
 
 if __name__ == "__main__":

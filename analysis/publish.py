@@ -46,7 +46,8 @@ def publish(args: argparse.Namespace) -> None:
     for file, text in pages(results).items():
         (RESULTS / file).parent.mkdir(parents=True, exist_ok=True)
         (RESULTS / file).write_text(text, encoding="utf-8")
-    figures.draw(results, RESULTS / "figures", figures.NAMES)
+    for name, _, _, figure in figures.draw(results, figures.NAMES):
+        figures.save(figure, RESULTS / "figures" / name)
     for file in TEXTS:
         file.write_text(fill(file.read_text(), results))
     print(f"Wrote pages and figures to {RESULTS}, and the tables in {TEXTS[0]}")

@@ -9,12 +9,12 @@ Arguments after `--` are overrides for run.py. In a fresh clone it shows the com
 
 import argparse
 import base64
+import io
 import json
 import math
 import os
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,7 +33,7 @@ from analysis.core.samples import SAMPLES
 from analysis.core.settings import ELSEWHERE, EXPERIMENTS, SWEPT, Swept
 from analysis.core.statistics import Interval
 from analysis.core.table import Results, Table
-from analysis.figures import draw
+from analysis.figures import DPI, draw
 from onenet.sweeps.summary import number
 from onenet.system.files import write_atomically
 from onenet.system.terminal import run_command
@@ -64,7 +64,8 @@ def write_report(args: argparse.Namespace) -> None:
 def page(results: Results, judgements: list[Judgement], folder: Path, command: str) -> str:
     """Returns the HTML. Links to runs are relative to `folder`; `command` makes this page."""
     templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
-    curves = charts(results)
+    curves, tables = charts(results), pages(results, folder)
+    seeds = ", ".join(map(str, sorted({*results.table("table1").runs.seed})))
     names = ("answer", "scorecard", "tables", "curves", "figures")
     return templates.get_template("report.html").render(
         title="OneNet, rebuilt: the evidence",
@@ -73,7 +74,7 @@ def page(results: Results, judgements: list[Judgement], folder: Path, command: s
         css=Markup((TEMPLATES / "report.css").read_text()),
         js=Markup((TEMPLATES / "report.js").read_text()),
         answer=answer(judgements),
-        scale=_scale(results.table("table1")),
+        scale=f"{tables[0]['page'].context[0]}; seeds {seeds}",
         rerun=f"{results.table('table1').command}\n{command}",
         summary=scorecard.summary(judgements),
         claims=judgements,
@@ -82,7 +83,7 @@ def page(results: Results, judgements: list[Judgement], folder: Path, command: s
         printed=scorecard.printed,
         elsewhere=_other_verdicts(results),
         commands="\n".join(scorecard.missing_commands(judgements)),
-        pages=pages(results, folder),
+        pages=tables,
         charts=curves,
         charts_json=Markup(json.dumps(curves, allow_nan=False).replace("<", "\\u003c")),
         figures=_figures(results),
@@ -118,12 +119,6 @@ def _number(interval: Interval) -> str:
     if math.isinf(interval.low):
         return f"{mean} (one seed)"
     return f"{mean} (95 % interval {low} to {high}, {interval.n} seeds)"
-
-
-def _scale(table: Table) -> str:
-    """The data, image size, steps and seeds of the table."""
-    seeds = ", ".join(map(str, sorted({*table.runs.seed})))
-    return f"{table_page(table).context[0]}; seeds {seeds}"
 
 
 def _other_verdicts(results: Results) -> list[dict]:
@@ -190,17 +185,13 @@ def _entry(name: str, page: Page, note: str, command: str, runs: list | None = N
 
 
 def _figures(results: Results) -> list[dict]:
-    with tempfile.TemporaryDirectory() as folder:
-        return [
-            {
-                "name": figure.name,
-                "title": figure.title,
-                "caption": figure.caption,
-                "source": "data:image/png;base64,"
-                + base64.b64encode(figure.png.read_bytes()).decode(),
-            }
-            for figure in draw(results, Path(folder), list(SAMPLES))
-        ]
+    figures = []
+    for name, title, caption, figure in draw(results, list(SAMPLES)):
+        content = io.BytesIO()
+        figure.savefig(content, dpi=DPI)
+        source = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+        figures.append({"name": name, "title": title, "caption": caption, "source": source})
+    return figures
 
 
 def _footer(runs: pd.DataFrame) -> str:

@@ -195,16 +195,16 @@ def _compare(
 
 def _value(row: pd.DataFrame, metric: str) -> Quantity:
     """The metric of a row, for the seeds for which it is defined."""
-    done = row[row.done].set_index("seed")
+    done = row[row.done]
     text = f"{'NMS gain' if metric == 'nms_gain' else metric} of {_label(row)}"
     if metric in POSITIVES:
         text = f"positives of {_label(row)} {POSITIVES[metric]}"
         if metric == "in_part":
             done = done[done.kind == "parts"]
-        done = done.assign(**{metric: [positives(s.folder).get(metric) for s in done.spec]})
+        done = done.assign(**{metric: [positives(spec.folder).get(metric) for spec in done.spec]})
     paper = read_paper().get(metric, pd.Series(dtype=float))
     table = read_experiment(row.spec.iloc[0].experiment).table
-    values = done[metric].astype(float).dropna()
+    values = pd.Series([*done[metric]], index=done.seed, dtype=float).dropna()
     return Quantity(text, values, paper.get((table, _label(row)), math.nan), [row])
 
 

@@ -217,11 +217,10 @@ def ours(numbers: pd.DataFrame, metric: str, pattern: str = ".1f") -> pd.Series:
     """Our mean ± standard deviation; with n if the metric is undefined for some of the seeds.
     `numbers`: as `Table.numbers`."""
     frame = numbers.xs(metric, level="metric")
-    most = numbers.n.groupby(level="row").max()
+    columns = (frame[name] for name in ("ours_mean", "ours_std", "n", "done"))
     cells = [
-        with_std(line.ours_mean, line.ours_std, pattern)
-        + (f" (n = {line.n:g})" if 0 < line.n < most[row] else "")
-        for row, line in frame.iterrows()
+        with_std(mean, std, pattern) + (f" (n = {n})" if 0 < n < done else "")
+        for mean, std, n, done in zip(*columns, strict=True)
     ]
     return pd.Series(cells, index=frame.index)
 

@@ -1,6 +1,6 @@
 """Curves that the paper does not show, for the rows of Table 1. Data only; figures.py draws it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -90,11 +90,13 @@ CURVES: list[tuple[Callable[[RunSpec], pd.Series], str, str, str, str]] = [
 ]  # fmt: skip
 
 
-def charts(results: Results) -> list[dict]:
-    """Returns all charts that have data, each with the panels and rows that have data, as the
-    report's script reads them."""
+def charts(results: Results, names: Sequence[str] | None = None) -> list[dict]:
+    """Returns the named charts (None: all) that have data, each with the panels and rows that have
+    data, as the report's script reads them."""
     drawable = []
     for points, title, caption, x, y in CURVES:
+        if names is not None and points.__name__ not in names:
+            continue
         panels = []
         for name, rows in rows_by_data(results).items():
             series = [_series(label, runs, points) for label, runs in rows.items()]

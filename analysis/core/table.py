@@ -65,7 +65,8 @@ class Table:
 
     @cached_property
     def numbers(self) -> pd.DataFrame:
-        """The columns of TIDY but `ids`, by (row, metric). `gap` is ours minus the paper's."""
+        """The columns of TIDY but `ids`, by (row, metric), and the number of runs that are `done`.
+        `gap` is ours minus the paper's."""
         values = self.runs.groupby("row", sort=False)[["lr", *METRICS, "FPS"]]
         columns = {"ours_mean": values.mean(), "ours_std": values.std(), "n": values.count()}
         frame = pd.DataFrame({name: column.stack() for name, column in columns.items()})
@@ -75,7 +76,16 @@ class Table:
         frame["paper"] = self.paper.drop(columns="notes").stack()
         frame["gap"] = frame.ours_mean - frame.paper
         frame.loc[(slice(None), "FPS"), "gap"] = np.nan  # the machines differ
+        frame["done"] = self.runs.groupby("row").done.sum().reindex(frame.index, level="row")
         return frame
+
+    @cached_property
+    def results_by_row(self) -> dict[str, list]:
+        """The training and evaluation of each run, by row."""
+        rows: dict[str, list] = {}
+        for row, spec in zip(self.runs.row, self.runs.spec, strict=True):
+            rows.setdefault(row, []).append((spec.id, spec.evaluation))
+        return rows
 
     @property
     def has_tide(self) -> bool:
@@ -237,10 +247,8 @@ class Results:
                 f"{experiment} has {row.row.nunique()} rows '{label}' under {overrides}: give each "
                 "key a single value."
             )
-        trainings = runs.groupby("row", sort=False).spec.agg(
-            lambda specs: tuple((spec.id, spec.evaluation) for spec in specs)
-        )
-        same = trainings.index[trainings == trainings[row.row.iloc[0]]]
+        results = self.table(experiment, setting).results_by_row
+        same = [name for name, own in results.items() if own == results[row.row.iloc[0]]]
         if len(same) > 1:
             labels = " and ".join(f"'{name}'" for name in same)
             raise NoRow(f"{experiment}: {labels} are the same runs under {overrides}.")
