@@ -65,6 +65,23 @@ def test_the_question_of_the_readme():
     assert answer["std"][3] == pytest.approx(np.std(values, ddof=1))
 
 
+def test_the_notebook_runs_on_the_records(monkeypatch, capsys):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.chdir(REPOSITORY / "analysis")
+    notebook = json.loads((REPOSITORY / "analysis" / "explore.ipynb").read_text())
+    names: dict = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []  # they would go out of date
+            exec("".join(cell["source"]), names)
+    assert (names["gains"]["count"] >= 3).all()
+    assert names["means"].shape == (8, 4)
+    interval = names["interval"]
+    assert f"{interval.mean:.1f} AP ({interval.low:.1f} to" in capsys.readouterr().out
+    assert interval.n >= 3
+    assert names["last"].groupby("kind").in_part.mean().between(0, 1).all()
+
+
 def test_all_evaluations_are_rows_and_roots_can_be_several(root):
     every = load(RECORDS, evaluations="all")
     assert len(every) == len([*RECORDS.glob("*/evaluations/*/result.json")])
