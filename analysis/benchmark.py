@@ -22,10 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences torch's profiler
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # silences its messages about memory
 
+import pandas as pd
 import torch
 
 from analysis.core import fps
-from analysis.core.formats import Block, Sheet, markdown
+from analysis.core.render import Page, markdown
 from analysis.speed import data, evaluation, inference, matching, training
 from analysis.speed.timing import Curve, Timing
 from onenet.errors import UserError
@@ -51,11 +52,11 @@ def main(arguments: list[str]) -> int:
     rows, speeds = [], []
     if args.what == "ratios":
         rows = _ratios(args)
-        print(markdown(_sheet(rows)))
+        print(markdown(_page(rows)))
     if args.what == "fps" or not args.only:
         speeds = inference.fps("cuda" if torch.cuda.is_available() else "cpu", args.compared)
-        page = Sheet("Frames per second", "Batch size 1.", [_machine()], [fps.block(speeds)], [])
-        print(markdown(page))
+        table = fps.printed(speeds)
+        print(markdown(Page("Frames per second", "Batch size 1.", [_machine()], [table], [])))
         print(f"Wrote the frames per second, for the tables, to {fps.write(args.runs, speeds)}")
     if args.what == "ratios" and not args.only:
         print(f"Plotted how the times grow: {_plot(_curves(), args.runs / 'benchmark.png')}")
@@ -110,15 +111,15 @@ def _ratios(args: argparse.Namespace) -> list[Timing]:
     return rows
 
 
-def _sheet(rows: list[Timing]) -> Sheet:
+def _page(rows: list[Timing]) -> Page:
     lines = []
     for row in rows:
         goal = "" if row.goal is None else f"{'≤' if row.at_most else '≥'} {row.goal:g}"
         sides = [f"{side:,.4g} {row.unit}" for side in (row.plain, row.ours)]
         lines.append([row.key, *sides, f"{row.ratio:.3g}", goal])
-    block = Block(["key", "plain", "ours", "ratio", "goal"], lines)
+    table = pd.DataFrame(lines, columns=["key", "plain", "ours", "ratio", "goal"]).set_index("key")
     notes = [f"{row.key}: {row.what}" for row in rows]
-    return Sheet("Plain versions against ours", "", [_machine()], [block], notes)
+    return Page("Plain versions against ours", "", [_machine()], [table], notes)
 
 
 def _fps_by_key(speeds: list[fps.Speed]) -> dict[str, float]:

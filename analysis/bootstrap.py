@@ -15,74 +15,72 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import pandas as pd
 
-from analysis.core.evidence import default_root, named_runs, read_arrays, runs_folder
-from analysis.core.formats import Block, Sheet, markdown
-from analysis.core.intervals import LEVEL, Interval
+from analysis.core.cli import command_line, execute, named_runs, runs_folder
+from analysis.core.frame import DAMAGE, problem, read_arrays
+from analysis.core.render import Page, markdown
+from analysis.core.statistics import LEVEL, Interval
 from onenet.errors import UserError
-from onenet.evaluation.per_image import recompute
+from onenet.evaluation.bootstrap import METRICS, bounds, numbers
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder
 from onenet.system.terminal import run_command
 
-METRICS = ("AP", "AP50", "AP_nms", "AP50_nms", "nms_gain", "AP50_nms_gain")
+ARRAYS = {"objects", *(f"{side}_{name}" for side in ("raw", "nms")
+                       for name in ("image", "label", "hits"))}  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
     """Returns 0, or 2 if the input is invalid."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, overrides=False)
     parser.add_argument("run_names", nargs="+", metavar="RUN", help="one or two")
-    parser.add_argument("--runs", metavar="DIR", default=default_root(), help="runs root")
     parser.add_argument("--metric", nargs="+", choices=METRICS, default=["AP", "AP50", "nms_gain"])
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="seed of the resampling")
-    args = parser.parse_args(arguments)
+    return execute(print_intervals, parser.parse_args(arguments))
+
+
+def print_intervals(args: argparse.Namespace) -> None:
+    if len(args.run_names) > 2 or args.draws < 2:
+        raise UserError("Name one or two runs, and set --draws to at least 2.")
+    folders = named_runs(runs_folder(args.runs), args.run_names)
+    arrays = [per_image(folder) for folder in folders]
+    names = [folder.path.name for folder in folders]
     try:
-        if len(args.run_names) > 2 or args.draws < 2:
-            raise UserError("Name one or two runs, and set --draws to at least 2.")
-        root = runs_folder(args.runs)
-        folders = named_runs(root, args.run_names)
-        arrays = [per_image(folder) for folder in folders]
-        one, other = arrays[0], arrays[1] if len(arrays) > 1 else None
-        try:
-            intervals = bootstrap(one, other, args.draws, args.seed)
-        except ValueError as error:
-            raise UserError(f"{' and '.join(f.path.name for f in folders)}: {error}.") from error
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    values = dict(zip(METRICS, zip(*map(numbers, arrays), strict=True), strict=True))
-    lines = []
-    for metric in args.metric:
-        interval = intervals[metric]
-        difference = [f"{interval.mean:+.1f}"] if other is not None else []
-        bounds = f"{interval.low:.1f} … {interval.high:.1f}"
-        lines.append([metric, *(f"{v:.1f}" for v in values[metric]), *difference, bounds])
-    header = ["", *(f.path.name for f in folders)] + ["first - second"] * (other is not None)
-    context = [f"{interval.n} images, resampled {args.draws} times; seeds are not resampled"]
-    block = Block([*header, f"{100 * LEVEL:g} % interval"], lines)
-    print(markdown(Sheet("Paired bootstrap over images", "", context, [block], [])), end="")
-    return 0
+        intervals = bootstrap(*arrays, *[None] * (2 - len(arrays)), args.draws, args.seed)
+        values = [numbers(each) for each in arrays]
+    except DAMAGE as error:
+        raise UserError(f"{' and '.join(names)}: {error}.") from error
+    cells = pd.DataFrame(dict(zip(names, values, strict=True)), index=METRICS).map("{:.1f}".format)
+    if len(arrays) > 1:
+        cells["first - second"] = [f"{intervals[metric]:+.1f}" for metric in METRICS]
+    cells[f"{100 * LEVEL:g} % interval"] = [
+        f"{intervals[metric].low:.1f} … {intervals[metric].high:.1f}" for metric in METRICS
+    ]
+    images = intervals["AP"].n
+    context = [f"{images} images, resampled {args.draws} times; seeds are not resampled"]
+    table = cells.loc[args.metric].rename_axis("")
+    print(markdown(Page("Paired bootstrap over images", "", context, [table], [])), end="")
 
 
 def per_image(folder: RunFolder) -> dict[str, np.ndarray]:
     """Reads per_image.npz of the run's default evaluation. Raises UserError."""
-    result = folder.result()
-    if not result:
+    if not folder.result_file.is_file():
         raise UserError(f"{folder.path} has no result.json: the run is not finished.")
-    file = folder.evaluation(EvalSpec(**result["evaluation"])) / "per_image.npz"
+    if reason := problem(folder):
+        raise UserError(reason)
+    try:
+        spec = EvalSpec(**folder.result()["evaluation"])
+    except DAMAGE as error:
+        raise UserError(f"{folder.result_file} is damaged: {error!r}") from error
+    file = folder.evaluation(spec) / "per_image.npz"
     if not file.is_file():
         raise UserError(f"{file} does not exist: copy it from the machine that made the run.")
-    return read_arrays(file)
-
-
-def numbers(arrays: dict[str, np.ndarray], weights: np.ndarray | None = None) -> np.ndarray:
-    """All METRICS of an evaluation, [6], 0..100. `weights` [images]: how often each image counts;
-    None counts each once."""
-    raw, nms = (np.array(recompute(arrays, prefix, weights)) for prefix in ("raw", "nms"))
-    return np.concatenate([raw, nms, nms - raw])
+    arrays = read_arrays(file)
+    if missing := ARRAYS - arrays.keys():
+        raise UserError(f"{file} is damaged: it has no {', '.join(sorted(missing))}.")
+    return arrays
 
 
 def bootstrap(
@@ -98,24 +96,11 @@ def bootstrap(
     `one` and `other` are per_image.npz of evaluations of the same images. Raises ValueError if the
     images differ, or contain no objects.
     """
+    minus = 0 if other is None else numbers(other)
+    intervals = bounds(one, other, draws, seed, level)
+    values = dict(zip(METRICS, (numbers(one) - minus).tolist(), strict=True))
     images = len(one["objects"])
-    if other is not None and not np.array_equal(one["objects"], other["objects"]):
-        raise ValueError("the two evaluations are not of the same images")
-    if not one["objects"].any():
-        raise ValueError("the images contain no objects")
-    generator = np.random.default_rng(seed)
-
-    def difference(weights: np.ndarray | None) -> np.ndarray:
-        return numbers(one, weights) - (0 if other is None else numbers(other, weights))
-
-    differences = []
-    while len(differences) < draws:
-        weights = np.bincount(generator.integers(images, size=images), minlength=images)
-        if one["objects"][weights > 0].any():  # AP is undefined without objects
-            differences.append(difference(weights))
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    columns = zip(difference(None).tolist(), low.tolist(), high.tolist(), strict=True)
-    return {m: Interval(*three, images) for m, three in zip(METRICS, columns, strict=True)}
+    return {metric: Interval(values[metric], *intervals[metric], images) for metric in METRICS}
 
 
 if __name__ == "__main__":

@@ -16,17 +16,16 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.core.rows import command_of
+from analysis.core.cli import command_line, execute, runs_folder, with_root
+from analysis.core.table import Results, Table
 from analysis.tables import experiments
-from onenet.config.compose import compose, use_folder
+from onenet.config.compose import compose
 from onenet.errors import UserError
 from onenet.runs.evaluations import default_evaluation
-from onenet.sweeps.experiments import Experiment, RunSpec, expand
 from onenet.system.files import write_json
 from onenet.system.terminal import run_command
 from onenet.tracking.wandb_run import at_most, first_line, keep_inside
@@ -63,39 +62,9 @@ WIDTH = 8  # of a panel: a third of a report's 24 columns
 MAX_RUNS = 100  # in a panel
 
 
-@dataclass(frozen=True)
-class Table:
-    """An experiment and its runs, with run.py's overrides applied."""
-
-    experiment: Experiment
-    overrides: tuple[str, ...]
-    specs: list[RunSpec]
-
-    @property
-    def title(self) -> str:
-        return f"Table {self.experiment.table}: {self.experiment.title}"
-
-    @property
-    def command(self) -> str:
-        return command_of(self.experiment.name, self.overrides)
-
-    @property
-    def seed(self) -> int:
-        """The seed whose images are shown."""
-        return min(spec.config.seed for spec in self.specs)
-
-    @property
-    def evaluations(self) -> list[str]:
-        """Ids of the evaluations beyond each run's default one, which W&B stores under own keys."""
-        extra = (c.evaluation for c in self.specs if c.evaluation != default_evaluation(c.config))
-        return list(dict.fromkeys(evaluation.id for evaluation in extra))
-
-
 def main(arguments: list[str]) -> int:
     """Returns 0, or 2 if the input is invalid or W&B rejects the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--entity", help="default: conf/tracker/wandb.yaml's, or else your own")
     parser.add_argument("--project", help="default: conf/tracker/wandb.yaml's")
     parser.add_argument("--table", nargs="+", type=int, metavar="N", help="default: all")
@@ -103,32 +72,32 @@ def main(arguments: list[str]) -> int:
     kind.add_argument("--report", action="store_true", help="the default")
     kind.add_argument("--workspace", action="store_true", help="save a view instead of a report")
     parser.add_argument("--json", metavar="FILE", help="write it to FILE instead of sending it")
-    parser.add_argument("overrides", nargs="*", metavar="-- KEY=VALUE", help="as in run.py")
-    parser.add_argument("--config-dir", metavar="DIR", help="as in run.py")
-    args = parser.parse_args(arguments)
-    try:
-        use_folder(args.config_dir)
-        if MISSING:
-            raise UserError(
-                f"The dashboard needs wandb-workspaces: pip install -e '.[dashboard]' ({MISSING})"
-            )
-        tracker = compose(["tracker=wandb"]).tracker
-        entity, project = args.entity or tracker.entity, args.project or tracker.project
-        overrides = tuple(args.overrides)
-        tables = [
-            Table(e, overrides, expand([f"+experiment={e.name}", *overrides]))
-            for e in experiments(args.table)
-        ]
-        make = workspace if args.workspace else report
-        if args.json:
-            write_spec(args.json, make(tables, entity or "", project, linked=False))
-            print(f"Wrote {args.json}")
-        else:
-            print(save(make, tables, entity, project))
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return execute(save_view, parser.parse_args(arguments))
+
+
+def save_view(args: argparse.Namespace) -> None:
+    if MISSING:
+        raise UserError(
+            f"The dashboard needs wandb-workspaces: pip install -e '.[dashboard]' ({MISSING})"
+        )
+    tracker = compose(["tracker=wandb"]).tracker
+    entity, project = args.entity or tracker.entity, args.project or tracker.project
+    results = Results(with_root(args.overrides, runs_folder(args.runs)) if args.runs
+                      else args.overrides)  # fmt: skip
+    tables = [results.table(experiment.name) for experiment in experiments(args.table)]
+    make = workspace if args.workspace else report
+    if args.json:
+        write_spec(args.json, make(tables, entity or "", project, linked=False))
+        print(f"Wrote {args.json}")
+    else:
+        print(save(make, tables, entity, project))
+
+
+def evaluations(table: Table) -> list[str]:
+    """Ids of the evaluations beyond each run's default one, which W&B stores under own keys."""
+    extra = [spec.evaluation for spec in table.runs.spec
+             if spec.evaluation != default_evaluation(spec.config)]  # fmt: skip
+    return [*dict.fromkeys(evaluation.id for evaluation in extra)]
 
 
 def write_spec(file: str, view: "wr.Report | ws.Workspace") -> None:
@@ -219,15 +188,16 @@ def report(tables: Sequence[Table], entity: str, project: str, linked: bool = Tr
     home = {"entity": entity, "project": project} if linked else {}
     blocks = []
     for table in tables:
-        label, seed = f"rows.{table.experiment.name}", f"seed {table.seed}"
+        # The images of one seed are shown.
+        label, seed = f"rows.{table.experiment.name}", f"seed {table.runs.seed.min()}"
         rows, row = runs_of([table]), wr.Config(label)
         all_seeds = wr.Runset(**home, name="rows", filters=rows, groupby=[f"config.{label}"])
         one_seed = wr.Runset(**home, name=seed, filters=runs_of([table], seed))
         blocks += [
-            wr.H2(table.title),
+            wr.H2(f"Table {table.experiment.table}: {table.experiment.title}"),
             wr.P(table.experiment.question),
             wr.P(["To run it: ", wr.InlineCode(table.command)]),
-            wr.PanelGrid(runsets=[all_seeds], panels=arrange(plots(row, table.evaluations))),
+            wr.PanelGrid(runsets=[all_seeds], panels=arrange(plots(row, evaluations(table)))),
             wr.PanelGrid(runsets=[one_seed], panels=arrange(images())),
         ]
     return wr.Report(
@@ -242,8 +212,8 @@ def report(tables: Sequence[Table], entity: str, project: str, linked: bool = Tr
 
 def workspace(tables: Sequence[Table], entity: str, project: str, linked: bool = True):
     """Returns the ws.Workspace: one set of panels for all tables, runs by group and job type."""
-    evaluations = dict.fromkeys(name for table in tables for name in table.evaluations)
-    panels = {"Rows": plots(wr.Metric("JobType"), list(evaluations)), "Images": images()}
+    names = dict.fromkeys(name for table in tables for name in evaluations(table))
+    panels = {"Rows": plots(wr.Metric("JobType"), list(names)), "Images": images()}
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -260,16 +230,16 @@ def runs_of(tables: Sequence[Table], *tags: str) -> "expr.And":
     """The filter for the tables' runs. A run is in the group of its first table and has the other
     tables as tags."""
     names = [table.experiment.name for table in tables]
-    ids = list(dict.fromkeys(spec.id for table in tables for spec in table.specs))
+    ids = list(dict.fromkeys(id_ for table in tables for id_ in table.runs.id))
     in_tables = expr.Or(expr.Metric("Group").isin(names), expr.Tags().isin(names))
     with_tags = [expr.Tags().isin([tag]) for tag in tags]
     return expr.And(in_tables, *with_tags, expr.Metric("ID").isin(ids))
 
 
-def plots(row: "wr.Config | wr.Metric", evaluations: Sequence[str]) -> list:
+def plots(row: "wr.Config | wr.Metric", evaluation_names: Sequence[str]) -> list:
     """Bar charts and curves: mean and standard deviation over each row's runs."""
     bars = dict(BARS)
-    for name in evaluations:
+    for name in evaluation_names:
         bars[f"AP without and with NMS, evaluation {name}"] = (f"{name}/AP", f"{name}/AP_nms")
     grouping = {
         "groupby": row,

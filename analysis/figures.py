@@ -8,10 +8,11 @@ Arguments after `--` are overrides for run.py. A figure shows the finished runs.
 it is skipped and the command that runs them is printed.
 """
 
+import argparse
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -19,15 +20,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("MPLCONFIGDIR", tempfile.gettempdir())
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.core.charts import CURVES, Chart, charts
-from analysis.core.evidence import Evidence, command_line, overrides_of, print_source
+from analysis.core.cli import command_line, execute, overrides_of, print_source
+from analysis.core.plots import CURVES, charts
 from analysis.core.samples import SAMPLES
-from onenet.errors import UserError
+from analysis.core.table import Results
 from onenet.system.plural import plural
 from onenet.system.terminal import run_command
 
+DPI = 120
 STYLE = {"svg.hashsalt": "onenet", "svg.fonttype": "none", "font.size": 9}
 COLORS = {
     "predefined": "#c8553d",
@@ -38,86 +41,70 @@ COLORS = {
 NAMES = [*SAMPLES, *(points.__name__ for points, *_ in CURVES)]
 
 
-@dataclass(frozen=True)
-class FigureFiles:
-    """A figure's caption and its two files."""
-
-    name: str
-    title: str
-    caption: str
-    svg: Path
-    png: Path
-
-
 def main(arguments: list[str]) -> int:
     """Returns 0, or 2 if the input is invalid."""
     parser = command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
     parser.add_argument("--out", metavar="DIR", help="default: figures/ in the runs root")
-    args = parser.parse_args(arguments)
-    try:
-        overrides = overrides_of(args)
-        runs = Evidence(overrides)
-        folder = runs.folder(args.out) / ("" if args.out else "figures")
-        drawings = draw(runs, folder, args.only or NAMES)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    table1 = runs.comparison("table1")
+    return execute(write_figures, parser.parse_args(arguments))
+
+
+def write_figures(args: argparse.Namespace) -> None:
+    overrides = overrides_of(args)
+    results = Results(overrides)
+    folder = results.folder(args.out) / ("" if args.out else "figures")
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for name, _, _, figure in draw(results, args.only or NAMES):
+        save(figure, folder / name)
+        names.append(name)
+    table1 = results.table("table1")
     way_out = "The runs of Table 1 have only their results."
-    if table1.missing_specs:
+    if table1.missing:
         way_out = f"To run them: {table1.command}"
     for name in args.only or NAMES:
-        if name not in {drawing.name for drawing in drawings}:
+        if name not in names:
             print(f"{name}: no run has the data for it. {way_out}")
     print_source(overrides)
-    print(f"Wrote {plural(len(drawings), 'figure')}, as SVG and PNG, to {folder}")
-    return 0
+    print(f"Wrote {plural(len(names), 'figure')}, as SVG and PNG, to {folder}")
 
 
-def draw(runs: Evidence, folder: Path, names: list[str]) -> list[FigureFiles]:
-    """Draws the named figures that have runs, and writes them to the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
+def draw(results: Results, names: Sequence[str]) -> Iterator[tuple[str, str, str, Figure]]:
+    """Yields name, title, caption and figure of the named figures that have runs."""
     with matplotlib.rc_context(STYLE):
         for name in names:
-            if name in SAMPLES and (drawing := SAMPLES[name](runs)):
-                files.append(_save(name, *drawing, folder))
-        for chart in charts(runs):
-            if chart.name in names:
-                files.append(_save(chart.name, chart.title, chart.caption, plot(chart), folder))
-    return files
+            if name in SAMPLES and (drawing := SAMPLES[name](results)):
+                yield name, *drawing
+        for chart in charts(results, names):
+            yield chart["name"], chart["title"], chart["caption"], plot(chart)
 
 
-def plot(chart: Chart) -> Figure:
+def plot(chart: dict) -> Figure:
     """Plots the panels side by side; bands are one standard deviation over seeds."""
-    count = len(chart.panels)
-    figure = Figure(figsize=(0.8 + 3.4 * count, 3), layout="constrained")
-    axes = figure.subplots(1, count, sharey=True, squeeze=False)
-    for axis, panel in zip(axes.flat, chart.panels, strict=True):
-        for series in panel.series:
-            color = COLORS.get(series.label)
-            axis.plot(series.x, series.mean, color=color, label=series.label, marker=".")
-            low, high = (
-                [m + sign * s for m, s in zip(series.mean, series.std, strict=True)]
-                for sign in (-1, 1)
-            )
-            axis.fill_between(series.x, low, high, color=color, alpha=0.2, linewidth=0)
-        seeds = sorted({series.n for series in panel.series})
-        axis.set_title(f"{panel.title} (n = {', '.join(map(str, seeds))})")
-        axis.set_xlabel(chart.x)
+    panels = chart["panels"]
+    figure = Figure(figsize=(0.8 + 3.4 * len(panels), 3), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        for series in panel["series"]:
+            color, x = COLORS.get(series["label"]), series["x"]
+            mean, std = np.array(series["mean"]), np.array(series["std"])
+            axis.plot(x, mean, color=color, label=series["label"], marker=".")
+            axis.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
+        seeds = sorted({series["n"] for series in panel["series"]})
+        axis.set_title(f"{panel['title']} (n = {', '.join(map(str, seeds))})")
+        axis.set_xlabel(chart["x"])
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel(chart.y)
+    axes[0, 0].set_ylabel(chart["y"])
     axes[0, -1].legend(frameon=False, fontsize=8)
     return figure
 
 
-def _save(name: str, title: str, caption: str, figure: Figure, folder: Path) -> FigureFiles:
-    files = FigureFiles(name, title, caption, folder / f"{name}.svg", folder / f"{name}.png")
-    figure.savefig(files.svg, metadata={"Date": None})
-    figure.savefig(files.png, dpi=120)
-    return files
+def save(figure: Figure, file: Path) -> None:
+    """Writes <file>.svg and <file>.png."""
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(f"{file}.svg", metadata={"Date": None})
+        figure.savefig(f"{file}.png", dpi=DPI)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import pandas as pd
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from analysis.core.formats import Block, Sheet, markdown
+from analysis.core.render import Page, markdown
 from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import NECKS
 from onenet.detectors.onenet import OneNet
@@ -52,20 +53,20 @@ def main(arguments: list[str]) -> int:
         metavar=("H", "W"),
         help="default: 512 864",
     )
-    print(markdown(sheet(tuple(parser.parse_args(arguments).size))), end="")
+    print(markdown(page(tuple(parser.parse_args(arguments).size))), end="")
     return 0
 
 
-def sheet(size_hw: tuple[int, int]) -> Sheet:
+def page(size_hw: tuple[int, int]) -> Page:
     """The printed page, for one image of this padded size."""
-    return Sheet(
+    return Page(
         heading="Size of the networks",
         question="Are our networks as large as the released ones?",
         context=[
             "image {} × {}".format(*size_hw),
             f"{CLASSES} classes, 1 head, neck.channels={CHANNELS}",
         ],
-        blocks=[_block(size_hw)],
+        tables=[_table(size_hw)],
         notes=[
             "M: million parameters. GMAC: 10^9 multiply-accumulates of the convolutions; all other "
             "operations (normalisation, activations, sampling, upsampling) are not counted.",
@@ -74,7 +75,7 @@ def sheet(size_hw: tuple[int, int]) -> Sheet:
     )
 
 
-def _block(size_hw: tuple[int, int]) -> Block:
+def _table(size_hw: tuple[int, int]) -> pd.DataFrame:
     rows = []
     for backbone in BACKBONES:
         for neck in ("deconv_dcn", "deconv", "fpn"):
@@ -83,7 +84,7 @@ def _block(size_hw: tuple[int, int]) -> Block:
             parameters = _compare(ours.parameters, released and released.parameters, ".2f")
             rows.append([backbone, neck, *parameters, *_compare(ours.macs, macs, ".1f")])
     header = ["backbone", "neck", "M", "M released", "gap", "GMAC", "GMAC released", "gap"]
-    return Block(header, rows, text_columns=2)
+    return pd.DataFrame(rows, columns=header).set_index(header[:2])
 
 
 def measure(backbone: str, neck: str, size_hw: tuple[int, int]) -> ModelSize:

@@ -7,21 +7,24 @@ figures, and the tables in READMEs between `<!-- NAME -->` marks.
 import argparse
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import pandas as pd
 from tabulate import tabulate
 
-from analysis import claims, figures, tables
-from analysis.core import fps
-from analysis.core.evidence import BCCD, RECORDS, RESULTS, Evidence, with_root
-from analysis.core.formats import markdown
-from analysis.core.layout import has_tide, number, sheet, with_std
-from analysis.core.predicates import LARGER, LONGER, PARTS
-from analysis.core.rows import Comparison, Stat, TableRow
+from analysis import figures
+from analysis.core import bccd, fps, scorecard
+from analysis.core.claims import judge
+from analysis.core.cli import command_line, execute, with_root
+from analysis.core.frame import RECORDS, RESULTS
+from analysis.core.pages import ours, page
+from analysis.core.render import csv, markdown
+from analysis.core.settings import SWEPT
+from analysis.core.table import Results
 from onenet.sweeps.experiments import expand
+from onenet.sweeps.summary import COLUMNS, columns_and_cells
 from onenet.system.files import REPOSITORY, read_json
 from onenet.system.terminal import run_command
 
@@ -30,144 +33,111 @@ TEXTS = (  # with marks
     REPOSITORY / "analysis" / "speed" / "README.md",
 )
 BENCHMARK = RECORDS / "benchmark.json"
-Overrides = tuple[str, ...]  # run.py's
-TABLES: dict[str, list[tuple[str, Overrides]]] = {  # the columns of each table
-    "table1": [
-        ("`rigid`: the outline is the class", ()),
-        ("`parts`: a small glyph is", PARTS),
-        ("`rigid`, twice as long", LONGER),
-    ],
-    "table2": [("ours", ()), ("twice as long", LONGER)],
-    "table3": [("ours", ())],
-    "table4": [("ours", ())],
-    "table5": [("64 pixels", ()), ("twice as long", LONGER), ("128 pixels, half as long", LARGER)],
-    "table6": [("ours", ())],
-    "assigners": [("ours", ())],
-}
-EXTRA_COLUMNS = {  # of tables with a single column of AP: metric and format
-    "gain in AP50": ("AP50_nms_gain", "+.1f"),
-    "duplicates per object": ("duplicates_per_object", ".2f"),
-}
 MAIN_JOB = ("cost=loc_only,loc_cls", "heads=1,3")
-MAIN_COLUMNS = {
-    "AP": ("AP", ".1f"),
-    "AP (+NMS)": ("AP_nms", ".1f"),
-    "gain": ("nms_gain", "+.1f"),
-    "gain in AP50": ("AP50_nms_gain", "+.1f"),
-    "duplicates per object": ("duplicates_per_object", ".2f"),
-    "dAP dupe": ("dAP_dupe", ".1f"),
-}
-BACKBONES = ("backbone=tiny,resnet18",)
-PAGES: dict[str, list[tuple[str, Overrides]]] = {  # folder -> its experiments
-    "rigid": [(name, BACKBONES if name == "table5" else ()) for name in TABLES],
-    "parts": [("table1", PARTS)],
-    "longer": [("table1", LONGER), ("table2", LONGER), ("table5", (*BACKBONES, *LONGER))],
-    "rigid128": [("table5", LARGER)],
-}
 
 
 def main(arguments: list[str]) -> int:
     """Returns 0."""
-    about = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(description=__doc__, formatter_class=about).parse_args(arguments)
-    runs = Evidence(with_root([], str(RECORDS)))
-    for file, text in pages(runs).items():
+    return execute(publish, command_line(__doc__, overrides=False).parse_args(arguments))
+
+
+def publish(args: argparse.Namespace) -> None:
+    results = Results(with_root([], RECORDS))
+    for file, text in pages(results).items():
         (RESULTS / file).parent.mkdir(parents=True, exist_ok=True)
         (RESULTS / file).write_text(text, encoding="utf-8")
-    figures.draw(runs, RESULTS / "figures", figures.NAMES)
+    for name, _, _, figure in figures.draw(results, figures.NAMES):
+        figures.save(figure, RESULTS / "figures" / name)
     for file in TEXTS:
-        file.write_text(fill(file.read_text(), runs))
+        file.write_text(fill(file.read_text(), results))
     print(f"Wrote pages and figures to {RESULTS}, and the tables in {TEXTS[0]}")
-    return 0
 
 
-def pages(runs: Evidence) -> dict[str, str]:
+def pages(results: Results) -> dict[str, str]:
     """The scorecard and all tables that have runs: file below analysis/results -> its content."""
-    judgements = claims.judge(runs)
+    judgements = judge(results)
     files = {
-        "claims.md": markdown(claims.sheet(judgements)),
-        "claims.csv": claims.as_csv(judgements),
+        "claims.md": markdown(scorecard.page(judgements)),
+        "claims.csv": csv(scorecard.data(judgements)),
     }
-    for folder, experiments in PAGES.items():
-        for name, overrides in experiments:
-            comparison = runs.comparison(name, *overrides)
-            if comparison.results:
-                files[f"{folder}/{name}.md"] = _page(comparison)
-                files[f"{folder}/{name}.csv"] = tables.tidy(comparison)
+    for swept in SWEPT:
+        table = results.table(swept.experiment, swept.setting, swept.more)
+        if table.runs.done.any():
+            text = markdown(page(table))  # without paths of this machine
+            text = text.replace(f" runs_root={RECORDS}", "").replace(str(RECORDS), "runs")
+            files[f"{swept.folder}/{swept.experiment}.md"] = text
+            files[f"{swept.folder}/{swept.experiment}.csv"] = csv(table.tidy())
     return files
 
 
-def _page(comparison: Comparison) -> str:
-    """The page of a table, without paths of this machine."""
-    text = markdown(sheet(comparison))
-    return text.replace(f" runs_root={RECORDS}", "").replace(str(RECORDS), "runs")
-
-
-def fill(text: str, runs: Evidence) -> str:
+def fill(text: str, results: Results) -> str:
     """Returns the text with the block of each mark regenerated."""
 
     def block(mark: re.Match) -> str:
         name = mark[1]
         special = {
-            "claims": scorecard,
-            "score": lambda runs: f"{claims.summary(claims.judge(runs))}",
-            "bccd": lambda _: table_from_csv(BCCD / "table1.csv"),
-            "main_job": main_job,
-            "speed": lambda _: speed_table(),
-            "fps": lambda _: fps_table(),
+            "claims": lambda: claims_table(results),
+            "score": lambda: scorecard.summary(judge(results)),
+            "bccd": bccd_table,
+            "main_job": lambda: main_job(results),
+            "speed": speed_table,
+            "fps": fps_table,
         }
-        content = special[name](runs) if name in special else table(name, runs)
+        content = special[name]() if name in special else experiment_table(name, results)
         return f"<!-- {name} -->\n{content}\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
 
 
-def table(name: str, runs: Evidence) -> str:
-    """AP without and with NMS, the paper's and ours; rows without results are left out."""
-    columns = [
-        (title, {row.label: row for row in runs.comparison(name, *overrides).rows})
-        for title, overrides in TABLES[name]
-    ]
-    lines = []
-    for label, row in columns[0][1].items():
-        cells = [_ours(rows[label].ours) if label in rows else "" for _, rows in columns]
-        if any(cells):
-            lines.append([row.label, _paper(row), *cells])
-    header = ["", "paper (COCO)", *(title for title, _ in columns)]
-    for title, rows in columns:
-        if has_tide(list(rows.values())):
-            header.append(f"dAP dupe, {title.split(':')[0]}")
-            for line, row in zip(lines, rows.values(), strict=True):
-                line.append(with_std(row.ours("dAP_dupe"), ".1f"))
-    if not any(paper for _, paper, *_ in lines):
-        header, lines = header[:1] + header[2:], [[row, *cells] for row, _, *cells in lines]
-    return _pipe(header, lines)
+def experiment_table(name: str, results: Results) -> str:
+    """AP without and with NMS, the paper's and ours, under each setting; rows without results are
+    left out."""
+    swept = [each for each in SWEPT if each.experiment == name]
+    tables = {each.column: results.table(name, each.setting) for each in swept}
+    rows = tables[swept[0].column].paper
+    columns = {column: both_aps(table.numbers) for column, table in tables.items()}
+    columns |= {
+        f"dAP dupe, {column.split(':')[0]}": ours(table.numbers, "dAP_dupe")
+        for column, table in tables.items() if table.has_tide
+    }  # fmt: skip
+    frame = pd.DataFrame(columns, index=rows.index).fillna("")
+    frame = frame[(frame != "").any(axis=1)]
+    paper = rows.loc[frame.index, ["AP", "AP_nms"]].apply(
+        lambda aps: " → ".join(map("{:.1f}".format, aps.dropna())), axis=1
+    )
+    if (paper != "").any():
+        frame.insert(0, "paper (COCO)", paper)
+    return _pipe(frame)
 
 
-def main_job(_: Evidence) -> str:
+def both_aps(numbers: pd.DataFrame) -> pd.Series:
+    """AP without and with NMS of each row, each as mean ± standard deviation over seeds; empty if
+    there are no results."""
+    gain = ours(numbers, "nms_gain", "+.1f").str.split(" ").str[0]
+    texts = ours(numbers, "AP") + " → " + ours(numbers, "AP_nms") + " (" + gain + ")"
+    return texts.where(numbers.xs("AP", level="metric").ours_mean.notna(), "")
+
+
+def main_job(results: Results) -> str:
     """The table that the README's first command prints, from its runs in the records."""
-    specs = expand([*MAIN_JOB, f"runs_root={RECORDS}"])
-    results = [spec.folder.result(spec.evaluation)["metrics"] for spec in specs]
-    columns = dict(MAIN_COLUMNS)
-    if not all("dAP_dupe" in metrics for metrics in results):  # of an earlier version
-        del columns["dAP dupe"]
-    lines = [
-        [f"`{' '.join(spec.overrides)}`", *(number(metrics[m], p) for m, p in columns.values())]
-        for spec, metrics in zip(specs, results, strict=True)
-    ]
-    return _pipe(["run", *columns], lines)
+    runs = results.runs(expand([*MAIN_JOB, *results.overrides]))
+    names, cells = columns_and_cells([[run] for run in runs.to_dict("records")])
+    rows = [f"`{' '.join(spec.overrides)}`" for spec in runs.spec]
+    return _pipe(pd.DataFrame(cells, columns=names, index=rows), corner="run")
 
 
 def speed_table() -> str:
     """The plain versions against ours, as `benchmark.py --json` wrote them to the records."""
     benchmark = read_json(BENCHMARK)
-    lines = []
-    for row in benchmark["timings"]:
-        sides = [f"{row[side]:,.4g} {row['unit']}" for side in ("plain", "ours")]
-        ratio = f"{row['plain'] / row['ours']:.2g}"
-        lines.append([f"`{row['key']}`", row["what"], *sides, ratio])
-    header = ["key", "what", "plain", "ours", "plain / ours"]
-    return f"On {benchmark['device']}:\n\n{_pipe(header, lines)}"
+    lines = {
+        f"`{row['key']}`": {
+            "what": row["what"],
+            **{side: f"{row[side]:,.4g} {row['unit']}" for side in ("plain", "ours")},
+            "plain / ours": f"{row['plain'] / row['ours']:.2g}",
+        }
+        for row in benchmark["timings"]
+    }
+    return f"On {benchmark['device']}:\n\n{_pipe(pd.DataFrame(lines).T, corner='key')}"
 
 
 def fps_table() -> str:
@@ -177,54 +147,38 @@ def fps_table() -> str:
     for speed in fps.read(RECORDS):
         network = speed.network
         if (network.size, network.heads, speed.device) == ("512x853", 1, "cpu"):
-            column = f"{network.detector}, {network.neck}"
             value = f"{speed.fps_nms if speed.fps is None else speed.fps:.2f}"
-            cells.setdefault(column, {})[network.backbone] = value
-    backbones = sorted({b for column in cells.values() for b in column}, key=lambda b: (len(b), b))
-    lines = [[b, *(column.get(b, "") for column in cells.values())] for b in backbones]
-    return _pipe(["", *cells], lines)
+            cells.setdefault(f"{network.detector}, {network.neck}", {})[network.backbone] = value
+    frame = pd.DataFrame(cells).fillna("")
+    return _pipe(frame.loc[sorted(frame.index, key=lambda name: (len(name), name))])
 
 
-def table_from_csv(file: Path) -> str:
-    """Like `table`, for a table whose runs are not committed, only their numbers."""
-    lines = [
-        [label, _ours(ours.__getitem__), *(with_std(ours[m], p) for m, p in EXTRA_COLUMNS.values())]
-        for label, ours in tables.read_tidy(file).items()
-    ]
-    return _pipe(["", "ours", *EXTRA_COLUMNS], lines)
+def bccd_table() -> str:
+    """Like `experiment_table`, for Table 1 on real images."""
+    numbers = bccd.numbers()
+    more = {"gain in AP50": COLUMNS["gain AP50"], "duplicates per object": COLUMNS["dup/obj"]}
+    return _pipe(pd.DataFrame({
+        "ours": both_aps(numbers),
+        **{name: ours(numbers, *column) for name, column in more.items()},
+    }))  # fmt: skip
 
 
-def _pipe(header: list[str], lines: list[list[str]]) -> str:
-    return tabulate(lines, header, "pipe", colalign=["left"] * len(header), disable_numparse=True)
-
-
-def _paper(row: TableRow) -> str:
-    numbers = row.paper.numbers
-    both = [f"{numbers[m]:.1f}" for m in ("AP", "AP_nms") if m in numbers]
-    return " → ".join(both)
-
-
-def _ours(stat: Callable[[str], Stat]) -> str:
-    """Formats AP without and with NMS, each as mean ± standard deviation over seeds; empty if there
-    are no results. `stat` maps a metric to ours."""
-    if stat("AP").mean is None:
-        return ""
-    gain = number(stat("nms_gain").mean, "+.1f")
-    return f"{with_std(stat('AP'))} → {with_std(stat('AP_nms'))} ({gain})"
-
-
-def scorecard(runs: Evidence) -> str:
+def claims_table(results: Results) -> str:
     """The claims, one line each."""
-    judgements, lines = claims.judge(runs), []
-    for judgement in judgements:
-        condition, interval = judgement.decisive
-        ours, bounds, n = claims.numbers(condition, interval)
-        name, verdict = judgement.claim.id, judgement.verdict
-        lines.append([name, verdict, condition.statement, ours, bounds, n])
-    header = ["claim", "verdict", "condition", "ours", "95 % interval", "n"]
-    rows = _pipe(header, lines)
-    summary = f"**{claims.summary(judgements)}**"
+    judgements = judge(results)
+    lines = {
+        each.id: [each.verdict, each.decisive.statement, *scorecard.numbers(each.decisive)]
+        for each in judgements
+    }
+    names = ["verdict", "condition", "ours", "95 % interval", "n"]
+    rows = _pipe(pd.DataFrame.from_dict(lines, "index", columns=names), corner="claim")
+    summary = f"**{scorecard.summary(judgements)}**"
     return f"{summary}\n\n<details><summary>All of them</summary>\n\n{rows}\n\n</details>"
+
+
+def _pipe(frame: pd.DataFrame, corner: str = "") -> str:
+    header, lines = [corner, *frame.columns], frame.reset_index().to_numpy()
+    return tabulate(lines, header, "pipe", colalign=["left"] * len(header), disable_numparse=True)
 
 
 if __name__ == "__main__":

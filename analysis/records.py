@@ -20,10 +20,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis.core import fps
-from analysis.core.evidence import RECORDS, metric_lines, runs_folder
+from analysis.core.cli import command_line, execute, runs_folder
+from analysis.core.frame import OWN_RUNS, RECORDS, is_sound, metric_lines, run_folders
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
-from onenet.system.files import REPOSITORY, read_json, write_atomically, write_json
+from onenet.system.files import read_json, write_atomically, write_json
 from onenet.system.terminal import run_command
 
 DETAILS = ("assignments.npz", "evaluations/*/per_image.npz")
@@ -32,39 +33,33 @@ SAMPLES = ("predictions.npz", "pictures/image_*", "pictures/pictures.json")
 
 def main(arguments: list[str]) -> int:
     """Returns 0, or 2 if the input is invalid."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", metavar="DIR", type=Path, default=REPOSITORY / "runs")
+    parser = command_line(__doc__, overrides=False)
     parser.add_argument("--out", metavar="DIR", type=Path, default=RECORDS)
     parser.add_argument("--samples", metavar="ID", nargs="+", default=[])
     parser.add_argument("--results-only", action="store_true")
-    args = parser.parse_args(arguments)
-    out = args.out.expanduser().absolute()
-    try:
-        root = runs_folder(args.runs)
-        folders = [RunFolder(path) for path in sorted(root.glob("*-*/"))]
-        if out == root:
-            raise UserError(f"--out {args.out} is the runs root itself: name another folder.")
-        finished = [folder for folder in folders if folder.state() == "done" and folder.result()]
-        unknown = set(args.samples) - {folder.result()["id"] for folder in finished}
-        if unknown:
-            raise UserError(f"--samples: {root} has no finished run {', '.join(sorted(unknown))}.")
-        for folder in finished:
-            record = RunFolder(out / folder.path.name)
-            copy_results(folder, record)
-            if not args.results_only:
-                copy_details(folder, record)
-            if folder.result()["id"] in args.samples:
-                _copy(folder, record, SAMPLES)
-        if (root / fps.FILE).is_file():
-            fps.write(out, fps.read(root))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return execute(copy_runs, parser.parse_args(arguments))
+
+
+def copy_runs(args: argparse.Namespace) -> None:
+    root, out = runs_folder(args.runs or OWN_RUNS), args.out.expanduser().absolute()
+    if out == root:
+        raise UserError(f"--out {args.out} is the runs root itself: name another folder.")
+    folders = run_folders(root)
+    finished = [f for f in folders if is_sound(f) and f.state() == "done"]
+    unknown = set(args.samples) - {folder.id for folder in finished}
+    if unknown:
+        raise UserError(f"--samples: {root} has no finished run {', '.join(sorted(unknown))}.")
+    for folder in finished:
+        record = RunFolder(out / folder.path.name)
+        copy_results(folder, record)
+        if not args.results_only:
+            copy_details(folder, record)
+        if folder.id in args.samples:
+            _copy(folder, record, SAMPLES)
+    if (root / fps.FILE).is_file():
+        fps.write(out, fps.read(root))
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 2**20
     print(f"Copied {len(finished)} of {len(folders)} runs to {out}, {size:.1f} MiB")
-    return 0
 
 
 def copy_results(folder: RunFolder, record: RunFolder) -> None:

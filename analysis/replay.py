@@ -13,27 +13,27 @@ A: objects of a run; N: objects of an image, M of them with a slot; P: slots; U:
 """
 
 import argparse
-import csv
-import io
 import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import pandas as pd
 import torch
 from hydra.core.override_parser.types import Override
 from torch import Tensor
 
-from analysis.core.evidence import default_root, named_runs, read_arrays, runs_folder
-from analysis.core.formats import Block, Sheet, markdown
-from analysis.tables import write
+from analysis.core.cli import command_line, execute, named_runs, output, runs_folder
+from analysis.core.frame import is_sound, problem, read_arrays, run_folders
+from analysis.core.render import Page, texts
 from onenet import build
 from onenet.boxes import iou_and_giou
-from onenet.config.compose import loader, override, override_text, use_folder
+from onenet.config.compose import loader, override, override_text
 from onenet.config.schema import Config
 from onenet.detectors import DETECTORS
 from onenet.errors import UserError
@@ -90,33 +90,22 @@ class Image:
 
 def main(arguments: list[str]) -> int:
     """Returns 0, or 2 if the input is invalid."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [RUN ...] [options] [-- KEY=VALUE ...]",
-    )
+    parser = command_line(__doc__, overrides=False)
+    parser.usage = "%(prog)s [RUN ...] [options] [-- KEY=VALUE ...]"
     parser.add_argument("run_names", nargs="*", metavar="RUN", help="default: all")
-    parser.add_argument("--runs", metavar="DIR", default=default_root(), help="runs root")
-    parser.add_argument("--format", nargs="+", choices=WRITERS, default=["markdown"])
+    parser.add_argument("--format", nargs="+", choices=("markdown", "csv"), default=["markdown"])
     parser.add_argument("--out", metavar="DIR", help="write replay.* here instead of printing")
-    parser.add_argument("--config-dir", metavar="DIR", help="as in run.py")
     split = arguments.index("--") if "--" in arguments else len(arguments)
     args = parser.parse_intermixed_args(arguments[:split])
-    try:
-        use_folder(args.config_dir)
-        requested_variants = variants(arguments[split + 1 :])
-        folders = select_folders(runs_folder(args.runs), args.run_names)
-        results = replay_all(folders, requested_variants, skip=not args.run_names)
-        writers = [WRITERS[name] for name in dict.fromkeys(args.format)]
-        pages = {f"replay.{suffix}": text(results) for suffix, text in writers}
-        if args.out is None:
-            print("\n".join(pages.values()), end="")
-        else:
-            print(f"Wrote {', '.join(pages)} to {write(pages, args.out)}.")
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args.overrides = arguments[split + 1 :]
+    return execute(print_replays, args)
+
+
+def print_replays(args: argparse.Namespace) -> None:
+    requested_variants = variants(args.overrides)
+    folders = select_folders(runs_folder(args.runs), args.run_names)
+    results = replay_all(folders, requested_variants, skip=not args.run_names)
+    output(texts("replay", args.format, partial(page, results), partial(tidy, results)), args.out)
 
 
 def select_folders(root: Path, names: Sequence[str]) -> list[RunFolder]:
@@ -124,7 +113,7 @@ def select_folders(root: Path, names: Sequence[str]) -> list[RunFolder]:
     predictions. Raises UserError."""
     if names:
         return named_runs(root, names)
-    folders = [RunFolder(path) for path in sorted(root.glob("[!.]*"))]
+    folders = [folder for folder in run_folders(root) if is_sound(folder)]
     with_predictions = [folder for folder in folders if folder.predictions_file.is_file()]
     if not with_predictions:
         raise UserError(f"No run in {root} has a predictions.npz. Name another root: --runs DIR")
@@ -169,6 +158,8 @@ def replay(folder: Path, variants: Variants) -> list[ReplayResult]:
         )
     if "cost" not in DETECTORS[values["detector"]].reads:
         raise UserError(f"{name}: {values['detector']} trains without matching. Leave it out.")
+    if reason := problem(run):
+        raise UserError(reason)
     try:
         images = read_images(run)
         for overrides in [(), *variants]:
@@ -176,6 +167,9 @@ def replay(folder: Path, variants: Variants) -> list[ReplayResult]:
             rows.append(assign(images, config_with(values, overrides), name, variant))
     except (UserError, FloatingPointError) as error:
         raise UserError(f"{name}: {error}") from error
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        files = f"{run.assignments_file.name} or {run.predictions_file.name}"
+        raise UserError(f"{name}: {files} is damaged ({error!r}).") from error
     return rows
 
 
@@ -270,14 +264,17 @@ def _mean(values: Tensor) -> float | None:
     return values.double().mean().item() if len(values) else None
 
 
-def sheet(results: Sequence[Sequence[ReplayResult]]) -> Sheet:
-    """The printed page, with one block of rows per run."""
-    headers = [name.replace("_", " ") for name in COLUMNS]
-    grids = [(rows[0].run, [[row.variant, *_cells(row)] for row in rows]) for rows in results]
-    blocks = [Block([run, *headers], cells) for run, cells in grids]
+def page(results: Sequence[Sequence[ReplayResult]]) -> Page:
+    """The printed page, with one table per run."""
+    names = [name.replace("_", " ") for name in COLUMNS]
+    tables = [
+        pd.DataFrame([_cells(row) for row in rows], columns=names,
+                     index=pd.Index([row.variant for row in rows], name=rows[0].run))
+        for rows in results
+    ]  # fmt: skip
     notes = [f"{rows[0].run}: {MOVED}" for rows in results if rows[0].changed]
     question = "Which positive samples would another matching choose from the same predictions?"
-    return Sheet("Replay", question, CONTEXT, blocks, notes)
+    return Page("Replay", question, CONTEXT, tables, notes)
 
 
 def _cells(row: ReplayResult) -> list[str]:
@@ -285,16 +282,11 @@ def _cells(row: ReplayResult) -> list[str]:
     return ["-" if value is None else format(value, form) for value, form in values]
 
 
-def tidy(results: Sequence[Sequence[ReplayResult]]) -> str:
-    """CSV with one line per run and variant, unrounded."""
-    text, names = io.StringIO(), ("run", "variant", *COLUMNS)
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(names)
-    lines.writerows([getattr(row, name) for name in names] for rows in results for row in rows)
-    return text.getvalue()
-
-
-WRITERS = {"markdown": ("md", lambda results: markdown(sheet(results))), "csv": ("csv", tidy)}
+def tidy(results: Sequence[Sequence[ReplayResult]]) -> pd.DataFrame:
+    """One line per run and variant."""
+    names = ["run", "variant", *COLUMNS]
+    rows = [[getattr(row, name) for name in names] for rows in results for row in rows]
+    return pd.DataFrame(rows, columns=names)
 
 
 if __name__ == "__main__":

@@ -7,59 +7,38 @@
 Arguments after `--` are overrides for run.py. In a fresh clone it shows the committed records.
 """
 
+import argparse
 import base64
-import csv
+import io
 import json
 import math
 import os
 import shlex
 import sys
-import tempfile
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from analysis import claims
-from analysis.claims import Judgement
-from analysis.core.charts import charts
-from analysis.core.evidence import BCCD, Evidence, command_line, overrides_of, print_source
-from analysis.core.formats import Block, Sheet
-from analysis.core.intervals import Interval
-from analysis.core.layout import number, sheet, with_std
-from analysis.core.predicates import LARGER, LONGER, PARTS
-from analysis.core.rows import Comparison
+from analysis.core import bccd, scorecard
+from analysis.core.claims import VERDICTS, Judgement, judge, read_claims
+from analysis.core.cli import command_line, execute, overrides_of, print_source
+from analysis.core.pages import page as table_page
+from analysis.core.plots import charts
+from analysis.core.render import TEMPLATES, Page
 from analysis.core.samples import SAMPLES
-from analysis.figures import draw
-from analysis.tables import read_tidy
-from onenet.errors import UserError
+from analysis.core.settings import ELSEWHERE, EXPERIMENTS, SWEPT, Swept
+from analysis.core.statistics import Interval
+from analysis.core.table import Results, Table
+from analysis.figures import DPI, draw
+from onenet.sweeps.summary import number
 from onenet.system.files import write_atomically
 from onenet.system.terminal import run_command
 
-TEMPLATES = Path(__file__).with_name("page")
 QUESTION = "What makes a dense detector need NMS, and what removes the need?"
-TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "assigners")
-MORE_SETTINGS = [  # of the proxy, each shown if it has runs
-    ("table1", PARTS, "where the class shows in a part of the object"),
-    ("table1", LONGER, "trained twice as long"),
-    ("table2", LONGER, "trained twice as long"),
-    ("table5", LONGER, "trained twice as long"),
-    ("table5", LARGER, "larger images"),
-]
-
-
-@dataclass(frozen=True)
-class Page:
-    """A table with links to the runs of each row."""
-
-    id: str
-    sheet: Sheet
-    command: str
-    note: str = ""
-    runs: list[list[dict]] = field(default_factory=list)
 
 
 def main(arguments: list[str]) -> int:
@@ -67,26 +46,26 @@ def main(arguments: list[str]) -> int:
     parser = command_line(__doc__)
     parser.add_argument("--out", metavar="DIR", help="default: the runs root")
     args = parser.parse_args(arguments)
-    try:
-        overrides = overrides_of(args)
-        runs = Evidence(overrides)
-        file = runs.folder(args.out) / "report.html"
-        judgements = claims.judge(runs)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", "analysis/report.py", *arguments])
-        write_atomically(file, page(runs, judgements, file.parent, command))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args.command = shlex.join(["python", "analysis/report.py", *arguments])
+    return execute(write_report, args)
+
+
+def write_report(args: argparse.Namespace) -> None:
+    overrides = overrides_of(args)
+    results = Results(overrides)
+    file = results.folder(args.out) / "report.html"
+    judgements = judge(results)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, page(results, judgements, file.parent, args.command))
     print_source(overrides)
-    print(f"Wrote {file}. {claims.summary(judgements)}")
-    return 0
+    print(f"Wrote {file}. {scorecard.summary(judgements)}")
 
 
-def page(runs: Evidence, judgements: list[Judgement], folder: Path, command: str) -> str:
+def page(results: Results, judgements: list[Judgement], folder: Path, command: str) -> str:
     """Returns the HTML. Links to runs are relative to `folder`; `command` makes this page."""
     templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
-    curves = [asdict(chart) for chart in charts(runs)]
+    curves, tables = charts(results), pages(results, folder)
+    seeds = ", ".join(map(str, sorted({*results.table("table1").runs.seed})))
     names = ("answer", "scorecard", "tables", "curves", "figures")
     return templates.get_template("report.html").render(
         title="OneNet, rebuilt: the evidence",
@@ -95,28 +74,32 @@ def page(runs: Evidence, judgements: list[Judgement], folder: Path, command: str
         css=Markup((TEMPLATES / "report.css").read_text()),
         js=Markup((TEMPLATES / "report.js").read_text()),
         answer=answer(judgements),
-        scale=_scale(runs.comparison("table1")),
-        rerun=f"{runs.comparison('table1').command}\n{command}",
-        summary=claims.summary(judgements),
-        claims=[_claim(judgement) for judgement in judgements],
-        elsewhere=_other_verdicts(runs),
-        commands="\n".join(claims.missing_commands(judgements)),
-        pages=pages(runs, folder),
+        scale=f"{tables[0]['page'].context[0]}; seeds {seeds}",
+        rerun=f"{results.table('table1').command}\n{command}",
+        summary=scorecard.summary(judgements),
+        claims=judgements,
+        ranks=VERDICTS,
+        numbers=scorecard.numbers,
+        printed=scorecard.printed,
+        elsewhere=_other_verdicts(results),
+        commands="\n".join(scorecard.missing_commands(judgements)),
+        pages=tables,
         charts=curves,
         charts_json=Markup(json.dumps(curves, allow_nan=False).replace("<", "\\u003c")),
-        figures=_figures(runs),
-        footer=_footer(runs),
+        figures=_figures(results),
+        footer=_footer(results.table("table1").done),
     )
 
 
 def answer(judgements: list[Judgement]) -> list[str]:
     """Sentences that say whether the classification cost removes the need for NMS, with numbers and
     intervals."""
-    by_id = {judgement.claim.id: judgement for judgement in judgements}
+    by_id = {judgement.id: judgement for judgement in judgements}
     lines = []
     for location, noun in (("predicted", "predicted boxes"), ("predefined", "grid points")):
-        condition, loc_only = by_id[f"nms_gain_{location}"].conditions[0]
-        loc_cls = by_id[f"no_nms_{location}"].conditions[0][1]
+        condition = by_id[f"nms_gain_{location}"].conditions[0]
+        loc_only = condition.interval
+        loc_cls = by_id[f"no_nms_{location}"].conditions[0].interval
         noun += f" ({condition.setting})" if condition.setting else ""
         if loc_only and loc_cls:
             lines.append(
@@ -138,91 +121,42 @@ def _number(interval: Interval) -> str:
     return f"{mean} (95 % interval {low} to {high}, {interval.n} seeds)"
 
 
-def _scale(comparison: Comparison) -> str:
-    """The data, image size, steps and seeds of the table."""
-    seeds = sorted({spec.config.seed for spec in comparison.specs})
-    return f"{sheet(comparison).context[0]}; seeds {', '.join(map(str, seeds))}"
-
-
-def _other_verdicts(runs: Evidence) -> list[dict]:
+def _other_verdicts(results: Results) -> list[dict]:
     """The verdicts under further settings that have runs: a name, and claim id -> verdict."""
-    columns = []
-    data = runs.comparison("table1").specs[0].config.data
-    if runs.proxy and data.name == "shapes" and data.shapes.kind == "rigid":
-        for name, extra in (("on parts", PARTS), ("twice as long", LONGER)):
-            judgements = claims.judge(Evidence([*runs.overrides, *extra]))
-            columns.append((name, {each.claim.id: each.verdict for each in judgements}))
-        if runs.is_committed:
-            with open(BCCD / "claims.csv", newline="") as lines:
-                verdicts = {line["id"]: line["verdict"] for line in csv.DictReader(lines)}
-            columns.append(("on BCCD", verdicts))
-    columns = [
-        (name, {id_: verdict for id_, verdict in verdicts.items() if verdict != "not run"})
-        for name, verdicts in columns
+    columns = {}
+    if results.data == "rigid" and results.proxy:
+        claims = read_claims()
+        for setting, name in ELSEWHERE.items():
+            swept = [each.experiment for each in SWEPT if each.setting == setting]
+            ids = claims.index[claims.experiment.isin(swept) | (claims.metric == "FPS")]
+            judgements = judge(results.under(setting), [*ids])
+            columns[name] = {each.id: each.verdict for each in judgements}
+    if results.is_committed:
+        columns["on BCCD"] = bccd.verdicts()
+    return [
+        {"name": name, "verdicts": verdicts}
+        for name, every in columns.items()
+        if (verdicts := {id_: verdict for id_, verdict in every.items() if verdict != "not run"})
     ]
-    return [{"name": name, "verdicts": verdicts} for name, verdicts in columns if verdicts]
 
 
-def _claim(judgement: Judgement) -> dict:
-    condition, interval = judgement.decisive
-    ours, bounds, n = claims.numbers(condition, interval)
-    lines = [
-        " · ".join([each.statement, *claims.numbers(each, its_interval)[:2]])
-        for each, its_interval in judgement.conditions
-    ]
-    bounded = interval is not None and not math.isinf(interval.low)
-    return {
-        "id": judgement.claim.id,
-        "quotation": judgement.claim.quotation,
-        "verdict": judgement.verdict,
-        "rank": claims.VERDICTS.index(judgement.verdict),
-        "explanation": judgement.explanation,
-        "others": lines if len(lines) > 1 else [],
-        "statement": condition.statement,
-        "ours": ours,
-        "interval": bounds,
-        "mean": "" if interval is None else interval.mean,
-        "width": interval.high - interval.low if bounded else "",
-        "bar": _bar(condition.bound, interval) if bounded else "",
-        "n": n,
-        "paper": claims.printed(condition),
-    }
-
-
-def _bar(bound: float, interval: Interval) -> Markup:
-    """Draws the interval as a line, the mean as a dot, and the condition's bound as a stroke."""
-    low, high = min(interval.low, bound), max(interval.high, bound)
-    margin = 0.1 * (high - low) or 1.0
-
-    def x(value: float) -> str:
-        return f"{120 * (value - low + margin) / (high - low + 2 * margin):.1f}"
-
-    return Markup(
-        '<svg class="bar" width="120" height="12" aria-hidden="true">'
-        f'<line x1="{x(bound)}" x2="{x(bound)}" y1="0" y2="12" stroke="currentColor"/>'
-        f'<line x1="{x(interval.low)}" x2="{x(interval.high)}" y1="6" y2="6" '
-        'stroke="var(--link)" stroke-width="3"/>'
-        f'<circle cx="{x(interval.mean)}" cy="6" r="4" fill="var(--link)"/></svg>'
-    )
-
-
-def pages(runs: Evidence, folder: Path) -> list[Page]:
+def pages(results: Results, folder: Path) -> list[dict]:
     """The tables in order, each under all settings that have runs."""
     tables = []
-    for experiment in TABLES:
-        tables.append(_page(runs.comparison(experiment), folder))
-        for name, extra, note in MORE_SETTINGS:
-            if name == experiment and runs.proxy:
-                comparison = runs.comparison(name, *extra)
-                base = {spec.id for spec in runs.comparison(name).specs}
-                if comparison.results and not base >= {spec.id for spec in comparison.specs}:
-                    tables.append(_page(comparison, folder, note, extra))
-        if experiment == "table1" and runs.is_committed:
-            tables.append(_page_from_csv(BCCD / "table1.csv"))
+    for experiment in EXPERIMENTS:
+        base = results.table(experiment)
+        for swept in (each for each in SWEPT if each.experiment == experiment):
+            table = results.table(experiment, swept.setting)
+            differs = not {*table.runs.id} <= {*base.runs.id}
+            if not swept.setting or (results.proxy and differs and table.runs.done.any()):
+                tables.append(_page(table, folder, swept))
+        if experiment == "table1" and results.is_committed:
+            command = "The commands are in analysis/results/README.md, “Real images”"
+            tables.append(_entry("table1-bccd", bccd.page(), "real images", command))
     return tables
 
 
-def _page(comparison: Comparison, folder: Path, note: str = "", extra: tuple = ()) -> Page:
+def _page(table: Table, folder: Path, swept: Swept) -> dict:
     runs = [
         [
             {
@@ -230,65 +164,44 @@ def _page(comparison: Comparison, folder: Path, note: str = "", extra: tuple = (
                 "seed": spec.config.seed,
                 "title": spec.folder.path.name,
             }
-            for spec in row.specs
-            if spec.id in row.results
+            for spec in row.spec[row.done]
         ]
-        for row in comparison.rows
+        for _, row in table.runs.groupby("row", sort=False)
     ]
-    name = "-".join([comparison.experiment.name, *(each.rpartition("=")[2] for each in extra)])
-    return Page(name.replace(".", "-"), sheet(comparison), comparison.command, note, runs)
+    values = (override.rpartition("=")[2] for override in swept.overrides)
+    name = "-".join([table.experiment.name, *values]).replace(".", "-")
+    return _entry(name, table_page(table), swept.note, table.command, runs)
 
 
-def _page_from_csv(file: Path) -> Page:
-    """Table 1 on real images, whose runs are not committed, from its CSV file."""
-    rows = read_tidy(file)
-    metrics = {
-        "AP": "AP", "AP(+NMS)": "AP_nms", "gain": "nms_gain", "AP50 gain": "AP50_nms_gain",
-        "dup/obj": "duplicates_per_object",
-    }  # fmt: skip
-
-    lines = [
-        [label, str(ours["AP"].n), *(with_std(ours[name], ".2f") for name in metrics.values())]
-        for label, ours in rows.items()
-    ]
-    context = (file.with_suffix(".md").read_text().split("\n\n")[2]).splitlines()
-    table = Sheet(
-        "Table 1. Ablation on label assignment",
-        "The same rows, on photographs of blood cells (BCCD).",
-        [line.removeprefix("- ") for line in context],
-        [Block(["row", "n", *metrics], lines)],
-        [],
-    )
-    return Page(
-        "table1-bccd",
-        table,
-        "The commands are in analysis/results/README.md, “Real images”",
-        "real images",
-    )
+def _entry(name: str, page: Page, note: str, command: str, runs: list | None = None) -> dict:
+    """What the template shows of a table: its page, and links to the `runs` of each row."""
+    tables = [
+        {"header": [*table.index.names, *table.columns], "left": table.index.nlevels,
+         "rows": table.reset_index().to_numpy().tolist()}
+        for table in page.tables
+    ]  # fmt: skip
+    return {"id": name, "page": page, "tables": tables, "note": note, "command": command,
+            "runs": runs}  # fmt: skip
 
 
-def _figures(runs: Evidence) -> list[dict]:
-    with tempfile.TemporaryDirectory() as folder:
-        return [
-            {
-                "name": figure.name,
-                "title": figure.title,
-                "caption": figure.caption,
-                "source": "data:image/png;base64,"
-                + base64.b64encode(figure.png.read_bytes()).decode(),
-            }
-            for figure in draw(runs, Path(folder), list(SAMPLES))
-        ]
+def _figures(results: Results) -> list[dict]:
+    figures = []
+    for name, title, caption, figure in draw(results, list(SAMPLES)):
+        content = io.BytesIO()
+        figure.savefig(content, dpi=DPI)
+        source = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+        figures.append({"name": name, "title": title, "caption": caption, "source": source})
+    return figures
 
 
-def _footer(runs: Evidence) -> str:
-    results = runs.comparison("table1").results
-    if not results:
+def _footer(runs: pd.DataFrame) -> str:
+    if runs.empty:
         return ""
-    devices = sorted({result["env"].get("device", "?") for result in results})
-    commits = sorted({(result["env"].get("commit") or "?")[:7] for result in results})
+    devices, commits = (
+        ", ".join(sorted({*values.fillna("?")})) for values in (runs.device, runs.commit.str[:7])
+    )
     return (
-        f"Table 1 was run on {', '.join(devices)}, at commit {', '.join(commits)}. The versions, "
+        f"Table 1 was run on {devices}, at commit {commits}. The versions, "
         "settings and times of each run are in its result.json."
     )
 

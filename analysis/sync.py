@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.core.evidence import runs_folder
+from analysis.core.cli import command_line, execute, runs_folder
+from analysis.core.frame import OWN_RUNS, problem
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder, find_runs
-from onenet.system.files import REPOSITORY
 from onenet.system.terminal import run_command
 from onenet.tracking.tracker import BUSY, UNANSWERED, rebuild_mirror
 
@@ -31,13 +31,8 @@ OUTCOMES = ("skipped", "failed", "not tried")  # besides "rebuilt"
 
 def main(arguments: list[str]) -> int:
     """Returns 0; 1 if a run could not be rebuilt; 2 if the input is invalid."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, overrides=False)
     parser.add_argument("run_names", nargs="*", metavar="RUN", help="default: all")
-    parser.add_argument(
-        "--runs", metavar="DIR", default=REPOSITORY / "runs", help="runs root (default: run.py's)"
-    )
     parser.add_argument(
         "--wait",
         metavar="SECONDS",
@@ -46,16 +41,15 @@ def main(arguments: list[str]) -> int:
         help="time limit for uploading a run's artifact, and again for the rest of the run "
         "(default: %(default)s)",
     )
-    args = parser.parse_args(arguments)
-    try:
-        if os.environ.get("WANDB_MODE") == "disabled":
-            raise UserError("WANDB_MODE=disabled turns W&B off: unset it to rebuild runs.")
-        if args.wait <= 0:
-            raise UserError(f"--wait {args.wait:g}: must be above 0.")
-        folders = select_folders(runs_folder(args.runs), args.run_names)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return execute(sync_runs, parser.parse_args(arguments))
+
+
+def sync_runs(args: argparse.Namespace) -> int:
+    if os.environ.get("WANDB_MODE") == "disabled":
+        raise UserError("WANDB_MODE=disabled turns W&B off: unset it to rebuild runs.")
+    if args.wait <= 0:
+        raise UserError(f"--wait {args.wait:g}: must be above 0.")
+    folders = select_folders(runs_folder(args.runs or OWN_RUNS), args.run_names)
     return sync(folders, args.wait)
 
 
@@ -90,6 +84,8 @@ def sync(folders: Sequence[RunFolder], seconds: float) -> int:
 
 def rebuild(folder: RunFolder, seconds: float) -> tuple[str, str]:
     """Rebuilds one run. Returns the outcome, for the counts, and a message."""
+    if reason := problem(folder):
+        return "failed", reason
     status, state = folder.status(), folder.state()
     if state == "missing" or (state == "failed" and "id" not in status):  # rejected at its start
         return "skipped", "not started: skipped"

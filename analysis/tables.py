@@ -3,62 +3,88 @@
     python analysis/tables.py                          every table that has an experiment
     python analysis/tables.py --table 1 -- preset=paper data.root=DIR
     python analysis/tables.py --format markdown latex csv html --out DIR
+    python analysis/tables.py --sweep -- cost=loc_only,loc_cls heads=1,3      any runs as a table
+    python analysis/tables.py --frame FILE.csv         all runs as one table of data
 
 Arguments after `--` are overrides for run.py. A row averages exactly the runs that its experiment
 resolves to. Below a table are the commands for its missing runs.
 """
 
-import csv
-import io
+import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.core import formats
-from analysis.core.evidence import command_line, overrides_of, print_source
-from analysis.core.layout import COCO, missing_summary, sheet
-from analysis.core.rows import Comparison, Stat, compare
-from onenet.config.options import TIDE
-from onenet.errors import UserError
-from onenet.sweeps.experiments import Experiment, experiment_names, read_experiment
-from onenet.system.terminal import run_command
+import pandas as pd
 
-HEADER = ("table", "row", "metric", "paper", "ours_mean", "ours_std", "n", "gap", "ids")
-METRICS = (
-    *COCO,
-    *("AP_nms", "nms_gain", "AP50_nms", "AP50_nms_gain", "AP75_nms", "APs_nms", "APm_nms"),
-    *("APl_nms", "AP_nms_06", "AP_nms_07", "AR100", "AR100_nms", "duplicates_per_object"),
-    *(f"dAP_{error}{nms}" for nms in ("", "_nms") for error in TIDE),
-    *("conflict_rate", "params", "train_hours", "FPS"),
+from analysis.core.cli import (
+    command_line,
+    execute,
+    output,
+    overrides_of,
+    print_source,
+    runs_folder,
 )
+from analysis.core.frame import load
+from analysis.core.pages import missing_summary, page, sweep_page
+from analysis.core.render import FORMATS, texts
+from analysis.core.table import Results
+from onenet.errors import UserError
+from onenet.sweeps.experiments import Experiment, expand, experiment_names, read_experiment
+from onenet.system.plural import plural
+from onenet.system.terminal import run_command
 
 
 def main(arguments: list[str]) -> int:
     """Returns 0, or 2 if the input is invalid."""
     parser = command_line(__doc__)
-    parser.add_argument("--table", nargs="+", type=int, metavar="N", help="default: all")
-    parser.add_argument("--format", nargs="+", choices=WRITERS, default=["markdown"])
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--table", nargs="+", type=int, metavar="N", help="default: all")
+    kind.add_argument("--sweep", action="store_true", help="the runs of the overrides, as a table")
+    kind.add_argument("--frame", metavar="FILE", help="all runs, as .csv, .json or .parquet")
+    parser.add_argument("--format", nargs="+", choices=FORMATS, default=["markdown"])
     parser.add_argument("--out", metavar="DIR", help="write tableN.* here instead of printing")
     args = parser.parse_args(arguments)
-    try:
-        overrides = overrides_of(args)
-        comparisons = [compare(e, overrides) for e in experiments(args.table)]
-        pages = {
-            f"table{comparison.experiment.table}.{SUFFIXES[name]}": WRITERS[name](comparison)
-            for comparison in comparisons
-            for name in dict.fromkeys(args.format)
-        }
-        if args.out is None:
-            print("\n".join(pages.values()), end="")
-        else:
-            folder = write(pages, args.out)
-            print(f"Wrote {', '.join(pages)} to {folder}. {missing_summary(comparisons)}")
-        print_source(overrides)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return execute(save_frame if args.frame else print_tables, args)
+
+
+def print_tables(args: argparse.Namespace) -> None:
+    overrides = overrides_of(args)
+    results, pages = Results(overrides), {}
+    if args.sweep:
+        runs = results.runs(expand(overrides))
+        tidy = partial(runs.drop, columns=["label", "spec"])
+        pages = texts("sweep", args.format, partial(sweep_page, runs, overrides), tidy)
+        done = runs.done
+    else:
+        tables = [results.table(experiment.name) for experiment in experiments(args.table)]
+        for table in tables:
+            name = f"table{table.experiment.table}"
+            pages |= texts(name, args.format, partial(page, table), table.tidy)
+        done = pd.concat([table.runs.done for table in tables])
+    output(pages, args.out, missing_summary(done))
+    print_source(overrides)
+
+
+def save_frame(args: argparse.Namespace) -> None:
+    """Writes what `load` returns to a file. Raises UserError."""
+    file = Path(args.frame).expanduser().absolute()
+    if file.suffix not in (".csv", ".json", ".parquet") or args.overrides:
+        raise UserError("--frame FILE saves all runs, as .csv, .json or .parquet: no overrides.")
+    root = runs_folder(args.runs)
+    frame = load(root)
+    if file.suffix == ".csv":
+        frame.to_csv(file, index=False)
+    elif file.suffix == ".json":
+        frame.to_json(file, orient="records", double_precision=15, indent=1)
+    else:
+        try:
+            frame.to_parquet(file, index=False)
+        except ImportError as error:
+            raise UserError("Parquet files need pyarrow: pip install -e '.[parquet]'") from error
+    print(f"Wrote {plural(len(frame), 'run')} of {root} to {file}")
 
 
 def experiments(tables: list[int] | None) -> list[Experiment]:
@@ -69,57 +95,6 @@ def experiments(tables: list[int] | None) -> list[Experiment]:
             numbers = ", ".join(map(str, sorted(by_table)))
             raise UserError(f"There is no experiment for table {table}, only for tables {numbers}.")
     return [by_table[table] for table in dict.fromkeys(tables or sorted(by_table))]
-
-
-def write(pages: dict[str, str], out: str) -> Path:
-    """Writes the pages (file name -> text) to the folder `out`. Raises UserError."""
-    folder = Path(out).expanduser().absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in pages.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error}") from error
-    return folder
-
-
-def tidy(comparison: Comparison) -> str:
-    """CSV with one line per row and metric, unrounded."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(HEADER)
-    for row in comparison.rows:
-        key = comparison.experiment.table, row.label
-        lines.writerow([*key, "lr", "", row.specs[0].config.lr, "", "", "", ""])
-        for metric in METRICS:
-            ours = row.ours(metric)
-            if metric.startswith("dAP") and not ours.n:
-                continue  # results of an earlier version
-            values = row.paper.numbers.get(metric), ours.mean, ours.std, ours.n, row.gap(metric)
-            rounded = ["" if v is None else round(v, 6) for v in values]
-            lines.writerow([*key, metric, *rounded, " ".join(row.values(metric))])
-    return text.getvalue()
-
-
-def read_tidy(file: Path) -> dict[str, dict[str, Stat]]:
-    """row -> metric -> ours, from a file that `tidy` wrote."""
-    rows: dict[str, dict[str, Stat]] = {}
-    with open(file, newline="") as lines:
-        for line in csv.DictReader(lines):
-            mean, std = (
-                float(line[key]) if line[key] else None for key in ("ours_mean", "ours_std")
-            )
-            rows.setdefault(line["row"], {})[line["metric"]] = Stat(mean, std, int(line["n"] or 0))
-    return rows
-
-
-WRITERS = {
-    "markdown": lambda comparison: formats.markdown(sheet(comparison)),
-    "latex": lambda comparison: formats.latex(sheet(comparison)),
-    "csv": tidy,
-    "html": lambda comparison: formats.html_page(sheet(comparison)),
-}
-SUFFIXES = {"markdown": "md", "latex": "tex", "csv": "csv", "html": "html"}
 
 
 if __name__ == "__main__":

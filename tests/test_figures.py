@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from analysis import claims, figures, records, tables
-from analysis.core.charts import changes, charts, conflicts, duplicates, nms_threshold
-from analysis.core.evidence import RECORDS, Evidence
+from analysis.core.frame import RECORDS
+from analysis.core.plots import changes, charts, conflicts, duplicates, nms_threshold
+from analysis.core.table import Results
 from onenet.sweeps.experiments import RunSpec, expand
 from onenet.system.files import read_json, write_json
 from tests.test_tables import fill
@@ -72,9 +73,9 @@ def table1(root: Path, *overrides: str) -> list[RunSpec]:
 def test_the_points_of_a_run(root):
     spec = table1(root)[0]
     run(spec)
-    assert nms_threshold(spec) == {0.3: 4.0, 0.5: 5.0}
-    assert duplicates(spec) == {0.1: 1.5, 0.5: 0.5}  # no object is found at 0.9
-    assert changes(spec) == {600: 25.0, 900: 50.0}
+    assert nms_threshold(spec).to_dict() == {0.3: 4.0, 0.5: 5.0}
+    assert duplicates(spec).to_dict() == {0.1: 1.5, 0.5: 0.5}  # no object is found at 0.9
+    assert changes(spec).to_dict() == {600: 25.0, 900: 50.0}
     points = conflicts(spec)  # ten groups of two lines
     assert points[40] == pytest.approx(100 * (1 + 2) / 80)
     assert points[400] == pytest.approx(100 * (19 + 20) / 80)
@@ -84,22 +85,22 @@ def test_the_points_of_a_run(root):
 def test_a_series_is_the_mean_over_seeds_and_knows_their_number(root):
     for spec in table1(root, "seed=0,1"):
         run(spec, seed_shift=float(spec.config.seed))
-    by_name = {chart.name: chart for chart in charts(Evidence([f"runs_root={root}"]))}
+    by_name = {chart["name"]: chart for chart in charts(Results([f"runs_root={root}"]))}
     assert set(by_name) == {points.__name__ for points, *_ in figures.CURVES}
-    (panel,) = by_name["nms_threshold"].panels
-    assert panel.title == "rigid"
-    assert [series.label for series in panel.series] == [*figures.COLORS]
-    series = panel.series[0]
-    assert (series.x, series.mean, series.n) == ([0.3, 0.5], [4.5, 5.5], 2)
-    assert series.std == pytest.approx([0.5**0.5] * 2)
+    (panel,) = by_name["nms_threshold"]["panels"]
+    assert panel["title"] == "rigid"
+    assert [series["label"] for series in panel["series"]] == [*figures.COLORS]
+    series = panel["series"][0]
+    assert (series["x"], series["mean"], series["n"]) == ([0.3, 0.5], [4.5, 5.5], 2)
+    assert series["std"] == pytest.approx([0.5**0.5] * 2)
 
 
 def test_parts_are_a_panel_of_their_own(root):
     for overrides in ((), ("data.shapes.kind=parts",)):
         run(next(spec for spec in table1(root, "seed=1", *overrides) if spec.label == "predefined"))
-    for chart in charts(Evidence([f"runs_root={root}"])):
-        assert [panel.title for panel in chart.panels] == ["rigid", "parts"]
-        assert [series.label for series in chart.panels[1].series] == ["predefined"]
+    for chart in charts(Results([f"runs_root={root}"])):
+        assert [panel["title"] for panel in chart["panels"]] == ["rigid", "parts"]
+        assert [series["label"] for series in chart["panels"][1]["series"]] == ["predefined"]
 
 
 def test_all_figures_are_drawn_as_vectors_and_pixels(root, tmp_path, capsys):

@@ -12,7 +12,7 @@ import pytest
 
 from analysis import bootstrap as command
 from analysis.bootstrap import bootstrap
-from analysis.core.intervals import paired, t_interval
+from analysis.core.statistics import t_interval
 from onenet.evaluation.per_image import pack, recompute
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder
@@ -38,10 +38,6 @@ def test_it_covers_the_truth_as_often_as_it_says():
     draws = generator.normal(5.0, 2.0, (4000, 3))
     hits = [(i.low <= 5 <= i.high) for i in map(t_interval, draws)]
     assert np.mean(hits) == pytest.approx(0.95, abs=0.012)
-
-
-def test_pairs_are_of_the_keys_that_both_have():
-    assert paired({0: 3.0, 1: 5.0, 2: 9.0}, {1: 1.0, 2: 2.0, 7: 4.0}) == [4.0, 7.0]
 
 
 def evaluation(shift: float, images: int = 30) -> dict[str, np.ndarray]:

@@ -9,8 +9,12 @@ from statistics import stdev
 
 import pytest
 
-from analysis import claims, publish
-from analysis.core.evidence import RECORDS, RESULTS, Evidence, with_root
+from analysis import publish
+from analysis.core import bccd
+from analysis.core.claims import judge
+from analysis.core.cli import with_root
+from analysis.core.frame import RECORDS, RESULTS
+from analysis.core.table import Results
 from onenet.runs.folder import RunFolder
 from onenet.sweeps.experiments import expand
 from tests.test_cli import run_py
@@ -19,12 +23,12 @@ CURRENT = "python analysis/publish.py makes it current"
 
 
 @pytest.fixture(scope="module")
-def runs() -> Evidence:
-    return Evidence(with_root([], str(RECORDS)))
+def results() -> Results:
+    return Results(with_root([], RECORDS))
 
 
-def test_every_page_is_what_the_records_give(runs):
-    pages = publish.pages(runs)
+def test_every_page_is_what_the_records_give(results):
+    pages = publish.pages(results)
     assert {"claims.md", "rigid/table1.md", "rigid/table5.csv"} <= set(pages)
     for name, text in pages.items():
         assert (RESULTS / name).read_text() == text, f"{name}: {CURRENT}"
@@ -32,15 +36,15 @@ def test_every_page_is_what_the_records_give(runs):
 
 
 @pytest.mark.parametrize(("file", "least"), [*zip(publish.TEXTS, (3, 9, 2), strict=True)])
-def test_the_tables_of_the_texts_are_what_the_records_give(runs, file, least):
+def test_the_tables_of_the_texts_are_what_the_records_give(results, file, least):
     text = file.read_text()
     assert len(re.findall(r"^<!-- \w+ -->\n(?!<!-- end)", text, re.MULTILINE)) >= least
-    assert publish.fill(text, runs) == text, f"{file}: {CURRENT}"
+    assert publish.fill(text, results) == text, f"{file}: {CURRENT}"
 
 
-def test_a_mark_is_filled_and_the_rest_is_left_alone(runs):
+def test_a_mark_is_filled_and_the_rest_is_left_alone(results):
     text = "before\n<!-- table1 -->\nold\n<!-- end -->\nafter\n<!-- other words -->\n"
-    result = publish.fill(text, runs)
+    result = publish.fill(text, results)
     assert result.startswith("before\n<!-- table1 -->\n|")
     assert result.endswith("|\n<!-- end -->\nafter\n<!-- other words -->\n")
     assert "old" not in result
@@ -58,14 +62,22 @@ def test_the_records_hold_what_a_rerun_needs_and_no_path_of_a_machine():
         assert result["env"]["commit"]
         assert not re.search(r'"/\w', json.dumps([result["overrides"], result["config"]]))
     files = {file for file in RESULTS.rglob("*") if file.is_file()} - {RESULTS / "report.html"}
-    assert sum(file.stat().st_size for file in files) < 30e6
+    sizes = {file: file.stat().st_size for file in files}
+    weights = sum(size for file, size in sizes.items() if RESULTS / "weights" in file.parents)
+    assert weights < 8 * 2**20
+    assert sum(sizes.values()) - weights < 30e6
 
 
-def test_what_is_not_reproduced_is_explained(runs):
-    for judgement in claims.judge(runs):
-        enough = all(interval and interval.n >= 3 for _, interval in judgement.conditions)
-        assert enough or judgement.explanation, judgement.claim.id
-        assert judgement.verdict == "reproduced" or judgement.explanation, judgement.claim.id
+def test_what_is_not_reproduced_is_explained(results):
+    for judgement in judge(results):
+        enough = all(each.interval and each.interval.n >= 3 for each in judgement.conditions)
+        assert enough or judgement.explanation, judgement.id
+        assert judgement.verdict == "reproduced" or judgement.explanation, judgement.id
+
+
+def test_the_setting_of_bccd_is_that_of_its_page():
+    text = (bccd.FOLDER / "table1.md").read_text()
+    assert all(f"- {line}\n" in text for line in bccd.page().context)
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from analysis import report
-from analysis.core.evidence import RECORDS
+from analysis.core.frame import RECORDS
+from analysis.core.settings import EXPERIMENTS
 from onenet.system.files import REPOSITORY
 from tests.test_figures import run, table1
 
@@ -72,7 +73,7 @@ def test_all_claims_tables_and_curves_are_there(made):
     assert sum("claim-" in row.get("id", "") for row in tags.all("tr")) == 28
     pages = [article["id"] for article in tags.all("article")]
     own = [name for name in pages if "-" not in name]
-    assert own == [*report.TABLES]
+    assert own == [*EXPERIMENTS]
     charts = json.loads(re.search(r'id="charts-data">(.*?)</script>', text, re.S)[1])
     assert len(charts) == len([f for f in tags.all("figure") if f.get("class") == "chart"]) == 6
 

@@ -5,7 +5,8 @@ a file in the runs root, from which the tables read them. They depend on the net
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from analysis.core.formats import Block
+import pandas as pd
+
 from onenet.config.schema import Config
 from onenet.data.sizes import ImageSize
 from onenet.errors import UserError
@@ -92,55 +93,47 @@ def read(runs_root: Path) -> list[Speed]:
 def rounds_of(speeds: list[Speed], networks: list[Network]) -> list[tuple[float, ...]]:
     """Returns the FPS of each network, round by round, on the device that `lookup` chooses. Empty
     if the networks were not measured together."""
-    by_device, measured = _by_device(speeds, networks), []
-    if by_device:
-        on_device = by_device[_best_device(by_device)]
-        measured = [on_device[network] for network in networks if network in on_device]
-    times = {speed.measured for speed in measured}
-    if len(measured) < len(networks) or len(times) != 1:
+    measured = _on_one_device(speeds, networks)
+    together = len({speed.measured for speed in measured.values()}) == 1
+    if not together or any(network not in measured for network in networks):
         return [()] * len(networks)
-    return [speed.rounds for speed in measured]
+    return [measured[network].rounds for network in networks]
 
 
 def lookup(speeds: list[Speed], networks: list[Network]) -> tuple[list[float | None], str | None]:
     """Returns the FPS of each network without NMS, all on one device, and a description of it. The
     device is the one on which most of the networks were measured, or the most recent of several."""
-    by_device = _by_device(speeds, networks)
-    if not by_device:
+    measured = _on_one_device(speeds, networks)
+    if not measured:
         return [None] * len(networks), None
-    device = _best_device(by_device)
-    on_device = by_device[device]
-    classes, threads = (
-        ", ".join(map(str, sorted({getattr(speed, name) for speed in on_device.values()})))
-        for name in ("classes", "threads")
+    every = [*measured.values()]
+    threads, classes = (
+        ", ".join(map(str, sorted({*values})))
+        for values in zip(*((speed.threads, speed.classes) for speed in every), strict=True)
     )
-    description = f"{device} (threads: {threads}; classes: {classes})"
-    return [on_device[n].fps if n in on_device else None for n in networks], description
+    numbers = [measured[n].fps if n in measured else None for n in networks]
+    return numbers, f"{every[0].device} (threads: {threads}; classes: {classes})"
 
 
-def _by_device(speeds: list[Speed], networks: list[Network]) -> dict[str, dict[Network, Speed]]:
-    by_device: dict[str, dict[Network, Speed]] = {}
+def _on_one_device(speeds: list[Speed], networks: list[Network]) -> dict[Network, Speed]:
+    devices: dict[str, dict[Network, Speed]] = {}
     for speed in speeds:
         if speed.network in networks and speed.dtype == "float32" and speed.fps:
-            by_device.setdefault(speed.device, {})[speed.network] = speed
-    return by_device
+            devices.setdefault(speed.device, {})[speed.network] = speed
+
+    def rank(own: dict[Network, Speed]) -> tuple[int, float]:
+        return len(own), max(speed.measured for speed in own.values())
+
+    return max(devices.values(), key=rank, default={})
 
 
-def _best_device(by_device: dict[str, dict[Network, Speed]]) -> str:
-    def rank(device: str) -> tuple[int, float]:
-        speeds = by_device[device].values()
-        return len(speeds), max(speed.measured for speed in speeds)
-
-    return max(by_device, key=rank)
-
-
-def block(speeds: list[Speed]) -> Block:
-    """The table that is printed after measuring."""
+def printed(speeds: list[Speed]) -> pd.DataFrame:
+    """The table that is printed after measuring, as text."""
     names = ("device", "dtype", "classes", "threads")
-    header = [*Network.__dataclass_fields__, *names, "FPS", "FPS with NMS"]
-    rows = []
-    for speed in speeds:
-        number = "" if speed.fps is None else f"{speed.fps:.3g}"
-        values = [*asdict(speed.network).values(), *(getattr(speed, name) for name in names)]
-        rows.append([*map(str, values), number, f"{speed.fps_nms:.3g}"])
-    return Block(header, rows, text_columns=3)
+    rows = [
+        {**asdict(speed.network), **{name: getattr(speed, name) for name in names},
+         "FPS": "" if speed.fps is None else f"{speed.fps:.3g}",
+         "FPS with NMS": f"{speed.fps_nms:.3g}"}
+        for speed in speeds
+    ]  # fmt: skip
+    return pd.DataFrame(rows).astype(str).set_index(["detector", "backbone", "neck"])

@@ -4,22 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from analysis.core.charts import table1_by_data
-from analysis.core.evidence import (
-    Evidence,
-    finished_specs,
-    fraction_by_seed,
-    inside,
-    nearest,
-    snapshots,
-)
-from analysis.core.rows import TableRow
+from analysis.core.frame import assignments, positives
+from analysis.core.plots import rows_by_data
+from analysis.core.table import Results
 from onenet.evaluation import drawing
+from onenet.runs.folder import RunFolder
 from onenet.system.files import read_json
 
 IMAGES = 4
@@ -27,39 +22,34 @@ BINS = 15
 Drawing = tuple[str, str, Figure]  # title, caption, figure
 
 
-def figure5(runs: Evidence) -> Drawing | None:
+def figure5(results: Results) -> Drawing | None:
     """Prefers runs on images that show the class in a part of the object."""
-    pictures = _pictures(runs, last=True)
-    if not pictures:
-        return None
-    data, seed, rows = pictures
-    title = "Figure 5: positive samples"
     caption = (
-        f"The same validation images ({data}), seed {seed}. Each dot is an object's positive "
-        "sample at the end of training; the rows differ in the matching cost."
+        "Each dot is an object's positive sample at the end of training; the rows differ in the "
+        "matching cost."
     )
-    return title, caption, _grid(rows, _positives, lambda listing: "")
+    return _pictures(results, "Figure 5: positive samples", caption, -1, _positives)
 
 
-def figure6(runs: Evidence) -> Drawing | None:
-    pictures = _pictures(runs, last=False)
-    if not pictures:
-        return None
-    data, seed, rows = pictures
+def figure6(results: Results) -> Drawing | None:
+    caption = (
+        "All boxes above a score threshold, which is chosen for each model so that it reaches 0.9 "
+        "of its maximal recall."
+    )
+    note = "\nscore ≥ {threshold:.2f}"
     title = "Figure 6: predictions without NMS"
-    caption = (
-        f"The same validation images ({data}), seed {seed}. All boxes above a score threshold, "
-        "which is chosen for each model so that it reaches 0.9 of its maximal recall."
-    )
-    figure = _grid(rows, _boxes, lambda listing: f"score ≥ {listing['threshold']:.2f}")
-    return title, caption, figure
+    return _pictures(results, title, caption, 0, _boxes, note)
 
 
-def positives(runs: Evidence) -> Drawing | None:
+def heat_maps(results: Results) -> Drawing | None:
     """Maps all objects of the last snapshots, over all seeds, to one unit box."""
     tables = {
-        name: [row for row in rows if any(snapshots(spec.folder) for spec in finished_specs(row))]
-        for name, rows in table1_by_data(runs).items()
+        name: {
+            label: arrays
+            for label, runs in rows.items()
+            if (arrays := [run for spec in runs.spec if assignments(run := spec.folder)])
+        }
+        for name, rows in rows_by_data(results).items()
     }
     tables = {name: rows for name, rows in tables.items() if rows}
     if not tables:
@@ -70,8 +60,8 @@ def positives(runs: Evidence) -> Drawing | None:
     for axis in axes.flat:
         axis.set_axis_off()
     for line, (name, rows) in zip(axes, tables.items(), strict=True):
-        for axis, row in zip(line, rows, strict=False):
-            _heat_map(axis, row, name)
+        for axis, (label, runs) in zip(line, rows.items(), strict=False):
+            _heat_map(axis, runs, f"{label}\n{name}", parts=name == "parts")
     title = "Where inside the box positive samples lie"
     caption = (
         "Location of the positive sample relative to its object's box (the square), for all "
@@ -82,46 +72,51 @@ def positives(runs: Evidence) -> Drawing | None:
     return title, caption, figure
 
 
-SAMPLES: dict[str, Callable[[Evidence], Drawing | None]] = {
+SAMPLES: dict[str, Callable[[Results], Drawing | None]] = {
     "figure5": figure5,
     "figure6": figure6,
-    "positives": positives,
+    "positives": heat_maps,
 }
 
 
-PictureRows = list[tuple[TableRow, Path, dict]]  # a row, the folder of its pictures, their listing
+def _pictures(
+    results: Results,
+    title: str,
+    caption: str,
+    which: int,
+    draw: Callable,
+    note: str = "",
+) -> Drawing | None:
+    """Draws one line of images per row that has pictures. Of several data sets with pictures it
+    takes the one at the index `which`, and of several seeds the one with most rows.
 
-
-def _pictures(runs: Evidence, last: bool) -> tuple[str, int, PictureRows] | None:
-    """Returns the data's name, the seed, and the rows that have pictures. Of several data sets with
-    pictures it takes the `last` or the first, and of several seeds the one with most rows."""
+    `note`: what is written below a row's label, from the listing of its pictures.
+    """
     candidates = []
-    for name, rows in table1_by_data(runs).items():
-        pictures = {}
-        for row in rows:
-            for spec in finished_specs(row):
+    for name, rows in rows_by_data(results).items():
+        seeds: dict[int, list[tuple[str, Path, dict]]] = {}
+        for label, runs in rows.items():
+            for spec in runs.spec:
                 folder = spec.folder.path / "pictures"
                 if listing := read_json(folder / "pictures.json"):
-                    pictures.setdefault(spec.config.seed, []).append((row, folder, listing))
-        if pictures:
-            seed = max(pictures, key=lambda seed: (len(pictures[seed]), -seed))
-            candidates.append((name, seed, pictures[seed]))
-    return candidates[-1 if last else 0] if candidates else None
-
-
-def _grid(rows: PictureRows, draw: Callable, note: Callable) -> Figure:
-    """Draws one line of images per row."""
-    count = min(IMAGES, *(len(listing["images"]) for _, _, listing in rows))
-    figure = Figure(figsize=(2.2 * count + 0.4, 2.3 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), count, squeeze=False)
-    for line, (row, folder, listing) in zip(axes, rows, strict=True):
+                    seeds.setdefault(spec.config.seed, []).append((label, folder, listing))
+        if seeds:
+            seed = max(seeds, key=lambda seed: (len(seeds[seed]), -seed))
+            candidates.append((name, seed, seeds[seed]))
+    if not candidates:
+        return None
+    data, seed, lines = candidates[which]
+    count = min(IMAGES, *(len(listing["images"]) for _, _, listing in lines))
+    figure = Figure(figsize=(2.2 * count + 0.4, 2.3 * len(lines)), layout="constrained")
+    axes = figure.subplots(len(lines), count, squeeze=False)
+    for line, (label, folder, listing) in zip(axes, lines, strict=True):
         for axis, entry in zip(line, listing["images"], strict=False):
             with Image.open(folder / entry["file"]) as picture:
                 axis.imshow(draw(picture, entry))
             axis.set_xticks([])
             axis.set_yticks([])
-        line[0].set_ylabel("\n".join(filter(None, [row.label, note(listing)])))
-    return figure
+        line[0].set_ylabel(label + note.format_map(listing))
+    return title, f"The same validation images ({data}), seed {seed}. {caption}", figure
 
 
 def _positives(picture: Image.Image, entry: dict) -> Image.Image:
@@ -132,10 +127,9 @@ def _boxes(picture: Image.Image, entry: dict) -> Image.Image:
     return drawing.with_boxes(picture, entry["before_nms"])
 
 
-def _heat_map(axis: Axes, row: TableRow, data: str) -> None:
-    arrays_by_run = [arrays for spec in finished_specs(row) if (arrays := snapshots(spec.folder))]
+def _heat_map(axis: Axes, runs: list[RunFolder], title: str, parts: bool) -> None:
     locations = []
-    for arrays in arrays_by_run:
+    for arrays in map(assignments, runs):
         low, high = arrays["gt_xyxy"][:, :2], arrays["gt_xyxy"][:, 2:]
         locations.append((arrays["place_xy"][-1] - low) / (high - low))
     x, y = np.concatenate(locations).T
@@ -143,18 +137,8 @@ def _heat_map(axis: Axes, row: TableRow, data: str) -> None:
     counts, _, _ = np.histogram2d(y, x, bins=[edges, edges])
     axis.imshow(counts / len(x), extent=(-0.25, 1.25, 1.25, -0.25), cmap="magma_r")
     axis.add_patch(Rectangle((0, 0), 1, 1, fill=False, edgecolor="#2a6f97", linewidth=1.2))
-    tests = {"nearest": nearest, "in box": inside("gt_xyxy")}
-    if _has_parts(arrays_by_run[0]):
-        tests["in part"] = inside("part_xyxy")
-    fractions = [
-        f"{name} {100 * np.mean([*fraction_by_seed(row, test).values()]):.0f} %"
-        for name, test in tests.items()
-    ]
-    axis.set_title(f"{row.label}\n{data}", fontsize=8)
-    axis.text(0.5, 1.3, "\n".join(fractions), ha="center", va="top", fontsize=8)
-
-
-def _has_parts(arrays: dict[str, np.ndarray]) -> bool:
-    """Whether a part of the object shows the class, not the whole object."""
-    parts = arrays["part_xyxy"]
-    return bool(np.isfinite(parts).all() and (np.abs(parts - arrays["gt_xyxy"]) > 1).any())
+    fractions = pd.DataFrame([positives(run) for run in runs]).mean()
+    names = {"nearest": "nearest", "in box": "in_box"} | ({"in part": "in_part"} if parts else {})
+    text = "\n".join(f"{name} {fractions[column]:.0f} %" for name, column in names.items())
+    axis.set_title(title, fontsize=8)
+    axis.text(0.5, 1.3, text, ha="center", va="top", fontsize=8)

@@ -10,7 +10,7 @@ import torch
 from torchvision.models import detection
 
 from analysis.core.fps import Network, Speed, network_of
-from analysis.core.predicates import NETWORKS
+from analysis.core.settings import NETWORKS
 from analysis.speed.timing import Timing, least_seconds
 from onenet import build
 from onenet.config.compose import loader, override

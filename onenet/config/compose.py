@@ -6,6 +6,7 @@ and bounds in schema.py.
 
 import copy
 import dataclasses
+import pickle
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -87,7 +88,7 @@ class Loader:
         self._parser = OverridesParser.create(config_loader=hydra)
         _, sources = hydra._parse_overrides_and_create_caching_repo(name, [*overrides])
         self._files = _Files(sources)
-        self._compositions: dict[tuple, DictConfig] = {}
+        self._compositions: dict[tuple, bytes] = {}  # pickled: six times faster than deepcopy
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Parses overrides by Hydra's grammar. Raises ComposeError."""
@@ -158,8 +159,8 @@ class Loader:
                 choices.append(override)
         key = tuple(override.input_line for override in choices)
         if key not in self._compositions:
-            self._compositions[key] = self._compose_groups(choices)
-        config = copy.deepcopy(self._compositions[key])
+            self._compositions[key] = pickle.dumps(self._compose_groups(choices))
+        config = pickle.loads(self._compositions[key])
         try:
             self._hydra._apply_overrides_to_config(values, config)
         except AttributeError as error:  # of OmegaConf: a dictionary instead of null

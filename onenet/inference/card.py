@@ -3,7 +3,7 @@
 import numpy as np
 
 from onenet.config.schema import Config
-from onenet.evaluation.bootstrap import intervals
+from onenet.evaluation.bootstrap import bounds
 from onenet.inference.detector import TrainedDetector
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder
@@ -72,14 +72,14 @@ def results(folder: RunFolder) -> str:
         return "Its AP has not been measured here."
     metrics, env = result["metrics"], result["env"]
     file = folder.evaluation(EvalSpec(**result["evaluation"])) / "per_image.npz"
-    bounds = {}
+    intervals = {}
     if file.is_file() and metrics["AP"] is not None:
         with np.load(file) as arrays:
-            bounds = intervals(dict(arrays))
+            intervals = bounds(dict(arrays), draws=200)
     lines = ["| metric | value | 95 % interval over images |", "|---|---|---|"]
     for metric in SHOWN:
         value = "undefined" if metrics[metric] is None else f"{metrics[metric]:.1f}"
-        interval = "{:.1f} to {:.1f}".format(*bounds[metric]) if metric in bounds else ""
+        interval = "{:.1f} to {:.1f}".format(*intervals[metric]) if metric in intervals else ""
         lines.append(f"| {metric} | {value} | {interval} |")
     table = "\n".join(lines)
     return (

@@ -1,6 +1,11 @@
-"""What a sweep prints at its end: the table of its runs, its picture, and what failed."""
+"""What a sweep prints at its end: the table of its runs, its picture, and what failed.
 
+The analysis forms the cells of its tables here, too.
+"""
+
+import math
 from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
 
 from rich.console import Console, JustifyMethod
 from rich.table import Table
@@ -31,11 +36,12 @@ def print_results(console: Console, runs: list[Run], statuses: Statuses) -> None
         if result := spec.folder.result(spec.evaluation):
             rows.append((label, spec, result["metrics"]))
     if rows:
-        columns = dict(COLUMNS)
-        if not any("dAP_dupe" in metrics for _, _, metrics in rows):  # of an earlier version
-            del columns["dAP dupe"]
-        cells = [_cells(label, spec, metrics, columns) for label, spec, metrics in rows]
-        print_table(console, ("run", "lr", *columns, "time"), cells)
+        names, cells = columns_and_cells([[metrics] for _, _, metrics in rows])
+        lines = [
+            (label, f"{spec.config.lr:.2g}", *numbers, _minutes(metrics.get("train_seconds")))
+            for (label, spec, metrics), numbers in zip(rows, cells, strict=True)
+        ]
+        print_table(console, ("run", "lr", *names, "time"), lines)
     for run in runs:
         if run.state() != "done":
             print_failure(console, run, statuses)
@@ -83,26 +89,62 @@ def failure(run: Run, statuses: Statuses) -> str:
     return f"{end}: see its log" if run.name in statuses else "not started"
 
 
-def row_labels(specs: list[RunSpec]) -> dict[RunSpec, str]:
+def row_labels(specs: Sequence[RunSpec], seeds: bool = True) -> dict[RunSpec, str]:
     """Returns for each spec the label of its row, and the overrides that distinguish it from other
-    specs of the row."""
+    specs of the row. Without `seeds`, those that differ only in the seed get the same label."""
+    settings = {
+        spec: [each for each in spec.overrides if seeds or not each.startswith("seed=")]
+        for spec in specs
+    }
     labels = {}
     for spec in specs:
-        row = [set(other.overrides) for other in specs if other.label == spec.label]
-        common = set.intersection(*row) if len(row) > 1 else set()
-        own = " ".join(override for override in spec.overrides if override not in common)
+        row = {tuple(settings[other]) for other in specs if other.label == spec.label}
+        common = set.intersection(*map(set, row)) if len(row) > 1 else set()
+        own = " ".join(override for override in settings[spec] if override not in common)
         parts = [spec.label, own if not spec.label or len(row) > 1 else ""]
         labels[spec] = ", ".join(filter(None, parts)) or "(defaults)"
     return labels
 
 
-def _cells(
-    label: str, spec: RunSpec, metrics: dict, columns: dict[str, tuple[str, str]]
-) -> list[str]:
-    numbers = [
-        "-" if metrics.get(metric) is None else format(metrics[metric], pattern)
-        for metric, pattern in columns.values()
-    ]
-    seconds = metrics.get("train_seconds")
-    time = "-" if seconds is None else f"{seconds / 60:.1f} min"
-    return [label, f"{spec.config.lr:.2g}", *numbers, time]
+def _minutes(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds / 60:.1f} min"
+
+
+def columns_and_cells(rows: Sequence[Sequence[dict]]) -> tuple[list[str], list[list[str]]]:
+    """Returns the names of COLUMNS and the cells of each row, from the metrics of its runs."""
+    columns = dict(COLUMNS)
+    if not any(defined(metrics.get("dAP_dupe")) for row in rows for metrics in row):
+        del columns["dAP dupe"]  # results of an earlier version
+    cells = [
+        [cell([metrics.get(metric) for metrics in row], pattern)
+         for metric, pattern in columns.values()]
+        for row in rows
+    ]  # fmt: skip
+    return [*columns], cells
+
+
+def cell(values: Sequence[float | None], pattern: str = ".1f") -> str:
+    """Formats the mean of one or several runs, with the standard deviation, of those in which the
+    number is defined."""
+    numbers = [value for value in values if value is not None and defined(value)]
+    std = stdev(numbers) if len(numbers) > 1 else None
+    text = with_std(fmean(numbers) if numbers else None, std, pattern)
+    return f"{text} (n = {len(numbers)})" if 0 < len(numbers) < len(values) else text
+
+
+def with_std(mean: float | None, std: float | None, pattern: str = ".1f") -> str:
+    """Formats `mean ± std`, or the mean alone if there is no standard deviation."""
+    text = number(mean, pattern)
+    return f"{text} ± {number(std, pattern.lstrip('+'))}" if defined(std) else text
+
+
+def number(value: float | None, pattern: str = ".1f") -> str:
+    """Formats a number; `-` for None and NaN, and never a minus sign before zero."""
+    if value is None or not defined(value):
+        return "-"
+    text = format(value, pattern)
+    return text if float(text) else format(0.0, pattern)
+
+
+def defined(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)

@@ -18,6 +18,9 @@ class Interval:
     high: float
     n: int
 
+    def __format__(self, pattern: str) -> str:
+        return format(self.mean, pattern)
+
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """Returns Student's interval of the mean of one or more values, assuming independent draws from
@@ -28,8 +31,3 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     quantile = stdtrit(n - 1, (1 + level) / 2)
     half = float(quantile * np.std(values, ddof=1) / np.sqrt(n))
     return Interval(mean, mean - half, mean + half, n)
-
-
-def paired(one: dict, other: dict) -> list[float]:
-    """Returns one - other for each key (a seed) that both have, ordered by key."""
-    return [one[key] - other[key] for key in sorted(one.keys() & other.keys())]

@@ -1,0 +1,40 @@
+"""Table 1 and the verdicts on real images (BCCD). Their runs are not committed, only what
+`tables.py` and `claims.py` wrote."""
+
+import pandas as pd
+
+from analysis.core.frame import RESULTS
+from analysis.core.render import Page
+from onenet.sweeps.summary import COLUMNS, with_std
+
+FOLDER = RESULTS / "bccd"
+NAMES = ("AP", "AP(+NMS)", "gain", "gain AP50", "dup/obj")
+
+
+def numbers() -> pd.DataFrame:
+    """The numbers of Table 1 by (row, metric), in the columns of `Table.numbers`."""
+    frame = pd.read_csv(FOLDER / "table1.csv").set_index(["row", "metric"])
+    return frame.assign(done=frame.n)
+
+
+def verdicts() -> dict[str, str]:
+    """claim id -> verdict."""
+    return pd.read_csv(FOLDER / "claims.csv", index_col="id").verdict.to_dict()
+
+
+def page() -> Page:
+    frame = numbers()
+    rows = frame.index.unique("row")
+    cells = {
+        name: [with_std(*frame.loc[(row, metric), ["ours_mean", "ours_std"]], ".2f")
+               for row in rows]
+        for name, (metric, _) in ((name, COLUMNS[name]) for name in NAMES)
+    }  # fmt: skip
+    n = [f"{frame.at[(row, 'AP'), 'n']:g}" for row in rows]
+    return Page(
+        "Table 1. Ablation on label assignment",
+        "The same rows, on photographs of blood cells (BCCD).",
+        (FOLDER / "setting.txt").read_text().splitlines(),
+        [pd.DataFrame({"n": n, **cells}, index=rows)],
+        [],
+    )
