@@ -31,7 +31,9 @@ from onenet.system.terminal import run_command
 TEXTS = (  # with marks
     *(REPOSITORY / "README.md", RESULTS / "README.md"),
     REPOSITORY / "analysis" / "speed" / "README.md",
+    REPOSITORY / "onenet" / "inference" / "README.md",
 )
+WEIGHTS = RESULTS / "weights"
 BENCHMARK = RECORDS / "benchmark.json"
 MAIN_JOB = ("cost=loc_only,loc_cls", "heads=1,3")
 
@@ -82,6 +84,8 @@ def fill(text: str, results: Results) -> str:
             "main_job": lambda: main_job(results),
             "speed": speed_table,
             "fps": fps_table,
+            "weights": weights_table,
+            "export_speed": export_speed_table,
         }
         content = special[name]() if name in special else experiment_table(name, results)
         return f"<!-- {name} -->\n{content}\n<!-- end -->"
@@ -151,6 +155,27 @@ def fps_table() -> str:
             cells.setdefault(f"{network.detector}, {network.neck}", {})[network.backbone] = value
     frame = pd.DataFrame(cells).fillna("")
     return _pipe(frame.loc[sorted(frame.index, key=lambda name: (len(name), name))])
+
+
+def weights_table() -> str:
+    """The runs whose weights are committed, with the AP that their check found."""
+    lines = {}
+    for file in sorted(WEIGHTS.glob("*/check_safetensors.json")):
+        (ap, _), (ap_nms, _) = read_json(file)["ap"].values()
+        lines[f"[{file.parent.name}](weights/{file.parent.name})"] = [f"{ap:.1f}", f"{ap_nms:.1f}"]
+    return _pipe(pd.DataFrame.from_dict(lines, "index", columns=["AP", "AP (+NMS)"]), corner="run")
+
+
+def export_speed_table() -> str:
+    """How long an image takes, from the check of an ONNX export: DIR/check_onnx.json."""
+    check = read_json(WEIGHTS / "check_onnx.json")
+    times = pd.DataFrame(check["milliseconds"]).T
+    ratio = times.p50["export"] / times.p50["network"]
+    height, width = check["size_hw"]
+    return (
+        f"An image of {height}×{width}, {check['threads']} thread, milliseconds. The export takes "
+        f"{ratio:.2f} of the network's time:\n\n{_pipe(times.map('{:.2f}'.format))}"
+    )
 
 
 def bccd_table() -> str:

@@ -16,7 +16,7 @@ from onenet.config.compose import compose
 from onenet.errors import UserError
 from onenet.inference import formats, gate
 from onenet.inference.detector import TrainedDetector
-from onenet.inference.gate import Input, Verdict, clipped, compare, count_differences, inputs_of
+from onenet.inference.gate import Verdict, clipped, compare, count_differences, inputs_of
 from onenet.inference.graph import graph_of
 from onenet.inference.latency import measure
 from onenet.structures import Detections
@@ -168,7 +168,8 @@ def test_an_image_is_shrunk_to_fit_the_graph(original_hw):
     assert all(side <= most for side, most in zip(fixed.size_hw, SIZE_HW, strict=True))
     if all(side <= most for side, most in zip(free.size_hw, SIZE_HW, strict=True)):
         assert fixed.size_hw == free.size_hw
-    assert isinstance(free, Input)
+    assert fixed.is_shrunk == (fixed.size_hw != free.size_hw)
+    assert not free.is_shrunk
 
 
 def test_boxes_are_clipped_to_the_image_without_its_padding():

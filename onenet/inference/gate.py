@@ -36,6 +36,7 @@ class Verdict:
     one of both has, without ties at the end of the top 100. `ap`: metric -> (network, export)."""
 
     images: int = 0
+    shrunk: int = 0  # images that were scaled down to fit the graph
     detections: int = 0
     unmatched: int = 0
     differences: dict[str, float] = field(default_factory=lambda: {"box": 0.0, "score": 0.0})
@@ -72,6 +73,11 @@ class Verdict:
         ]
         if not self.ap:
             lines.append("AP was not compared: the images have no annotations")
+        if self.shrunk:
+            lines.append(
+                f"{plural(self.shrunk, 'image')} had to be scaled down to the size of the export, "
+                "which costs AP: --dynamic takes every size"
+            )
         if self.images < FEW_IMAGES:
             lines.append(f"fewer than {FEW_IMAGES} images: the check is weak")
         return [*lines, *(f"FAILED: {problem}" for problem in self.problems)]
@@ -93,6 +99,7 @@ def compare(
             expected = detector.top_detections(detector.network, each.images, each.size_hw)
             actual = clipped(run(each.images), each.size_hw)
             count_differences(verdict, expected, actual)
+            verdict.shrunk += each.is_shrunk
             for of_images, detections in zip(columns, (expected, actual), strict=True):
                 of_images[each.number] = _columns(detections, each)
     verdict.images = len(columns[0])
@@ -165,6 +172,7 @@ class Input:
     images: Tensor  # [1, 3, H, W] uint8
     size_hw: tuple[int, int]  # without padding
     original_hw: tuple[int, int]
+    is_shrunk: bool = False  # to fit the graph
 
 
 def inputs_of(
@@ -175,11 +183,11 @@ def inputs_of(
     `graph_hw`: the only size that the export takes; larger images are scaled down to fit.
     """
     for number, pixels in enumerate(pictures):
-        view = whole_view(pixels.shape[:2], size)
+        view, shrink = whole_view(pixels.shape[:2], size), 1.0
         if graph_hw is not None:
             (height, width), (most_height, most_width) = view.size_hw, graph_hw
             shrink = min(1.0, most_height / height, most_width / width)
             size_hw = max(1, int(height * shrink + 1e-6)), max(1, int(width * shrink + 1e-6))
             view = replace(view, size_hw=size_hw)
         images = pad([resample(pixels, view)], graph_hw or (1, 1))
-        yield Input(number, images, view.size_hw, pixels.shape[:2])
+        yield Input(number, images, view.size_hw, pixels.shape[:2], shrink < 1)
