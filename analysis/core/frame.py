@@ -11,6 +11,7 @@ file that is damaged is named on stderr and left out.
 """
 
 import json
+import os
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -120,7 +121,12 @@ def run_folders(root: Roots) -> list[RunFolder]:
         raise UserError(f"{root} is not a folder of runs.")
     marks = ("status.json", "result.json", "config.yaml", "evaluations")
     folders = [RunFolder(each) for each in sorted(path.glob("[!.]*/"))]
-    return [run for run in folders if any((run.path / mark).exists() for mark in marks)]
+    return [
+        run
+        for run in folders
+        if any(os.path.exists(run.path / mark) for mark in marks)
+        or not os.access(run.path, os.X_OK)  # someone else's
+    ]
 
 
 def warn(text: object) -> None:
@@ -139,7 +145,7 @@ def problem(run: RunFolder) -> str | None:
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:
-            return f"{file} is damaged: {error}"
+            return f"{file} cannot be read: {error}"
     try:
         return edit(run)
     except DAMAGE as error:
