@@ -254,6 +254,9 @@ def test_any_sweep_is_a_table(root, capsys):
     assert missing[:4] == ["location=predefined", "0.002", "0/2", "-"]
     assert "Missing: 2 of 4 results." in page
     assert f"python run.py cost=loc_cls location=predefined seed=0 runs_root={root}\n" in page
+    experiment = ["+experiment=table1", "seed=0"]
+    assert tables.main(["--runs", str(root), "--sweep", "--", *experiment]) == 0
+    assert "| predicted + class  | 0.002 |   1 |" in capsys.readouterr().out
     assert tables.main(["--runs", str(root), "--sweep", "--format", "csv", "--", *words]) == 0
     frame = capsys.readouterr().out.splitlines()
     assert len(frame) == 5

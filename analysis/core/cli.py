@@ -43,7 +43,7 @@ def execute(command: Callable[[argparse.Namespace], int | None], args: argparse.
 def overrides_of(args: argparse.Namespace) -> list[str]:
     """Returns run.py's overrides from the arguments that `command_line` parsed, with `runs_root`
     set to `--runs`, or to the committed records if there are no other runs. Raises UserError."""
-    for override in args.overrides:
+    for override in () if getattr(args, "sweep", False) else args.overrides:
         if override.lstrip("+").startswith("experiment="):
             raise UserError(
                 f"{override}: this command chooses the experiments itself. To choose tables: "

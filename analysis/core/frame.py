@@ -117,6 +117,7 @@ def run_folders(root: Roots) -> list[RunFolder]:
     path = next((p for p in (path.absolute(), REPOSITORY / path) if p.is_dir()), path)
     if not path.is_dir() and root == "runs":
         path = default_root()
+        print(f"There are no runs in runs/ yet: these are the records in {path}", file=sys.stderr)
     if not path.is_dir():
         raise UserError(f"{root} is not a folder of runs.")
     marks = ("status.json", "result.json", "config.yaml", "evaluations")
