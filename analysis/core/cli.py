@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from analysis.core.frame import RECORDS, default_root
+from analysis.core.frame import RECORDS, default_root, with_ids
 from onenet.config.compose import use_folder
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder, find_runs
@@ -89,7 +89,7 @@ def print_source(overrides: Sequence[str]) -> None:
 def named_runs(root: Path, names: Sequence[str]) -> list[RunFolder]:
     """Returns the runs with these names, each an id, the name of a folder in the root, or the path
     of a folder. Raises UserError."""
-    folders = [RunFolder(path) for path in sorted(root.glob("[!.]*")) if path.is_dir()]
+    folders = with_ids(RunFolder(path) for path in sorted(root.glob("[!.]*/")))
     names_in_root = {name for folder in folders for name in (folder.id, folder.path.name)}
     runs = []
     for name in names:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -158,6 +158,11 @@ def is_sound(run: RunFolder) -> bool:
     if reason := problem(run):
         warn(reason)
     return not reason
+
+
+def with_ids(runs: Iterable[RunFolder]) -> list[RunFolder]:
+    """Leaves out runs whose status.json has something else than text as id, with a warning."""
+    return [run for run in runs if isinstance(run.id, str) or warn(problem(run))]
 
 
 def _rows(run: RunFolder, evaluations: str) -> Iterator[dict]:
