@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.core.cli import command_line, execute, runs_folder
-from analysis.core.frame import OWN_RUNS, problem, with_ids
+from analysis.core.cli import command_line, execute, runs_folder, with_ids
+from analysis.core.frame import OWN_RUNS, problem
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder, find_runs
 from onenet.system.terminal import run_command

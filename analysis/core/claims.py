@@ -25,8 +25,8 @@ import pandas as pd
 import yaml
 
 from analysis.core import fps
-from analysis.core.frame import RESULTS, positives
-from analysis.core.statistics import Interval, t_interval
+from analysis.core.frame import RESULTS
+from analysis.core.statistics import Interval, positives, t_interval
 from analysis.core.table import Results, read_paper
 from onenet.sweeps.experiments import NoRow, read_experiment
 from onenet.system.files import REPOSITORY

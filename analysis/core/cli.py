@@ -7,10 +7,10 @@ The default runs root is run.py's (`runs/`), or the committed records in a fresh
 import argparse
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from analysis.core.frame import RECORDS, default_root, with_ids
+from analysis.core.frame import RECORDS, default_root, problem, warn
 from onenet.config.compose import use_folder
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder, find_runs
@@ -84,6 +84,11 @@ def print_source(overrides: Sequence[str]) -> None:
     elif not _names_root(overrides):
         records = f"--runs {RECORDS.relative_to(REPOSITORY)}"
         print(f"These are the runs in runs/. For the committed records: {records}", file=sys.stderr)
+
+
+def with_ids(runs: Iterable[RunFolder]) -> list[RunFolder]:
+    """Leaves out runs whose status.json has something else than text as id, with a warning."""
+    return [run for run in runs if isinstance(run.id, str) or warn(problem(run))]
 
 
 def named_runs(root: Path, names: Sequence[str]) -> list[RunFolder]:

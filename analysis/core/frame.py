@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -90,11 +90,8 @@ def samples(root: Roots = "runs") -> pd.DataFrame:
     `nearest` to the object's centre, `in_box` and `in_part` (NaN if the part is unknown), and its
     cost terms without their weights. Raises UserError."""
     names = ["id", "folder", "step", "image_id", "label", "slot", "x", "y", "nearest", "in_box"]
-    frames = [
-        samples_of(run).assign(id=run.id, folder=str(run.path))
-        for run in run_folders(root)
-        if run.assignments_file.is_file()
-    ]
+    runs = [run for run in run_folders(root) if run.assignments_file.is_file()]
+    frames = [samples_of(run).assign(id=run.id, folder=str(run.path)) for run in runs]
     frame = pd.concat(frames) if frames else pd.DataFrame()
     return frame.reindex(columns=[*names, "in_part", *TERMS]).reset_index(drop=True)
 
@@ -158,11 +155,6 @@ def is_sound(run: RunFolder) -> bool:
     if reason := problem(run):
         warn(reason)
     return not reason
-
-
-def with_ids(runs: Iterable[RunFolder]) -> list[RunFolder]:
-    """Leaves out runs whose status.json has something else than text as id, with a warning."""
-    return [run for run in runs if isinstance(run.id, str) or warn(problem(run))]
 
 
 def _rows(run: RunFolder, evaluations: str) -> Iterator[dict]:
@@ -304,13 +296,3 @@ def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Whether the points [..., A, 2] are inside the boxes [A, 4]: 1 or 0, NaN for unknown boxes."""
     within = ((points >= boxes[:, :2]) & (points <= boxes[:, 2:])).all(axis=-1)
     return np.where(np.isfinite(boxes).all(axis=1), within, np.nan)
-
-
-def positives(run: RunFolder) -> pd.Series:
-    """Returns the percentage of positive samples that are `nearest`, `in_box` and `in_part`, in the
-    run's last snapshot; objects without one are left out, and those for which it is unknown."""
-    frame = samples_of(run)
-    if frame.empty:
-        return pd.Series(dtype=float)
-    last = frame[(frame.step == frame.step.max()) & (frame.slot >= 0)]
-    return 100 * last[["nearest", "in_box", "in_part"]].astype(float).mean()
