@@ -41,6 +41,7 @@ from onenet.runs.folder import RunFolder
 from onenet.runs.identity import flatten
 from onenet.structures import HeadOutput, Target
 from onenet.sweeps.experiments import axes_of
+from onenet.sweeps.summary import number
 from onenet.system.terminal import run_command
 
 Variants = Sequence[tuple[Override, ...]]
@@ -266,27 +267,20 @@ def _mean(values: Tensor) -> float | None:
 
 def page(results: Sequence[Sequence[ReplayResult]]) -> Page:
     """The printed page, with one table per run."""
-    names = [name.replace("_", " ") for name in COLUMNS]
-    tables = [
-        pd.DataFrame([_cells(row) for row in rows], columns=names,
-                     index=pd.Index([row.variant for row in rows], name=rows[0].run))
-        for rows in results
-    ]  # fmt: skip
+    tables = []
+    for rows in results:
+        frame = pd.DataFrame(rows).set_index("variant").rename_axis(rows[0].run)[[*COLUMNS]]
+        for name, values in frame.items():
+            frame[name] = [number(value, FORMATS.get(name, ".1f")) for value in values]
+        tables.append(frame.rename(columns=lambda name: name.replace("_", " ")))
     notes = [f"{rows[0].run}: {MOVED}" for rows in results if rows[0].changed]
     question = "Which positive samples would another matching choose from the same predictions?"
     return Page("Replay", question, CONTEXT, tables, notes)
 
 
-def _cells(row: ReplayResult) -> list[str]:
-    values = [(getattr(row, name), FORMATS.get(name, ".1f")) for name in COLUMNS]
-    return ["-" if value is None else format(value, form) for value, form in values]
-
-
 def tidy(results: Sequence[Sequence[ReplayResult]]) -> pd.DataFrame:
     """One line per run and variant."""
-    names = ["run", "variant", *COLUMNS]
-    rows = [[getattr(row, name) for name in names] for rows in results for row in rows]
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(itertools.chain(*results)).drop(columns="slot")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import math
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -157,30 +158,20 @@ def pages(results: Results, folder: Path) -> list[dict]:
 
 
 def _page(table: Table, folder: Path, swept: Swept) -> dict:
-    runs = [
-        [
-            {
-                "href": os.path.relpath(spec.folder.path, folder) + "/",
-                "seed": spec.config.seed,
-                "title": spec.folder.path.name,
-            }
-            for spec in row.spec[row.done]
-        ]
-        for _, row in table.runs.groupby("row", sort=False)
-    ]
     values = (override.rpartition("=")[2] for override in swept.overrides)
     name = "-".join([table.experiment.name, *values]).replace(".", "-")
+    runs = [
+        [(os.path.relpath(spec.folder.path, folder) + "/", spec.folder.path.name, spec.config.seed)
+         for spec in row.spec[row.done]]
+        for _, row in table.runs.groupby("row", sort=False)
+    ]  # fmt: skip
     return _entry(name, table_page(table), swept.note, table.command, runs)
 
 
-def _entry(name: str, page: Page, note: str, command: str, runs: list | None = None) -> dict:
-    """What the template shows of a table: its page, and links to the `runs` of each row."""
-    tables = [
-        {"header": [*table.index.names, *table.columns], "left": table.index.nlevels,
-         "rows": table.reset_index().to_numpy().tolist()}
-        for table in page.tables
-    ]  # fmt: skip
-    return {"id": name, "page": page, "tables": tables, "note": note, "command": command,
+def _entry(id_: str, page: Page, note: str, command: str, runs: Sequence = ()) -> dict:
+    """What the template shows of a table. `runs`: link, title and seed of the runs of each row."""
+    tables = [(table.index.nlevels, table.reset_index()) for table in page.tables]
+    return {"id": id_, "page": page, "tables": tables, "note": note, "command": command,
             "runs": runs}  # fmt: skip
 
 

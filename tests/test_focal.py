@@ -7,8 +7,8 @@ import math
 
 import pytest
 import torch
-from torchvision.ops import sigmoid_focal_loss
 
+from analysis.speed import plain
 from onenet.ops import focal
 from onenet.ops.focal import focal_loss
 from tests.conftest import seeded
@@ -28,12 +28,6 @@ def loss_with(logits, at, alpha=0.25, gamma=2.0):
     return focal_loss(logits, at, ones, -ones, alpha, gamma)
 
 
-def plain(logits, at, alpha=0.25, gamma=2.0):
-    one_hot = torch.zeros_like(logits)
-    one_hot[at] = 1
-    return sigmoid_focal_loss(logits, one_hot, alpha, gamma, reduction="sum")
-
-
 def in_memory_order(values: torch.Tensor, order: str) -> torch.Tensor:
     """The same values [B, P, K] in the memory layouts of the heads."""
     if order == "slots last":  # as a contiguous [B, K, H, W] gives
@@ -51,7 +45,7 @@ def test_loss_and_gradient_equal_torchvision(alpha, gamma, chunk, order, monkeyp
     logits = 5 * torch.randn(SHAPE, dtype=torch.float64, generator=seeded())
     at = corrections(9)
     one, other = (in_memory_order(logits.clone(), order).requires_grad_() for _ in range(2))
-    ours, theirs = loss_with(one, at, alpha, gamma), plain(other, at, alpha, gamma)
+    ours, theirs = loss_with(one, at, alpha, gamma), plain.focal_loss(other, *at, alpha, gamma)
     torch.testing.assert_close(ours, theirs)
     (3 * ours).backward()
     (3 * theirs).backward()
@@ -82,7 +76,7 @@ def test_no_corrections():
     nothing = torch.zeros(0, dtype=torch.int64)
     logits = torch.randn(SHAPE, generator=seeded()).requires_grad_()
     loss = loss_with(logits, (nothing, nothing, nothing))
-    torch.testing.assert_close(loss, plain(logits, (nothing, nothing, nothing)))
+    torch.testing.assert_close(loss, plain.focal_loss(logits, nothing, nothing, nothing))
     loss.backward()
     assert (logits.grad > 0).all()
 

@@ -228,6 +228,17 @@ def test_an_edited_config_of_a_finished_run_is_noticed(root, capsys):
         assert "has been edited" in capsys.readouterr().err
 
 
+def test_a_damaged_run_does_not_hide_the_others_from_commands_that_name_runs(root, capsys):
+    first, second = table1(root, "seed=0,1", "location=predicted", "cost=loc_cls")
+    (second.folder.path / "status.json").write_text('{"id": ["x"]}')
+    for command in (bootstrap, replay):
+        assert command.main([first.id, "--runs", str(root)]) == 2  # it has no such arrays
+        error = capsys.readouterr().err
+        assert f"left out: {second.folder.path / 'status.json'} is damaged" in error
+        (line,) = (line for line in error.splitlines() if line.startswith("error: "))
+        assert first.id in line
+
+
 def test_images_without_their_arrays_are_named(root, capsys):
     spec = table1(root, "seed=0", "location=predicted", "cost=loc_cls")[0]
     result = read_json(spec.folder.result_file)
@@ -254,6 +265,9 @@ def test_any_sweep_is_a_table(root, capsys):
     assert missing[:4] == ["location=predefined", "0.002", "0/2", "-"]
     assert "Missing: 2 of 4 results." in page
     assert f"python run.py cost=loc_cls location=predefined seed=0 runs_root={root}\n" in page
+    experiment = ["+experiment=table1", "seed=0"]
+    assert tables.main(["--runs", str(root), "--sweep", "--", *experiment]) == 0
+    assert "| predicted + class  | 0.002 |   1 |" in capsys.readouterr().out
     assert tables.main(["--runs", str(root), "--sweep", "--format", "csv", "--", *words]) == 0
     frame = capsys.readouterr().out.splitlines()
     assert len(frame) == 5

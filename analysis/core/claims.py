@@ -25,8 +25,8 @@ import pandas as pd
 import yaml
 
 from analysis.core import fps
-from analysis.core.frame import RESULTS, positives
-from analysis.core.statistics import Interval, t_interval
+from analysis.core.frame import RESULTS
+from analysis.core.statistics import Interval, positives, t_interval
 from analysis.core.table import Results, read_paper
 from onenet.sweeps.experiments import NoRow, read_experiment
 from onenet.system.files import REPOSITORY
@@ -51,11 +51,11 @@ class Condition:
 
     quantity: str
     values: Values
-    side: str
+    side: str = ""
     bound: float = 0.0
     unit: str = "AP"
     rows: Sequence[pd.DataFrame] = field(default=(), repr=False)  # the runs of each
-    paper: float | None = None  # the paper's own value; None if the paper does not print it
+    paper: float = math.nan  # the paper's own value; NaN if the paper does not print it
     setting: str = ""  # the overrides that this condition adds to the user's
 
     @property
@@ -124,7 +124,7 @@ def judge(results: Results, only: Sequence[str] | None = None) -> list[Judgement
             try:
                 its_conditions = [*conditions(results, claim)]
             except NoRow as error:
-                its_conditions, why = [Condition(claim.predicate, pd.Series(), "")], str(error)
+                its_conditions, why = [Condition(claim.predicate, pd.Series())], str(error)
             judgement = Judgement(id_, claim.quotation, its_conditions, why)
             own = explanations.get(id_, {}).get(judgement.verdict)
             if judgement.verdict == "not run":
@@ -150,50 +150,38 @@ def conditions(results: Results, claim: Mapping) -> Iterator[Condition]:
         rows = [
             results.row(claim["experiment"], name, claim["setting"]) for name in names.split(" | ")
         ]
-        for quantity, side, number in _compare(kind, rows, metrics, bound):
-            printed = None if math.isnan(quantity.paper) else quantity.paper
-            yield Condition(quantity.text, quantity.values, side, number, claim["unit"],
-                            quantity.rows, printed, " ".join(setting))  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Quantity:
-    """What a condition compares with its bound."""
-
-    text: str
-    values: Values
-    paper: float  # NaN if the paper does not print it
-    rows: Sequence[pd.DataFrame]
+        for condition in _compare(kind, rows, metrics, bound):
+            yield replace(condition, unit=claim["unit"], setting=" ".join(setting))
 
 
 def _compare(
     kind: str, rows: Sequence[pd.DataFrame], metrics: Sequence[str], bound: str
-) -> Iterator[tuple[Quantity, str, float]]:
-    """Yields the quantities of a condition, each with side and bound."""
+) -> Iterator[Condition]:
     side, _, text = bound.rpartition(" ")
-    number = float(text)
+    limits = {"side": side, "bound": float(text)}
     if kind == "value":
-        yield _value(rows[0], metrics[0]), side, number
+        yield replace(_value(rows[0], metrics[0]), **limits)
     elif kind == "difference":
         for other in rows[1:]:
-            yield _difference(rows[0], other, metrics), side, number
+            yield replace(_difference(rows[0], other, metrics), **limits)
     elif kind == "fraction":
-        yield _difference(*rows, metrics, number), side, 0.0
+        yield replace(_difference(*rows, metrics, limits["bound"]), side=side)
     elif kind == "within":
         difference = _difference(*rows, metrics)
-        yield from ((difference, ">=", -number), (difference, "<=", number))
+        yield replace(difference, side=">=", bound=-limits["bound"])
+        yield replace(difference, side="<=", bound=limits["bound"])
     elif kind == "rising":
         for before, after in pairwise(rows):
-            yield _difference(after, before, metrics), side, number
+            yield replace(_difference(after, before, metrics), **limits)
     elif kind == "slowing":
         early, last = (_difference(after, before, metrics) for before, after in pairwise(rows))
         first, second, third = map(_label, rows)
-        name = f"{metrics[0]} gained from {second} to {third} - from {first} to {second}"
+        text = f"{metrics[0]} gained from {second} to {third} - from {first} to {second}"
         values, paper = (last.values - early.values).dropna(), last.paper - early.paper
-        yield Quantity(name, values, paper, rows), side, number
+        yield Condition(text, values, **limits, rows=rows, paper=paper)
 
 
-def _value(row: pd.DataFrame, metric: str) -> Quantity:
+def _value(row: pd.DataFrame, metric: str) -> Condition:
     """The metric of a row, for the seeds for which it is defined."""
     done = row[row.done]
     text = f"{'NMS gain' if metric == 'nms_gain' else metric} of {_label(row)}"
@@ -202,30 +190,29 @@ def _value(row: pd.DataFrame, metric: str) -> Quantity:
         if metric == "in_part":
             done = done[done.kind == "parts"]
         done = done.assign(**{metric: [positives(spec.folder).get(metric) for spec in done.spec]})
-    paper = read_paper().get(metric, pd.Series(dtype=float))
     table = read_experiment(row.spec.iloc[0].experiment).table
+    paper = read_paper().get(metric, pd.Series(dtype=float)).get((table, _label(row)), math.nan)
     values = pd.Series([*done[metric]], index=done.seed, dtype=float).dropna()
-    return Quantity(text, values, paper.get((table, _label(row)), math.nan), [row])
+    return Condition(text, values, rows=[row], paper=paper)
 
 
 def _difference(
     one: pd.DataFrame, other: pd.DataFrame, metrics: Sequence[str], factor: float = 1.0
-) -> Quantity:
+) -> Condition:
     """The metric of `one` minus `factor` times that of `other`, paired by seed; for FPS, by how
     many percent `one` is faster in each round of timing."""
     a, b = _value(one, metrics[0]), _value(other, metrics[-1])
+    text = f"{a.quantity} - {f'{factor:g} × ' if factor != 1 else ''}{b.quantity}"
+    values, paper = (a.values - factor * b.values).dropna(), a.paper - factor * b.paper
     if metrics[0] == "FPS":
         specs = [row.spec.iloc[0] for row in (one, other)]
         networks = [fps.network_of(spec.config, spec.evaluation) for spec in specs]
         rounds = fps.rounds_of(fps.read(Path(specs[0].config.runs_root)), networks)
         values = pd.Series([100 * (x / y - 1) for x, y in zip(*rounds, strict=True)])
-        text = f"{a.text} against {_label(other)}"
-        return Quantity(text, values, 100 * (a.paper / b.paper - 1), [one, other])
-    text = f"{a.text} - {f'{factor:g} × ' if factor != 1 else ''}{b.text}"
-    if metrics[0] in POSITIVES:
+        text, paper = f"{a.quantity} against {_label(other)}", 100 * (a.paper / b.paper - 1)
+    elif metrics[0] in POSITIVES:
         text = f"positives {POSITIVES[metrics[0]]}, {_label(one)} - {_label(other)}"
-    values = (a.values - factor * b.values).dropna()
-    return Quantity(text, values, a.paper - factor * b.paper, [one, other])
+    return Condition(text, values, rows=[one, other], paper=paper)
 
 
 def _label(row: pd.DataFrame) -> str:

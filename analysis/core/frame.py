@@ -11,6 +11,7 @@ file that is damaged is named on stderr and left out.
 """
 
 import json
+import os
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -89,11 +90,8 @@ def samples(root: Roots = "runs") -> pd.DataFrame:
     `nearest` to the object's centre, `in_box` and `in_part` (NaN if the part is unknown), and its
     cost terms without their weights. Raises UserError."""
     names = ["id", "folder", "step", "image_id", "label", "slot", "x", "y", "nearest", "in_box"]
-    frames = [
-        samples_of(run).assign(id=run.id, folder=str(run.path))
-        for run in run_folders(root)
-        if run.assignments_file.is_file()
-    ]
+    runs = [run for run in run_folders(root) if run.assignments_file.is_file()]
+    frames = [samples_of(run).assign(id=run.id, folder=str(run.path)) for run in runs]
     frame = pd.concat(frames) if frames else pd.DataFrame()
     return frame.reindex(columns=[*names, "in_part", *TERMS]).reset_index(drop=True)
 
@@ -116,11 +114,17 @@ def run_folders(root: Roots) -> list[RunFolder]:
     path = next((p for p in (path.absolute(), REPOSITORY / path) if p.is_dir()), path)
     if not path.is_dir() and root == "runs":
         path = default_root()
+        print(f"There are no runs in runs/ yet: these are the records in {path}", file=sys.stderr)
     if not path.is_dir():
         raise UserError(f"{root} is not a folder of runs.")
     marks = ("status.json", "result.json", "config.yaml", "evaluations")
     folders = [RunFolder(each) for each in sorted(path.glob("[!.]*/"))]
-    return [run for run in folders if any((run.path / mark).exists() for mark in marks)]
+    return [
+        run
+        for run in folders
+        if any(os.path.exists(run.path / mark) for mark in marks)
+        or not os.access(run.path, os.X_OK)  # someone else's
+    ]
 
 
 def warn(text: object) -> None:
@@ -139,7 +143,7 @@ def problem(run: RunFolder) -> str | None:
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:
-            return f"{file} is damaged: {error}"
+            return f"{file} cannot be read: {error}"
     try:
         return edit(run)
     except DAMAGE as error:
@@ -292,13 +296,3 @@ def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Whether the points [..., A, 2] are inside the boxes [A, 4]: 1 or 0, NaN for unknown boxes."""
     within = ((points >= boxes[:, :2]) & (points <= boxes[:, 2:])).all(axis=-1)
     return np.where(np.isfinite(boxes).all(axis=1), within, np.nan)
-
-
-def positives(run: RunFolder) -> pd.Series:
-    """Returns the percentage of positive samples that are `nearest`, `in_box` and `in_part`, in the
-    run's last snapshot; objects without one are left out, and those for which it is unknown."""
-    frame = samples_of(run)
-    if frame.empty:
-        return pd.Series(dtype=float)
-    last = frame[(frame.step == frame.step.max()) & (frame.slot >= 0)]
-    return 100 * last[["nearest", "in_box", "in_part"]].astype(float).mean()

@@ -1,5 +1,6 @@
 """Lays out a table for people: its columns, notes and commands."""
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ import pandas as pd
 
 from analysis.core.frame import COCO
 from analysis.core.render import Page
-from analysis.core.table import Table, evaluators_of, why_missing, without_records_root
+from analysis.core.table import Table, evaluators_of, without_records_root
 from onenet.data.sizes import ImageSize
 from onenet.detectors import DETECTORS
 from onenet.runs.identity import RECIPE
@@ -202,6 +203,17 @@ def sweep_page(runs: pd.DataFrame, overrides: Sequence[str]) -> Page:
         todo=missing_summary(runs.done) if missing else "",
         commands=run_commands(missing, overrides),
     )
+
+
+def why_missing(spec: RunSpec) -> str:
+    """Says in one line why a run has no result; empty if it was never started."""
+    status = spec.folder.status()
+    if status.get("state") == "failed":
+        return f"failed: {' '.join(str(status.get('exception') or 'unknown').split())}"
+    with contextlib.suppress(OSError):  # a read-only runs root has no locks that show running runs
+        state = spec.folder.state()
+        return {"missing": "", "done": "trained, but without this evaluation"}.get(state, state)
+    return ""
 
 
 def missing_summary(done: pd.Series) -> str:

@@ -49,8 +49,9 @@ def latex(page: Page) -> str:
     lines = ["% needs \\usepackage{booktabs}"]
     if page.todo:
         lines += [f"% {line}" for line in [page.todo, *page.commands]]
-    title = page.heading.partition(". ")[2]  # LaTeX numbers the table
-    caption = f"{_tex(title)}. {_tex(page.question)} {_tex('. '.join(page.context))}."
+    title = page.heading.partition(". ")[2] or page.heading  # LaTeX numbers the table
+    question = f" {_tex(page.question)}" if page.question else ""
+    caption = f"{_tex(title)}.{question} {_tex('. '.join(page.context))}."
     lines += [
         "\\begin{table*}",
         "\\centering\\footnotesize\\tabcolsep=3pt",

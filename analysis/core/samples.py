@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from analysis.core.frame import assignments, positives
+from analysis.core.frame import assignments
 from analysis.core.plots import rows_by_data
+from analysis.core.statistics import positives
 from analysis.core.table import Results
 from onenet.evaluation import drawing
 from onenet.runs.folder import RunFolder

@@ -78,7 +78,7 @@ def numbers(condition: Condition) -> list[str]:
 def printed(condition: Condition) -> str:
     """Formats the paper's own value; empty if the paper does not print it."""
     paper = condition.paper
-    return "" if paper is None else number(paper, "+.1f") + _unit(condition)
+    return "" if math.isnan(paper) else number(paper, "+.1f") + _unit(condition)
 
 
 def _unit(condition: Condition) -> str:

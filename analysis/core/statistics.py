@@ -1,10 +1,14 @@
-"""Confidence intervals of means over seeds: Student's t."""
+"""Confidence intervals of means over seeds (Student's t), and where positive samples are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy.special import stdtrit
+
+from analysis.core.frame import samples_of
+from onenet.runs.folder import RunFolder
 
 LEVEL = 0.95
 
@@ -31,3 +35,13 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     quantile = stdtrit(n - 1, (1 + level) / 2)
     half = float(quantile * np.std(values, ddof=1) / np.sqrt(n))
     return Interval(mean, mean - half, mean + half, n)
+
+
+def positives(run: RunFolder) -> pd.Series:
+    """Returns the percentage of positive samples that are `nearest`, `in_box` and `in_part`, in the
+    run's last snapshot; objects without one are left out, and those for which it is unknown."""
+    frame = samples_of(run)
+    if frame.empty:
+        return pd.Series(dtype=float)
+    last = frame[(frame.step == frame.step.max()) & (frame.slot >= 0)]
+    return 100 * last[["nearest", "in_box", "in_part"]].astype(float).mean()

@@ -2,7 +2,6 @@
 paper's numbers.
 """
 
-import contextlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -297,14 +296,3 @@ def _require_one_origin(table: Table) -> None:
 def evaluators_of(done: pd.DataFrame) -> pd.Series:
     """Name and version of the package that computed the AP of each finished run."""
     return done.evaluator.astype(str) + " " + done.evaluator_version.astype(str)
-
-
-def why_missing(spec: RunSpec) -> str:
-    """Says in one line why a run has no result; empty if it was never started."""
-    status = spec.folder.status()
-    if status.get("state") == "failed":
-        return f"failed: {' '.join(str(status.get('exception') or 'unknown').split())}"
-    with contextlib.suppress(OSError):  # a read-only runs root has no locks that show running runs
-        state = spec.folder.state()
-        return {"missing": "", "done": "trained, but without this evaluation"}.get(state, state)
-    return ""

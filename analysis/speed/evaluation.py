@@ -61,7 +61,9 @@ def seconds(annotations: Annotations, predictions: Predictions) -> list[float]:
     return best
 
 
-def plain_pycocotools(truth: dict, result_sets: list[list[dict]]) -> np.ndarray:
+def plain_pycocotools(
+    truth: dict, result_sets: list[list[dict]], area_scale: float = 1.0
+) -> np.ndarray:
     """The metrics [sets of results, 12], computed as in pycocotools' example."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
@@ -70,6 +72,7 @@ def plain_pycocotools(truth: dict, result_sets: list[list[dict]]) -> np.ndarray:
         numbers = []
         for results in result_sets:
             evaluation = COCOeval(coco, coco.loadRes(results), "bbox")
+            evaluation.params.areaRng = area_ranges(area_scale)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()

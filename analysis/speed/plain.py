@@ -61,11 +61,18 @@ def _cxcywh(boxes: Tensor) -> Tensor:
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
-def focal_loss(class_logits: Tensor, image: Tensor, slot: Tensor, label: Tensor) -> Tensor:
+def focal_loss(
+    class_logits: Tensor,
+    image: Tensor,
+    slot: Tensor,
+    label: Tensor,
+    alpha: float = ALPHA,
+    gamma: float = GAMMA,
+) -> Tensor:
     """torchvision's focal loss with one-hot targets: logits [B, P, K], indices of positives [M]."""
     one_hot = torch.zeros_like(class_logits)
     one_hot[image, slot, label] = 1
-    return sigmoid_focal_loss(class_logits, one_hot, ALPHA, GAMMA, reduction="sum")
+    return sigmoid_focal_loss(class_logits, one_hot, alpha, gamma, reduction="sum")
 
 
 def loss(outputs: Sequence[HeadOutput], targets: Sequence[Target]) -> Tensor:
