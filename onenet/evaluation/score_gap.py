@@ -23,7 +23,7 @@ from onenet.structures import Matches, Target
 from onenet.system.context import ON_CPU, RunContext
 
 IOU = 0.5  # from which a slot competes with the positive of an object
-PAIRS = 2**20  # of objects and slots at a time, which bounds the memory to some 50 MB
+PAIRS = 2**19  # of objects and slots at a time, which bounds the memory
 QUALITY_POWER = 0.8  # of the IoU in the quality of a positive, as in POTO
 
 Match = Callable[[object, Sequence[Target]], list[Matches]]
@@ -90,8 +90,9 @@ def batch_gaps(
     best = best[number[best].argsort()]
     image, slot, label, gt = image[best], slot[best], label[best], gt[best]
     parts = torch.arange(len(best), device=gt.device).split(max(1, PAIRS // logits.shape[1]))
+    planes = boxes.float().movedim(2, 0).contiguous()  # [4, B, P]: `iou_and_giou` is faster so
     gaps = [
-        _gaps(logits[image[rows], :, label[rows]], boxes[image[rows]], slot[rows], gt[rows])
+        _gaps(logits[image[rows], :, label[rows]], planes[:, image[rows]], slot[rows], gt[rows])
         for rows in parts
     ]
     return torch.cat(gaps).split(torch.bincount(image, minlength=len(targets)).tolist())
@@ -104,12 +105,12 @@ def _log_quality(logits: Tensor, boxes_xyxy: Tensor, gt_xyxy: Tensor) -> Tensor:
     return (1 - QUALITY_POWER) * log_score + QUALITY_POWER * iou.log()
 
 
-def _gaps(of_class: Tensor, boxes_xyxy: Tensor, slot: Tensor, gt_xyxy: Tensor) -> Tensor:
-    """Logits of each object's class [M, P], boxes [M, P, 4], positives [M], objects [M, 4] -> [M].
+def _gaps(of_class: Tensor, planes: Tensor, slot: Tensor, gt_xyxy: Tensor) -> Tensor:
+    """Logits of each object's class [M, P], boxes [4, M, P], positives [M], objects [M, 4] -> [M].
 
     The sigmoid preserves the order, and that of -inf is 0, the score of no slot.
     """
     of_class, slot = of_class.float(), slot[:, None]
-    overlaps = iou_and_giou(boxes_xyxy.float(), gt_xyxy[:, None])[0] >= IOU
+    overlaps = iou_and_giou(planes.movedim(0, 2), gt_xyxy[:, None])[0] >= IOU
     others = of_class.masked_fill(~overlaps, -torch.inf).scatter(1, slot, -torch.inf)
     return of_class.gather(1, slot)[:, 0].sigmoid() - others.amax(dim=1).sigmoid()
