@@ -26,6 +26,7 @@ from onenet.data.sources import open_split
 from onenet.detectors import DETECTORS
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
+from onenet.evaluation.score_gap import ScoreGaps
 from onenet.runs.evaluations import requested_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.system.context import RunContext
@@ -78,10 +79,13 @@ def learn(world: World = ALONE, accumulate: int = 1, *overrides: str) -> dict:
 def score(config, model: nn.Module, world: World) -> dict | None:
     source = open_split(config.data, "val")
     dataset = build.evaluation_set(config, source, requested_evaluation(config))
-    predicted = predict(model, dataset, batch=3, context=RunContext(world=world))
+    context = RunContext(world=world)
+    gaps = ScoreGaps(build.loss(config, model).match, context=context)
+    predicted = predict(model, dataset, batch=3, context=context, on_batch=gaps.add)
+    gap, _ = gaps.mean()
     if predicted is None:
         return None
-    return Scorer(source.annotations).score(predicted[0]).metrics
+    return Scorer(source.annotations).score(predicted[0]).metrics | {"score_gap": gap}
 
 
 def assert_same_training(one: dict, other: dict) -> None:
@@ -201,6 +205,7 @@ def test_a_run_of_two_processes_leaves_one_record(tmp_path, starter):
     folder = run_folder(tmp_path)
     result = json.loads((folder / "result.json").read_text())
     assert result["env"]["processes"] == 2
+    assert -1 <= result["metrics"]["score_gap"] <= 1
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert yaml.safe_load((folder / "status.json").read_text())["state"] == "done"

@@ -98,10 +98,18 @@ def test_what_cannot_change_a_result_does_not_change_the_id(override):
         "data.seed=1",
         "data.limit=4",
         "data.shapes.kind=parts",
+        "data.shapes.kind=crowded",
     ],
 )
 def test_what_can_change_a_result_changes_the_id(override):
     assert not same(override)
+
+
+def test_what_only_parts_have_does_not_change_the_id_of_a_crowded_scene():
+    crowded = "data.shapes.kind=crowded"
+    ids = {run_id(compose([crowded, *w])) for w in ([], ["data.shapes.body_scale=2"])}
+    assert len(ids) == 1
+    assert slug(compose([crowded])).endswith("-crowded-s0")
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,9 @@ from onenet.evaluation.coco_metrics import Scorer
 from tests.conftest import make_predictions
 from tests.test_boxes import scalar_iou_and_giou
 
-KINDS = ("rigid", "parts")
+KINDS = ("rigid", "parts", "crowded")
 kinds = pytest.mark.parametrize("kind", KINDS)
+kinds_without_pairs = pytest.mark.parametrize("kind", ["rigid", "parts"])
 
 
 def scenes(kind: str, count: int = 100, split: str = "val", **changes) -> list[Scene]:
@@ -102,7 +103,10 @@ def plain_scene(config: ShapeSettings, image: int) -> Scene:
     long = round(short * config.max_aspect ** rng.uniform(0, 1) ** 2)
     size_hw = (short, long) if rng.random() < 0.6 else (long, short)
     labels, boxes, parts = [], np.zeros((0, 4)), np.zeros((0, 4))
-    for _ in range(int(rng.integers(1, config.max_objects + 1))):
+    count = int(rng.integers(1, config.max_objects + 1))
+    if config.kind == "crowded":
+        return plain_crowd(rng, config, size_hw, count)
+    for _ in range(count):
         for _ in range(PLACEMENT_TRIES):
             box, part = plain_place(rng, config, size_hw)
             if plain_fits(box, boxes, parts):
@@ -120,11 +124,42 @@ def plain_place(rng, config: ShapeSettings, size_hw) -> tuple[np.ndarray, np.nda
     wh = np.minimum([side * stretch, side / stretch], limit_wh)
     corner = rng.uniform(0, limit_wh - wh)
     box = np.concatenate([corner, corner + wh])
-    if config.kind == "rigid":
+    if config.kind != "parts":
         return box, box
     glyph = config.part_side * wh.min()
     corner = corner + rng.uniform(0.05, 0.95, 2) * (wh - glyph)
     return box, np.concatenate([corner, corner + glyph])
+
+
+def plain_crowd(rng, config: ShapeSettings, size_hw, count: int) -> Scene:
+    labels, boxes, partner = [], np.zeros((0, 4)), {}  # number of the object that each one joins
+    for _ in range(count):
+        last = len(boxes) - 1
+        joins = last >= 0 and last not in partner and (not partner or rng.random() < 0.5)
+        for _ in range(PLACEMENT_TRIES):
+            if joins:
+                box = boxes[-1] + plain_shift(rng, boxes[-1])
+            else:
+                box, _ = plain_place(rng, config, size_hw)
+            others = boxes[:-1] if joins else boxes
+            lower = boxes[[*partner.values()]]
+            sides = np.minimum(box[2:], lower[:, 2:]) - np.maximum(box[:2], lower[:, :2])
+            inside = (box >= 0).all() and (box[2:] <= np.array(size_hw[::-1]) - 1).all()
+            touches = (sides > 0).all(axis=1).any()
+            if inside and plain_fits(box, others, others) and not touches:
+                labels.append(labels[-1] if joins else int(rng.integers(len(OUTLINES))))
+                boxes = np.vstack([boxes, box])
+                partner |= {last + 1: last} if joins else {}
+                break
+    count = len(boxes) if partner else 1
+    return Scene(size_hw, np.array(labels[:count]), boxes[:count], boxes[:count])
+
+
+def plain_shift(rng, box: np.ndarray) -> np.ndarray:
+    iou = rng.uniform(0.52, 0.68)
+    common, along_x = 2 * iou / (1 + iou), rng.random()
+    share = np.array([1 - common**along_x, 1 - common ** (1 - along_x)])
+    return np.tile((2 * rng.integers(0, 2, 2) - 1) * share * (box[2:] - box[:2]), 2)
 
 
 def plain_fits(box: np.ndarray, boxes: np.ndarray, parts: np.ndarray) -> bool:
@@ -238,7 +273,7 @@ def test_the_whole_box_of_a_rigid_object_shows_its_class():
     assert all(np.array_equal(s.parts_xyxy, s.boxes_xyxy) for s in scenes("rigid"))
 
 
-@kinds
+@kinds_without_pairs
 def test_no_two_boxes_overlap_enough_for_nms(kind):
     most = 0.0
     for scene in scenes(kind):
@@ -247,8 +282,8 @@ def test_no_two_boxes_overlap_enough_for_nms(kind):
     assert 0.1 < most <= MAX_IOU < 0.5  # they do overlap
 
 
-@kinds
-def test_nms_does_not_touch_the_ground_truth_given_as_detections(kind):
+def oracle(kind: str) -> dict:
+    """The metrics of the ground truth given as detections of score 1."""
     source = open_split(compose([f"data.shapes.kind={kind}", "data.limit=150"]).data, "val")
     truth = source.annotations
     shuffled = np.random.default_rng(0).permutation(len(truth.labels))
@@ -256,10 +291,63 @@ def test_nms_does_not_touch_the_ground_truth_given_as_detections(kind):
     predictions = make_predictions(
         image, truth.boxes_xyxy[shuffled], np.ones(len(image)), truth.labels[shuffled]
     )
-    metrics = Scorer(truth).score(predictions).metrics
+    return Scorer(truth).score(predictions).metrics
+
+
+@kinds_without_pairs
+def test_nms_does_not_touch_the_ground_truth_given_as_detections(kind):
+    metrics = oracle(kind)
     assert metrics["AP"] == pytest.approx(100)
     assert metrics["AP_nms"] >= 99
     assert metrics["duplicates_per_object"] == 0
+
+
+def test_nms_deletes_one_of_each_pair_of_neighbours():
+    """A third of the objects. At 0.7 NMS spares them; at 0.6 about half of the pairs."""
+    metrics = oracle("crowded")
+    assert metrics["AP"] == pytest.approx(100)
+    assert 55 < metrics["AP_nms"] < 75
+    assert metrics["AP_nms"] + 5 < metrics["AP_nms_06"] < 95
+    assert metrics["AP_nms_07"] == pytest.approx(100)
+
+
+def neighbours(scene: Scene) -> list[tuple[int, int, float]]:
+    """The pairs of boxes with an IoU of 0.3 or more, and their IoU."""
+    boxes = scene.boxes_xyxy.tolist()
+    pairs = combinations(range(len(boxes)), 2)
+    ious = [(i, j, scalar_iou_and_giou(boxes[i], boxes[j])[0]) for i, j in pairs]
+    return [pair for pair in ious if pair[2] >= 0.3]
+
+
+@pytest.mark.parametrize("changes", [{}, {"max_objects": 2}, {"max_objects": 40, "max_side": 0.8}])
+def test_neighbours_are_pairs_of_one_class_with_an_iou_of_a_half_to_seven_tenths(changes):
+    ious, objects, in_pairs = [], 0, 0
+    for scene in scenes("crowded", 300, **changes):
+        pairs = neighbours(scene)
+        assert bool(pairs) == (len(scene.labels) >= 2)
+        numbers = [number for i, j, _ in pairs for number in (i, j)]
+        assert len(numbers) == len(set(numbers))  # no triple
+        for i, j, iou in pairs:
+            assert scene.labels[i] == scene.labels[j]
+            ious.append(iou)
+        objects, in_pairs = objects + len(scene.labels), in_pairs + len(numbers)
+    assert 0.5 < min(ious) < 0.55
+    assert 0.65 < max(ious) < 0.7
+    assert 0.6 < in_pairs / objects <= 1
+
+
+def test_nothing_hides_the_rest_of_a_lower_neighbour():
+    for scene in scenes("crowded", 200):
+        boxes = scene.boxes_xyxy
+        for lower, upper, _ in neighbours(scene):
+            for other in boxes[upper + 1 :].tolist():
+                assert scalar_iou_and_giou(boxes[lower].tolist(), other)[0] == 0
+
+
+def test_objects_too_large_for_a_neighbour_stay_alone():
+    for scene in scenes("crowded", 50, min_side=1, max_side=1, max_aspect=1):
+        pairs = neighbours(scene)
+        assert bool(pairs) == (len(scene.labels) >= 2)
 
 
 # --- pixels ---

@@ -38,7 +38,7 @@ METRICS = (
     *("AP_nms_06", "AP_nms_07", "nms_gain", "AP50_nms_gain"),
     *(f"dAP_{name}{nms}" for nms in ("", "_nms") for name in TIDE),
     *("duplicates_per_object", "duplicates_per_object_half_recall", "score_threshold"),
-    *("conflict_rate", "params", "train_seconds"),
+    *("score_gap", "conflict_rate", "params", "train_seconds"),
 )
 
 

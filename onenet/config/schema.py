@@ -102,7 +102,7 @@ class SplitConfig:
 
 @dataclass
 class ShapesConfig:
-    kind: str = key(choices=("rigid", "parts"))
+    kind: str = key(choices=("rigid", "parts", "crowded"))
     train_images: int = key(least=1)
     val_images: int = key(least=1)
     min_short: int = key(least=16)

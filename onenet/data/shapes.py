@@ -1,14 +1,17 @@
 """`data=shapes`: the built-in data, drawn from a seed. Nothing is downloaded or stored.
 
 Images vary in size and aspect ratio. Each holds 1 to `max_objects` partly overlapping objects on a
-noisy background. Two kinds:
+noisy background. Three kinds:
 
 - `rigid`: the object's outline is its class, so the class shows everywhere in the box.
 - `parts`: the outline of the object's body says nothing about its class. The class shows only in a
   glyph somewhere in the body, like the zebra's head in Figure 5. `parts_xyxy` has the glyph's box.
+- `crowded`: rigid objects, two thirds of them in pairs. The neighbours in a pair have one class and
+  size, and an IoU of 0.5 to 0.7, as people in CrowdHuman, so NMS at 0.5 must remove one of them. An
+  image of two or more objects has a pair.
 
-Boxes of an image overlap so little that NMS at 0.5 never removes ground truth, so the data does not
-decide whether NMS is needed.
+All other boxes of an image overlap so little that NMS at 0.5 never removes ground truth. So it is
+only in `crowded` that the data decides whether NMS does harm.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +26,8 @@ SUPERSAMPLING = 2  # draws at a larger scale, then averages, for soft edges
 MAX_IOU = 0.2  # between any two boxes of an image
 MAX_COVERED = 0.2  # fraction of an object's box that a later object's box may cover
 MAX_PART_COVERED = 0.15  # the same for the part that shows the class
+NEIGHBOUR_IOU = (0.52, 0.68)  # of `crowded`: clear of NMS at 0.5 and 0.7, also in rounded pixels
+NEIGHBOUR_SHARE = 0.5  # how often an object joins the one before, once there is a pair
 PLACEMENT_TRIES = 12
 NOISE = 8  # of 255, largest change to a pixel value
 CONTRAST = 90  # of 255, smallest difference of a channel to the colour underneath, modulo 256
@@ -111,8 +116,12 @@ def make_scene(config: ShapeSettings, split: str, image: int) -> Scene:
     short = int(rng.integers(config.min_short, config.max_short + 1))
     long = round(short * config.max_aspect ** rng.uniform(0, 1) ** 2)  # most are nearly square
     size_hw = (short, long) if rng.random() < 0.6 else (long, short)
+    count = int(rng.integers(1, config.max_objects + 1))
+    if config.kind == "crowded":
+        labels, boxes = _place_crowded(rng, config, size_hw, count)
+        return Scene(size_hw, np.array(labels), np.array(boxes), np.array(boxes))
     labels, boxes, parts = [], [], []
-    for _ in range(int(rng.integers(1, config.max_objects + 1))):
+    for _ in range(count):
         for _ in range(PLACEMENT_TRIES):
             box, part = _sample_box(rng, config, size_hw)
             if all(_may_cover(box, *below) for below in zip(boxes, parts, strict=True)):
@@ -121,6 +130,53 @@ def make_scene(config: ShapeSettings, split: str, image: int) -> Scene:
                 parts.append(part)
                 break
     return Scene(size_hw, np.array(labels), np.array(boxes), np.array(parts))
+
+
+def _place_crowded(
+    rng: np.random.Generator, config: ShapeSettings, size_hw: tuple[int, int], count: int
+) -> tuple[list[int], list[Box]]:
+    """Places up to `count` objects: each is the neighbour of the one before, if that has none yet,
+    or lies apart. Without room for a pair, only the first stays."""
+    labels: list[int] = []
+    boxes: list[Box] = []
+    covered: list[Box] = []  # the lower ones of the pairs: nothing else may hide their rest
+    is_single = False  # the last object
+    for _ in range(count):
+        joins = is_single and (not covered or rng.random() < NEIGHBOUR_SHARE)
+        for _ in range(PLACEMENT_TRIES):
+            if joins:
+                box, others = _sample_neighbour(rng, boxes[-1]), boxes[:-1]
+            else:
+                box, others = _sample_box(rng, config, size_hw)[0], boxes
+            if (
+                _is_inside(box, size_hw)
+                and all(_may_cover(box, below, below) for below in others)
+                and not any(_overlap(box, below) for below in covered)
+            ):
+                covered += boxes[-1:] if joins else []
+                labels.append(labels[-1] if joins else int(rng.integers(len(OUTLINES))))
+                boxes.append(box)
+                is_single = not joins
+                break
+    number = len(boxes) if covered else 1
+    return labels[:number], boxes[:number]
+
+
+def _sample_neighbour(rng: np.random.Generator, box: Box) -> Box:
+    """Shifts the box in a random direction, by as much as a random IoU in NEIGHBOUR_IOU asks."""
+    iou = rng.uniform(*NEIGHBOUR_IOU)
+    common = 2 * iou / (1 + iou)  # fraction of the box, of which each axis keeps a power
+    along_x = rng.random()
+    signs = 2 * rng.integers(0, 2, 2) - 1
+    x1, y1, x2, y2 = box
+    dx = float(signs[0]) * (1 - common**along_x) * (x2 - x1)
+    dy = float(signs[1]) * (1 - common ** (1 - along_x)) * (y2 - y1)
+    return (x1 + dx, y1 + dy, x2 + dx, y2 + dy)
+
+
+def _is_inside(box: Box, size_hw: tuple[int, int]) -> bool:
+    height, width = size_hw
+    return box[0] >= 0 and box[1] >= 0 and box[2] <= width - 1 and box[3] <= height - 1
 
 
 def _sample_box(
@@ -137,7 +193,7 @@ def _sample_box(
     w, h = min(side * stretch, width - 1.0), min(side / stretch, height - 1.0)
     x, y = rng.random() * (width - 1.0 - w), rng.random() * (height - 1.0 - h)
     box = (x, y, x + w, y + h)
-    if config.kind == "rigid":
+    if config.kind != "parts":
         return box, box
     glyph = config.part_side * min(w, h)
     x += rng.uniform(0.05, 0.95) * (w - glyph)

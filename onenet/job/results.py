@@ -19,10 +19,12 @@ from onenet import build
 from onenet.config.schema import Config
 from onenet.data.annotations import Annotations
 from onenet.data.images import ImageSource
+from onenet.detectors import detector_of
 from onenet.evaluation import per_image
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import predict
 from onenet.evaluation.predictions import Predictions
+from onenet.evaluation.score_gap import ScoreGaps
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.identity import RECIPE
 from onenet.runs.request import Request
@@ -32,12 +34,18 @@ from onenet.system.files import REPOSITORY, write_atomically
 from onenet.system.plural import plural
 from onenet.training.loop import Progress
 
+Gap = tuple[float | None, str]  # the mean score gap, and why it is None
+
 
 def predict_split(
     config: Config, model: nn.Module, source: ImageSource, spec: EvalSpec, context: RunContext
-) -> tuple[Predictions, list[str]] | None:
-    """Returns the result of `predict` for an evaluation; None in all processes but the first."""
-    return predict(
+) -> tuple[Predictions, list[str], Gap] | None:
+    """Returns the result of `predict` for an evaluation, and the score gap, from the same forward
+    pass; None in all processes but the first."""
+    gaps = None
+    if "cost" in detector_of(config.detector, config.model).reads:
+        gaps = ScoreGaps(build.loss(config, model).match, spec.peaks, context)
+    predicted = predict(
         model,
         build.evaluation_set(config, source, spec),
         batch=config.eval.batch,
@@ -45,7 +53,10 @@ def predict_split(
         peaks=spec.peaks,
         workers=config.workers,
         context=context,
+        **({"on_batch": gaps.add} if gaps else {}),
     )
+    gap = gaps.mean() if gaps else (None, f"{config.detector} is trained without matching")
+    return predicted and (*predicted, gap)
 
 
 def score(
@@ -54,15 +65,20 @@ def score(
     spec: EvalSpec,
     predictions: Predictions,
     bad_images: list[str],
+    gap: Gap | None = None,
 ) -> dict:
     """Returns `metrics`, `metrics_notes`, `curves`, `data_report` and `bad_images` of a result.
 
-    `bad_images`: the files that could not be read.
+    `bad_images`: the files that could not be read. Without `gap`, there is no `score_gap`.
     """
     scorer = Scorer(annotations, spec.area_scale, config.eval.backend)
     metrics, notes, curves = scorer.score(predictions)
     if bad_images:
         notes["AP"] = f"{plural(len(bad_images), 'image')} without detections: could not be read"
+    if gap:
+        metrics["score_gap"], why_none = gap
+        if why_none:
+            notes["score_gap"] = why_none
     return {
         "metrics": metrics,
         "metrics_notes": notes,

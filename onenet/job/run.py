@@ -197,8 +197,8 @@ class Job:
         output = results.predict_split(config, model, source, spec, context)
         if output is None:  # the first process has it
             return
-        predictions, bad_images = output
-        scores = results.score(config, source.annotations, spec, predictions, bad_images)
+        predictions, bad_images, gap = output
+        scores = results.score(config, source.annotations, spec, predictions, bad_images, gap)
         result = results.describe(config, model, progress, spec, self.request, context, scores)
         add_line(self.folder, {"step": progress.step, "evaluation": spec.id}, result["metrics"])
         target = self.folder.evaluation(spec)

@@ -122,11 +122,11 @@ def _data(config: Config, data: dict, sign: Sign, content: Content) -> dict:
     if config.data.own is not None:
         return identity | {"name": None, "crowd": data["crowd"], "own": sign(data["own"])}
     if config.data.name == "shapes":
-        rigid = config.data.shapes.kind == "rigid"
+        has_parts = config.data.shapes.kind == "parts"
         return identity | {
             "seed": data["seed"],
             "shapes": data["shapes"]
-            | (dict.fromkeys(("body_scale", "part_side")) if rigid else {}),
+            | ({} if has_parts else dict.fromkeys(("body_scale", "part_side"))),
         }
     return identity | {
         "on_bad_image": data["on_bad_image"],
