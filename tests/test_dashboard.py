@@ -106,7 +106,7 @@ def test_a_real_run_logs_what_the_panels_show_and_learns_of_a_second_table(
     run_all(Console(quiet=True), [run], launcher_of())
     assert run.state() == "done"
     (life,) = offline_runs(run.folder.path / "wandb")
-    assert (life.id, life.group, life.job_type) == (run.id, "table1", "predicted + class")
+    assert (life.id, life.group, life.job_type) == (run.specs[0].id, "table1", "predicted + class")
     assert life.tags == ["proxy", "loc_cls", "predicted", "seed 0", "table1"]
     assert life.config["rows"] == {"table1": "predicted + class"}
 

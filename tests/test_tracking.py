@@ -281,7 +281,7 @@ def test_a_bad_server_delays_a_run_by_seconds_and_loses_nothing(tmp_path, monkey
             if name == "lost":  # the server hangs mid-run
                 wait_for((run_folder(folder) / "mirrored.json").is_file)
                 server.behaviour = "hangs"
-            time.sleep(4)  # a shorter run may lose its mirror
+            time.sleep(15)  # a shorter run may lose its mirror, which takes seconds to start
             add_steps(folder, 2)
             add_evaluation(folder, "e1", 2)
             end = time.monotonic()

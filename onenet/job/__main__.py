@@ -23,7 +23,11 @@ def main(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     if args.driver:
         stop_with_parent()
-    request = Request.read(args.request)
+    try:
+        request = Request.read(args.request)
+    except FileNotFoundError:
+        print(f"another sweep has had this done: {args.request} is gone", flush=True)
+        return 0
     status = work(RunFolder(args.folder), request, request.config["device"])
     if status == 0:
         args.request.unlink(missing_ok=True)
