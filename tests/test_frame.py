@@ -54,8 +54,10 @@ def test_each_record_is_a_row_with_its_choices_and_metrics():
 def test_the_question_of_the_readme():
     text = (REPOSITORY / "analysis" / "README.md").read_text()
     block = re.search(r"```python\n(from analysis import load.*?)```", text, re.DOTALL)[1]
-    (question,) = (ast.unparse(each) for each in ast.parse(block).body if "query" in ast.dump(each))
-    answer = eval(question, {"d": load(RECORDS)})
+    text, expression = (ast.unparse(e) for e in ast.parse(block).body if "question" in ast.dump(e))
+    names = {"d": load(RECORDS)}
+    exec(text, names)
+    answer = eval(expression, names)
     values = [
         result["metrics"]["AP"]
         for file in RECORDS.glob("loc_cls-*-h3-*/result.json")
@@ -233,9 +235,8 @@ def test_a_damaged_run_does_not_hide_the_others_from_commands_that_name_runs(roo
     (second.folder.path / "status.json").write_text('{"id": ["x"]}')
     for command in (bootstrap, replay):
         assert command.main([first.id, "--runs", str(root)]) == 2  # it has no such arrays
-        error = capsys.readouterr().err
-        assert f"left out: {second.folder.path / 'status.json'} is damaged" in error
-        (line,) = (line for line in error.splitlines() if line.startswith("error: "))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
         assert first.id in line
 
 
