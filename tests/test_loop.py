@@ -412,6 +412,7 @@ def test_the_training_set_takes_its_sizes_and_seed_from_the_config():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.timeout(2400)  # the compiler takes minutes on two busy cores
 def test_a_compiled_run_learns_the_same_and_its_checkpoint_is_any_runs(tmp_path):
     straight, run = Run().train(), Run()
     run.model.compile(dynamic=True)
