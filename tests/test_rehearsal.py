@@ -53,7 +53,6 @@ def steps_of(folder: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 @pytest.mark.timeout(2400)  # a ResNet at full size on two busy cores
 def test_the_papers_recipe_learns_evaluates_and_resumes(tmp_path):
     data = COCO_MINI if COCO_MINI.is_dir() else stand_in(tmp_path / "data")
