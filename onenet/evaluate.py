@@ -28,6 +28,7 @@ from onenet.data.sources import open_split
 from onenet.errors import UserError
 from onenet.evaluation.predict import predict
 from onenet.evaluation.predictions import Predictions
+from onenet.inference.command import command_line_with_run, execute
 from onenet.inference.detector import TrainedDetector
 from onenet.inference.load import find, load
 from onenet.job import results
@@ -44,24 +45,18 @@ OF_TRAINING = ("conflict_rate", "train_seconds")  # metrics that say nothing of 
 
 def main(arguments: list[str]) -> int:
     """Returns 0, or 2 if the input is invalid."""
-    parser = argparse.ArgumentParser(
-        "python -m onenet.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", metavar="RUN")
+    parser = command_line_with_run("evaluate", __doc__)
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="+", help="as in run.py")
-    parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
-    args = parser.parse_args(arguments)
-    try:
-        folder = RunFolder(find(args.run, args.runs))
-        detector = load(folder.path)
-        config = evaluation_config(detector, args.overrides)
-        evaluate(detector, folder, config, args.overrides)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return execute(evaluate_run, parser.parse_args(arguments))
+
+
+def evaluate_run(args: argparse.Namespace) -> int:
+    """Evaluates the run and returns 0. Raises UserError."""
+    folder = RunFolder(find(args.run, args.runs))
+    detector = load(folder.path)
+    config = evaluation_config(detector, args.overrides)
+    evaluate(detector, folder, config, args.overrides)
+    return 0
 
 
 def evaluation_config(detector: TrainedDetector, overrides: Sequence[str]) -> Config:

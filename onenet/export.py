@@ -28,12 +28,13 @@ import numpy as np
 import torch
 
 from onenet.data.annotations import Annotations
-from onenet.data.images import BadImage, read_image
+from onenet.data.images import read_image
 from onenet.data.sizes import SIZE_MULTIPLE, pad_to_multiple
 from onenet.data.sources import open_split
 from onenet.errors import UserError
 from onenet.inference import formats
 from onenet.inference.card import card
+from onenet.inference.command import command_line_with_run, execute
 from onenet.inference.detector import TrainedDetector
 from onenet.inference.gate import Verdict, compare, inputs_of
 from onenet.inference.graph import ExportedOutput
@@ -50,48 +51,40 @@ MAX_IMAGES = 500  # of the check
 
 def main(arguments: list[str]) -> int:
     """Returns 0; 1 if the export detects something else than the run; 2 if the input is invalid."""
-    parser = argparse.ArgumentParser(
-        "python -m onenet.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", metavar="RUN")
+    parser = command_line_with_run("export", __doc__)
     parser.add_argument("--format", required=True, choices=formats.FILES)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True)
     parser.add_argument("--size", metavar=("H", "W"), type=int, nargs=2, help="of the input")
     parser.add_argument("--dynamic", action="store_true", help="any batch, height and width")
     parser.add_argument("--images", metavar="PATH", nargs="+", help="for the check")
-    parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
-    args = parser.parse_args(arguments)
-    try:
-        folder = RunFolder(find(args.run, args.runs))
-        detector = load(folder.path, device="cpu")
-        formats.check_packages(args.format)
-        size_hw = graph_size(detector, args.size, args.format)
-        pictures, annotations = check_images(detector, folder, args.images)
-        out = args.out.expanduser().absolute()
-        with _scratch(out) as scratch:
-            print(f"exporting {folder.path.name} as {args.format}", flush=True)
-            run = write(detector, folder, args.format, scratch, size_hw, args.dynamic)
-            fixed_hw = None if args.dynamic or args.format == "safetensors" else size_hw
-            verdict = compare(
-                detector, run, inputs_of(pictures, detector.size, fixed_hw), annotations
-            )
-            print("\n".join(verdict.lines()))
-            if verdict.problems:
-                print("error: nothing was written", file=sys.stderr)
-                return 1
-            images = torch.zeros(1, 3, *size_hw, dtype=torch.uint8)
-            times = measure(detector, None if args.format == "safetensors" else run, images)
-            print("\n".join(_latency_lines(times, size_hw)))
-            _record(scratch, args.format, verdict, times, size_hw)
-            _publish(scratch, out)
-        size = (out / formats.FILES[args.format]).stat().st_size
-        print(f"Wrote {out / formats.FILES[args.format]} ({size / 2**20:.1f} MiB)")
-        return 0
-    except (UserError, BadImage) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return execute(export_run, parser.parse_args(arguments))
+
+
+def export_run(args: argparse.Namespace) -> int:
+    """Exports the run and returns 0, or 1 if the export fails the check. Raises UserError."""
+    folder = RunFolder(find(args.run, args.runs))
+    detector = load(folder.path, device="cpu")
+    formats.check_packages(args.format)
+    size_hw = graph_size(detector, args.size, args.format)
+    pictures, annotations = check_images(detector, folder, args.images)
+    out = args.out.expanduser().absolute()
+    with _scratch(out) as scratch:
+        print(f"exporting {folder.path.name} as {args.format}", flush=True)
+        run = write(detector, folder, args.format, scratch, size_hw, args.dynamic)
+        fixed_hw = None if args.dynamic or args.format == "safetensors" else size_hw
+        verdict = compare(detector, run, inputs_of(pictures, detector.size, fixed_hw), annotations)
+        print("\n".join(verdict.lines()))
+        if verdict.problems:
+            print("error: nothing was written", file=sys.stderr)
+            return 1
+        images = torch.zeros(1, 3, *size_hw, dtype=torch.uint8)
+        times = measure(detector, None if args.format == "safetensors" else run, images)
+        print("\n".join(_latency_lines(times, size_hw)))
+        _record(scratch, args.format, verdict, times, size_hw)
+        _publish(scratch, out)
+    size = (out / formats.FILES[args.format]).stat().st_size
+    print(f"Wrote {out / formats.FILES[args.format]} ({size / 2**20:.1f} MiB)")
+    return 0
 
 
 def graph_size(

@@ -23,6 +23,7 @@ from rich.progress import track
 
 from onenet.data.images import BadImage, read_image
 from onenet.errors import UserError
+from onenet.inference.command import command_line_with_run, execute
 from onenet.inference.detector import DetectedObjects, TrainedDetector, draw
 from onenet.inference.images import find_images, short_names
 from onenet.inference.load import load
@@ -36,12 +37,7 @@ SAVED = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # annotated images keep thei
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m onenet.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", metavar="RUN")
+    parser = command_line_with_run("predict", __doc__)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder or pattern")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True)
     parser.add_argument("--score", metavar="S", type=float, default=0.3, help="lowest (0.3)")
@@ -49,25 +45,24 @@ def main(arguments: list[str]) -> int:
         "--nms", metavar="IOU", type=float, nargs="?", const=NMS_IOU, help="class-wise NMS"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
-    args = parser.parse_args(arguments)
-    try:
-        for name in ("score", "nms"):
-            value = getattr(args, name)
-            if value is not None and not 0 <= value <= 1:
-                raise UserError(f"--{name} {value:g}: must be in 0..1.")
-        out = args.out.expanduser().absolute()
-        files = find_images(args.images, without=out)
-        detector = load(args.run, args.runs, args.device)
-        start_time = time.perf_counter()
-        named_files = [*zip(files, short_names(files), strict=True)]
-        with Report(detector, out) as report:
-            for file, name in track(named_files, "predicting", console=Console(stderr=True)):
-                report.add(file, name, args.score, args.nms)
-            return report.finish(time.perf_counter() - start_time)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return execute(predict_images, parser.parse_args(arguments))
+
+
+def predict_images(args: argparse.Namespace) -> int:
+    """Predicts the images and returns the exit status. Raises UserError."""
+    for name in ("score", "nms"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"--{name} {value:g}: must be in 0..1.")
+    out = args.out.expanduser().absolute()
+    files = find_images(args.images, without=out)
+    detector = load(args.run, args.runs, args.device)
+    start_time = time.perf_counter()
+    named_files = [*zip(files, short_names(files), strict=True)]
+    with Report(detector, out) as report:
+        for file, name in track(named_files, "predicting", console=Console(stderr=True)):
+            report.add(file, name, args.score, args.nms)
+        return report.finish(time.perf_counter() - start_time)
 
 
 class Report:

@@ -11,7 +11,7 @@ from onenet.data.normalization import normalize
 from onenet.evaluation.predictions import MAX_DETECTIONS, Predictions
 from onenet.ops.fusion import for_inference
 from onenet.postprocess import nms_keep, top_k
-from onenet.structures import unpadded_sizes
+from onenet.structures import Detections, unpadded_sizes
 from onenet.system.context import ON_CPU, RunContext
 
 NMS_IOUS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -51,21 +51,28 @@ def predict(
         for detections, target, original_hw, is_substitute in zip(*columns, strict=True):
             if is_substitute:
                 continue
-            scale = np.tile(np.array(original_hw[::-1]) / target.size_hw[::-1], 2)
-            boxes = detections.boxes_xyxy.cpu().double().numpy() * scale
-            masks = [nms_keep(detections, iou).numpy() for iou in NMS_IOUS]
-            by_image[number[target.image_id]] = (
-                boxes,
-                detections.scores.cpu().double().numpy(),
-                detections.labels.cpu().numpy(),
-                np.stack(masks),
-            )
+            masks = np.stack([nms_keep(detections, iou).numpy() for iou in NMS_IOUS])
+            arrays = in_original_pixels(detections, target.size_hw, original_hw)
+            by_image[number[target.image_id]] = (*arrays, masks)
         bad_images += loaded_batch.bad_images
     parts = world.gather((by_image, bad_images))
     if not world.first:
         return None
     all_images = {image: row for part_images, _ in parts for image, row in part_images.items()}
     return concatenate(all_images), [name for _, names in parts for name in names]
+
+
+def in_original_pixels(
+    detections: Detections, size_hw: tuple[int, int], original_hw: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns boxes [D, 4] float64 in pixels of the original image, scores [D] float64 and labels
+    [D] int64. `size_hw`: of the resized, unpadded image."""
+    scale = np.tile(np.array(original_hw[::-1]) / size_hw[::-1], 2)
+    return (
+        detections.boxes_xyxy.cpu().double().numpy() * scale,
+        detections.scores.cpu().double().numpy(),
+        detections.labels.cpu().numpy(),
+    )
 
 
 def concatenate(by_image: dict[int, tuple]) -> Predictions:

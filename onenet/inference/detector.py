@@ -23,6 +23,7 @@ from onenet.data.normalization import normalize
 from onenet.data.sizes import ImageSize
 from onenet.errors import UserError
 from onenet.evaluation.drawing import with_captions
+from onenet.evaluation.predict import in_original_pixels
 from onenet.evaluation.predictions import MAX_DETECTIONS, to_xywh
 from onenet.inference.images import find_images, to_pixels
 from onenet.ops.fusion import for_inference
@@ -71,18 +72,18 @@ class DetectedObjects:
 
 
 class TrainedDetector:
-    """`predict` is for use, `network` for whoever wants the bare outputs.
+    """A trained network with all that it takes to use it: call `predict`, or `network` for its bare
+    outputs.
 
-    `id`: of the run. `classes`: the K classes. `size`: to which images are resized, that of the
-    run's default evaluation. `config`: of the run.
+    `id`, `config`: of the run. `classes`: the K classes. `size`: images are resized to it, as in
+    the run's default evaluation.
     """
 
     def __init__(self, network: nn.Module, config: Config, classes: Classes, id_: str, device: str):
         spec = default_evaluation(config)
         self.id, self.config, self.classes, self.device = id_, config, classes, device
-        self.size, self.infer_heads, self.peaks = (
-            ImageSize(spec.short, spec.ratio), spec.infer_heads, spec.peaks,
-        )  # fmt: skip
+        self.size = ImageSize(spec.short, spec.ratio)
+        self.infer_heads, self.peaks = spec.infer_heads, spec.peaks
         self.network = network.to(device).eval()
 
     @cached_property
@@ -120,19 +121,14 @@ class TrainedDetector:
         """As `predict`, for the pixels of one image, [H, W, 3] uint8 RGB."""
         images, size_hw = self.resized(pixels)
         detections = self.top_detections(self.fused_network, images, size_hw)
-        mask = detections.scores.cpu() >= score
+        mask = (detections.scores.cpu() >= score).numpy()
         if nms is not None:
-            mask &= nms_keep(detections, nms)
+            mask &= nms_keep(detections, nms).numpy()
         original_hw = pixels.shape[:2]
-        scale = np.tile(np.array(original_hw[::-1]) / size_hw[::-1], 2)
-        labels = detections.labels.cpu()[mask].numpy()
-        return DetectedObjects(
-            boxes_xyxy=detections.boxes_xyxy.cpu()[mask].double().numpy() * scale,
-            scores=detections.scores.cpu()[mask].double().numpy(),
-            labels=labels,
-            names=[self.classes.names[label] for label in labels],
-            size_hw=original_hw,
-        )
+        arrays = in_original_pixels(detections, size_hw, original_hw)
+        boxes, scores, labels = (array[mask] for array in arrays)
+        names = [self.classes.names[label] for label in labels]
+        return DetectedObjects(boxes, scores, labels, names, original_hw)
 
     def resized(self, pixels: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
         """Resizes and pads an image as in the run's evaluation.

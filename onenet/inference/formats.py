@@ -20,7 +20,7 @@ from onenet.system.files import write_atomically, write_json
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2", "safetensors": WEIGHTS_FILE}
 OUTPUTS = ExportedOutput._fields
-NMS_OPERATORS = ("NonMaxSuppression",)
+FORBIDDEN = {"NonMaxSuppression", "BatchNormalization"}  # operators
 Runner = Callable[[Tensor], ExportedOutput]  # uint8 images [1, 3, H, W] -> detections
 
 
@@ -59,13 +59,15 @@ def write_onnx(
 
 
 def check_operators(file: Path) -> None:
-    """Raises RuntimeError if there is NMS in the graph, or BatchNorm that was not folded."""
+    """Raises UserError if there is NMS in the graph, or BatchNorm that was not folded."""
     import onnx
 
     graph = onnx.load(file).graph
-    forbidden = {n.op_type for n in graph.node} & {*NMS_OPERATORS, "BatchNormalization"}
-    if forbidden:
-        raise RuntimeError(f"{file.name} has operators that it must not have: {forbidden}")
+    if operators := {node.op_type for node in graph.node} & FORBIDDEN:
+        raise UserError(
+            f"{file.name} would have the operators {', '.join(sorted(operators))}, which an export "
+            "must not have.\nExport the weights instead: --format safetensors."
+        )
 
 
 def write_torch(

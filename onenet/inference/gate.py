@@ -15,7 +15,7 @@ from onenet.data.augment import whole_view
 from onenet.data.loading import pad, resample
 from onenet.data.sizes import ImageSize
 from onenet.evaluation.coco_metrics import Scorer
-from onenet.evaluation.predict import NMS_IOUS, concatenate
+from onenet.evaluation.predict import NMS_IOUS, concatenate, in_original_pixels
 from onenet.inference.detector import TrainedDetector
 from onenet.inference.formats import Runner
 from onenet.postprocess import nms_keep
@@ -101,7 +101,9 @@ def compare(
             count_differences(verdict, expected, actual)
             verdict.shrunk += each.is_shrunk
             for of_images, detections in zip(columns, (expected, actual), strict=True):
-                of_images[each.number] = _columns(detections, each)
+                masks = np.stack([nms_keep(detections, iou).numpy() for iou in NMS_IOUS])
+                arrays = in_original_pixels(detections, each.size_hw, each.original_hw)
+                of_images[each.number] = (*arrays, masks)
     verdict.images = len(columns[0])
     if annotations is not None and columns[0]:
         spec = default_evaluation(detector.config)
@@ -154,14 +156,6 @@ def match_nearest(distance: np.ndarray, most: float) -> np.ndarray:
             used_columns.add(column)
             pairs.append((row, column))
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
-
-
-def _columns(detections: Detections, each: "Input") -> tuple:
-    """The image's row for `concatenate`: boxes in original pixels, scores, labels, NMS masks."""
-    scale = np.tile(np.array(each.original_hw[::-1]) / each.size_hw[::-1], 2)
-    masks = np.stack([nms_keep(detections, iou).numpy() for iou in NMS_IOUS])
-    boxes = detections.boxes_xyxy.double().numpy() * scale
-    return boxes, detections.scores.double().numpy(), detections.labels.numpy(), masks
 
 
 @dataclass(frozen=True)

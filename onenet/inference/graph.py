@@ -27,7 +27,7 @@ class InferenceGraph(nn.Module):
     """Normalisation, the network with BatchNorm folded, decoding, and the top 100 (section 4).
 
     Maps images [B, 3, H, W], uint8 RGB, H and W multiples of 32, to an ExportedOutput. There is no
-    NMS in it. It equals `postprocess.top_k`, but that it cannot drop the rows of empty boxes.
+    NMS in it. It equals `postprocess.top_k`, except that it keeps empty boxes, with a score of 0.
     """
 
     def __init__(self, detector: TrainedDetector):

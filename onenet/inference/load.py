@@ -52,11 +52,10 @@ def find(run: str | Path, runs: str | Path | None = None) -> Path:
 def load_run(folder: RunFolder, device: str = "cpu") -> TrainedDetector:
     """Loads a finished run from its checkpoint. Raises UserError."""
     if not folder.config_file.is_file():
-        hint = "" if not (folder.path / "model.onnx").is_file() else (
-            " An export in the format onnx is run by ONNX Runtime; to load it here, export in the "
-            "format safetensors."
-        )  # fmt: skip
-        raise UserError(f"{folder.path} is not the folder of a run.{hint}")
+        message = f"{folder.path} is not the folder of a run."
+        if (folder.path / "model.onnx").is_file():
+            message += " ONNX Runtime runs its model.onnx; `load` takes the format safetensors."
+        raise UserError(message)
     config = from_dict(folder.config())
     if folder.state() != "done":
         raise UserError(

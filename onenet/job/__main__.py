@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     try:
         request = Request.read(args.request)
     except FileNotFoundError:
-        print(f"another sweep has had this done: {args.request} is gone", flush=True)
+        print(f"another sweep has already had this done: no {args.request}", flush=True)
         return 0
     status = work(RunFolder(args.folder), request, request.config["device"])
     if status == 0:
