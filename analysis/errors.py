@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image
 from tabulate import tabulate
 
+from analysis.core.cli import command_line, execute
 from onenet.config.options import TIDE
 from onenet.data.annotations import Annotations
 from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset
 from onenet.data.sources import open_split
-from onenet.errors import UserError
 from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.drawing import with_boxes, with_captions
 from onenet.evaluation.overlaps import IOU, find_overlaps, match_greedily, ranks
@@ -61,42 +61,35 @@ class Mistakes:
 
 def main(arguments: list[str]) -> int:
     """Returns 0, or 2 if the input is invalid."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__, overrides=False)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--out", metavar="DIR", type=Path, help="write here instead of printing")
-    parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
-    args = parser.parse_args(arguments)
-    try:
-        folder = RunFolder(find(args.run, args.runs))
-        detector = load(folder.path)
-        spec = default_evaluation(detector.config)
-        source = open_split(detector.config.data, spec.split, folder.cache)
-        annotations = source.annotations
-        dataset = DetectionDataset(source, detector.size, on_bad_image="skip")
-        output = predict(detector.network, dataset, batch=BATCH, peaks=spec.peaks)
-        assert output is not None
-        predictions, _ = output
-        scorer = Scorer(annotations, spec.area_scale, detector.config.eval.backend)
-        metrics = scorer.score(predictions).metrics
-        threshold = metrics["score_threshold"] or 0.5
-        wrong = mistakes(predictions, annotations, threshold)
-        text = page(folder.path.name, metrics, scorer, predictions, wrong, threshold)
-        if args.out is None:
-            print(text)
-            return 0
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "errors.md").write_text(text, encoding="utf-8")
-        picture(source, predictions, wrong).save(args.out / "worst.png")
-        print(f"Wrote errors.md and worst.png to {args.out.absolute()}")
-        return 0
-    except OSError as error:
-        print(f"error: --out {args.out} cannot be written: {error}", file=sys.stderr)
-        return 2
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return execute(write, parser.parse_args(arguments))
+
+
+def write(args: argparse.Namespace) -> None:
+    """Prints the page, or writes it and the picture. Raises UserError or OSError."""
+    folder = RunFolder(find(args.run, args.runs))
+    detector = load(folder.path)
+    spec = default_evaluation(detector.config)
+    source = open_split(detector.config.data, spec.split, folder.cache)
+    annotations = source.annotations
+    dataset = DetectionDataset(source, detector.size, on_bad_image="skip")
+    output = predict(detector.network, dataset, batch=BATCH, peaks=spec.peaks)
+    assert output is not None
+    predictions, _ = output
+    scorer = Scorer(annotations, spec.area_scale, detector.config.eval.backend)
+    metrics = scorer.score(predictions).metrics
+    threshold = metrics["score_threshold"] or 0.5
+    wrong = mistakes(predictions, annotations, threshold)
+    text = page(folder.path.name, metrics, scorer, predictions, wrong, threshold)
+    if args.out is None:
+        print(text)
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "errors.md").write_text(text, encoding="utf-8")
+    picture(source, predictions, wrong).save(args.out / "worst.png")
+    print(f"Wrote errors.md and worst.png to {args.out.absolute()}")
 
 
 def mistakes(predictions: Predictions, annotations: Annotations, threshold: float) -> Mistakes:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.core.cli import command_line, execute, runs_folder, with_ids
+from analysis.core.cli import command_line, execute, runs_folder
 from analysis.core.frame import OWN_RUNS, problem
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder, find_runs
@@ -57,7 +57,7 @@ def select_folders(root: Path, names: Sequence[str]) -> list[RunFolder]:
     """Returns the root's run folders with these names or ids, or all of them if there are no names.
     Raises UserError."""
     configs = root.glob("[!.]*/config.yaml")
-    folders = with_ids(RunFolder(file.parent) for file in sorted(configs))
+    folders = [RunFolder(file.parent) for file in sorted(configs)]
     if not folders:
         raise UserError(f"There is no run in {root}.")
     return find_runs(root, folders, names) or folders

@@ -7,10 +7,10 @@ The default runs root is run.py's (`runs/`), or the committed records in a fresh
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from analysis.core.frame import RECORDS, default_root, problem, warn
+from analysis.core.frame import RECORDS, default_root
 from onenet.config.compose import use_folder
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder, find_runs
@@ -86,15 +86,10 @@ def print_source(overrides: Sequence[str]) -> None:
         print(f"These are the runs in runs/. For the committed records: {records}", file=sys.stderr)
 
 
-def with_ids(runs: Iterable[RunFolder]) -> list[RunFolder]:
-    """Leaves out runs whose status.json has something else than text as id, with a warning."""
-    return [run for run in runs if isinstance(run.id, str) or warn(problem(run))]
-
-
 def named_runs(root: Path, names: Sequence[str]) -> list[RunFolder]:
     """Returns the runs with these names, each an id, the name of a folder in the root, or the path
     of a folder. Raises UserError."""
-    folders = with_ids(RunFolder(path) for path in sorted(root.glob("[!.]*/")))
+    folders = [RunFolder(path) for path in sorted(root.glob("[!.]*/"))]
     names_in_root = {name for folder in folders for name in (folder.id, folder.path.name)}
     runs = []
     for name in names:
