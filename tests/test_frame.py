@@ -21,6 +21,7 @@ from analysis import bootstrap, claims, figures, load, records, replay, report, 
 from analysis.core.frame import CHOICES, METRICS, RECORDS
 from onenet.errors import UserError
 from onenet.runs.folder import RunFolder
+from onenet.runs.result import write_result
 from onenet.system.files import REPOSITORY, read_json, write_json
 from tests.test_figures import run, table1
 
@@ -215,6 +216,23 @@ def test_a_damaged_file_is_named_and_the_other_runs_go_on(root, tmp_path, capsys
     if command == "tables":
         (line,) = (line for line in captured.out.splitlines() if "predicted + class,AP," in line)
         assert line.split(",")[6] == ("2" if name in reads else "1")
+
+
+@pytest.mark.parametrize("evaluations", ["default", "all"])
+def test_a_changed_number_is_noticed_by_the_digest(root, capsys, evaluations):
+    specs = table1(root, "seed=0,1", "location=predicted", "cost=loc_cls")
+    files = sorted(root.rglob("result.json"))
+    for file in files:
+        write_result(file, read_json(file))
+    count = len(load(root, evaluations).AP.dropna())
+    in_folder = specs[1].folder.path
+    changed = next(f for f in files if in_folder in f.parents and (
+        "evaluations" in f.parts) == (evaluations == "all"))  # fmt: skip
+    values = read_json(changed)
+    values["metrics"]["AP"] += 1
+    write_json(changed, values)
+    assert len(load(root, evaluations).AP.dropna()) == count - 1
+    assert f"{changed} is damaged: " in capsys.readouterr().err
 
 
 def test_an_edited_config_of_a_finished_run_is_noticed(root, capsys):

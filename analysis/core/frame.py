@@ -30,6 +30,7 @@ from onenet.runs.edits import edit
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import flatten
+from onenet.runs.result import read_result
 from onenet.system.files import REPOSITORY
 
 RESULTS = REPOSITORY / "analysis" / "results"
@@ -55,7 +56,6 @@ METRICS = (
 )
 ORIGIN = ("recipe", "evaluator", "evaluator_version", "device", "commit")
 COLUMNS = ("id", "folder", "state", "evaluation", *CHOICES, *METRICS, *ORIGIN)
-TYPES = {"id": str, "metrics": dict, "config": dict, "env": dict, "overrides": list}
 TERMS = [field.name for field in fields(CostWeightsConfig)]  # in assignments.npz
 DAMAGE = (OSError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError,
           BadZipFile, zlib.error, UserError)  # fmt: skip
@@ -136,9 +136,8 @@ def problem(run: RunFolder) -> str | None:
     for file in (run.path / "status.json", run.result_file):
         try:
             values = json.loads(file.read_bytes())
-            if not isinstance(values, dict) or any(
-                not isinstance(values.get(name, kind()), kind) for name, kind in TYPES.items()
-            ):
+            has_id = isinstance(values, dict) and isinstance(values.get("id", ""), str)
+            if not has_id or (file == run.result_file and not read_result(file)):
                 return f"{file} is damaged: it is not what a run writes"
         except FileNotFoundError:
             pass
@@ -164,7 +163,8 @@ def _rows(run: RunFolder, evaluations: str) -> Iterator[dict]:
     results, state = 0, run.state()
     for file in every if evaluations == "all" else [run.result_file]:
         try:
-            row = _row(json.loads(file.read_bytes()), run)
+            values = json.loads(file.read_bytes())
+            row = _row(read_result(file) and values, run)
             evaluation = row["evaluation"] if file == run.result_file else file.parent.name
             yield row | {"state": state, "evaluation": evaluation}
             results += 1
