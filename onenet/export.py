@@ -34,9 +34,9 @@ from onenet.data.sources import open_split
 from onenet.errors import UserError
 from onenet.inference import formats
 from onenet.inference.card import card
+from onenet.inference.check import Verdict, compare, inputs_of
 from onenet.inference.command import command_line_with_run, execute
 from onenet.inference.detector import TrainedDetector
-from onenet.inference.gate import Verdict, compare, inputs_of
 from onenet.inference.graph import ExportedOutput
 from onenet.inference.images import find_images
 from onenet.inference.latency import measure

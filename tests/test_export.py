@@ -14,9 +14,9 @@ from onenet import export, load
 from onenet.boxes import clip_to_image
 from onenet.config.compose import compose
 from onenet.errors import UserError
-from onenet.inference import formats, gate
+from onenet.inference import check, formats
+from onenet.inference.check import Verdict, clipped, compare, count_differences, inputs_of
 from onenet.inference.detector import TrainedDetector
-from onenet.inference.gate import Verdict, clipped, compare, count_differences, inputs_of
 from onenet.inference.graph import graph_of
 from onenet.inference.latency import measure
 from onenet.structures import Detections
@@ -310,7 +310,7 @@ def test_one_changed_weight_in_the_file_is_seen(run, tmp_path, monkeypatch, caps
 @pytest.mark.slow
 def test_a_torch_export_detects_the_same_and_its_images_may_be_named(run, tmp_path, monkeypatch):
     Image.fromarray(np.zeros((70, 50, 3), np.uint8)).save(tmp_path / "a.png")
-    monkeypatch.setattr(gate, "FEW_IMAGES", 1)
+    monkeypatch.setattr(check, "FEW_IMAGES", 1)
     words = ("--format", "torch", "--images", tmp_path / "a.png", "--out", tmp_path / "out")
     assert command(run.path, *words) == 0
     program = formats.open_torch(tmp_path / "out" / "model.pt2")

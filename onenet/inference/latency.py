@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onenet.inference.check import clipped
 from onenet.inference.detector import TrainedDetector
 from onenet.inference.formats import Runner
-from onenet.inference.gate import clipped
 from onenet.postprocess import nms_keep
 from onenet.structures import Detections
 
