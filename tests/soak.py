@@ -10,7 +10,6 @@ training and evaluation, then restarts it with the same command. Exits 1 and lis
 
 import argparse
 import gzip
-import json
 import os
 import random
 import signal
@@ -193,7 +192,7 @@ def plain(value):
 
 
 def lines(folder: RunFolder) -> list[dict]:
-    return [plain(json.loads(line)) for line in folder.metrics_file.read_text().splitlines()]
+    return [plain(line) for line in folder.metrics()]
 
 
 def line_differences(expected: list[dict], actual: list[dict]) -> list[str]:

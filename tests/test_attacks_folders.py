@@ -205,6 +205,15 @@ def test_a_torn_line_costs_that_line_only(folder, torn):
     assert len(folder.metrics_file.read_text().splitlines()) == len(lines) + 1
 
 
+def test_a_line_with_another_number_is_left_out(folder):
+    lines = folder.metrics()
+    cut_back(folder, lines[-1]["step"])  # writes all lines again, with checksums
+    text = folder.metrics_file.read_text()
+    number = repr(lines[0]["loss"])
+    folder.metrics_file.write_text(text.replace(number, f"1{number}", 1))
+    assert folder.metrics() == lines[1:]
+
+
 CONFIGS = [
     ("", "no keys"),
     ("seed: [", "while parsing"),

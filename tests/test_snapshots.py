@@ -3,7 +3,6 @@
 Run: pytest tests/test_snapshots.py
 """
 
-import json
 import math
 
 import numpy as np
@@ -50,7 +49,7 @@ def arrays(file) -> dict[str, np.ndarray]:
 
 
 def lines(folder: RunFolder) -> list[dict]:
-    return [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
+    return folder.metrics()
 
 
 def test_all_detectors_are_tried():

@@ -30,6 +30,7 @@ from onenet.runs.edits import edit
 from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder
 from onenet.runs.identity import flatten
+from onenet.runs.metrics import parse_line
 from onenet.runs.result import read_result
 from onenet.system.files import REPOSITORY
 
@@ -230,17 +231,11 @@ def _time(file: Path) -> int:
 
 @cache
 def _metric_lines(file: Path, time: int) -> list[dict]:
-    lines: list[dict] = []
-    texts = file.read_text(errors="replace").splitlines() if time else []
-    for number, text in enumerate(texts, 1):
-        try:
-            line = json.loads(text)
-            float(line["step"])
-            lines.append(line)
-        except (ValueError, TypeError, KeyError):
-            if number < len(texts):
-                warn(f"line {number} of {file} is damaged")
-    return lines
+    lines = [parse_line(text) for text in file.read_bytes().splitlines()] if time else []
+    for number, line in enumerate(lines[:-1], 1):
+        if not line:
+            warn(f"line {number} of {file} is damaged")
+    return [line for line in lines if line]
 
 
 @cache

@@ -1,6 +1,5 @@
 """Writes metrics.jsonl, the checkpoint and progress lines while a run trains."""
 
-import json
 import os
 import time
 
@@ -9,6 +8,7 @@ from torch import nn
 from onenet.config.absolute import batch_factor, lr_scale
 from onenet.config.schema import Config
 from onenet.runs.folder import RunFolder
+from onenet.runs.metrics import format_line
 from onenet.system.context import RunContext
 from onenet.system.files import write_atomically
 from onenet.system.plural import plural
@@ -58,7 +58,7 @@ class TrainingLog:
             return
         numbers["wall"] = round(self.progress.seconds, 3)
         with open(self.folder.metrics_file, "a") as lines:
-            lines.write(json.dumps(numbers) + "\n")
+            lines.write(format_line(numbers))
         self._print_progress(numbers)
 
     def save_due(self) -> bool:
@@ -110,7 +110,7 @@ def add_line(folder: RunFolder, key: dict, metrics: dict) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":  # torn by a kill
                 file.write(b"\n")
-        file.write(json.dumps({**key, **numbers}).encode() + b"\n")
+        file.write(format_line({**key, **numbers}).encode())
 
 
 def cut_back(folder: RunFolder, step: int) -> None:
@@ -118,4 +118,4 @@ def cut_back(folder: RunFolder, step: int) -> None:
     and torn ones."""
     if folder.metrics_file.is_file():
         lines = [line for line in folder.metrics() if line["step"] <= step]
-        write_atomically(folder.metrics_file, "".join(json.dumps(line) + "\n" for line in lines))
+        write_atomically(folder.metrics_file, "".join(map(format_line, lines)))
