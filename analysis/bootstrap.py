@@ -18,17 +18,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.core.cli import command_line, execute, named_runs, runs_folder
-from analysis.core.frame import DAMAGE, problem, read_arrays
+from analysis.core.frame import DAMAGE
+from analysis.core.per_image import per_image
 from analysis.core.render import Page, markdown
 from analysis.core.statistics import LEVEL, Interval
 from onenet.errors import UserError
 from onenet.evaluation.bootstrap import METRICS, bounds, numbers
-from onenet.runs.evaluations import EvalSpec
-from onenet.runs.folder import RunFolder
 from onenet.system.terminal import run_command
-
-ARRAYS = {"objects", *(f"{side}_{name}" for side in ("raw", "nms")
-                       for name in ("image", "label", "hits"))}  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -62,25 +58,6 @@ def print_intervals(args: argparse.Namespace) -> None:
     context = [f"{images} images, resampled {args.draws} times; seeds are not resampled"]
     table = cells.loc[args.metric].rename_axis("")
     print(markdown(Page("Paired bootstrap over images", "", context, [table], [])), end="")
-
-
-def per_image(folder: RunFolder) -> dict[str, np.ndarray]:
-    """Reads per_image.npz of the run's default evaluation. Raises UserError."""
-    if not folder.result_file.is_file():
-        raise UserError(f"{folder.path} has no result.json: the run is not finished.")
-    if reason := problem(folder):
-        raise UserError(reason)
-    try:
-        spec = EvalSpec(**folder.result()["evaluation"])
-    except DAMAGE as error:
-        raise UserError(f"{folder.result_file} is damaged: {error!r}") from error
-    file = folder.evaluation(spec) / "per_image.npz"
-    if not file.is_file():
-        raise UserError(f"{file} does not exist: copy it from the machine that made the run.")
-    arrays = read_arrays(file)
-    if missing := ARRAYS - arrays.keys():
-        raise UserError(f"{file} is damaged: it has no {', '.join(sorted(missing))}.")
-    return arrays
 
 
 def bootstrap(

@@ -21,6 +21,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from analysis.core.cli import command_line, execute
+from analysis.core.errors import MEANING
 from onenet.config.options import TIDE
 from onenet.data.annotations import Annotations
 from onenet.data.images import ImageSource
@@ -36,14 +37,6 @@ from onenet.runs.evaluations import default_evaluation
 from onenet.runs.folder import RunFolder
 from onenet.system.terminal import run_command
 
-MEANING = {
-    "cls": "the class is wrong",
-    "loc": "the box is off (IoU 0.1 to 0.5)",
-    "both": "class and box are wrong",
-    "dupe": "the object already has a detection",
-    "bkg": "there is no object",
-    "miss": "an object without any detection",
-}
 WORST = 6
 BATCH = 8
 SIDE = 256  # shortest side of a picture, pixels

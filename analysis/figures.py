@@ -1,4 +1,4 @@
-"""Draws Figures 5 and 6 of the paper and further curves, each as SVG and PNG.
+"""Draws Figures 5 and 6 of the paper, further curves, and our own questions, as SVG and PNG.
 
     python analysis/figures.py                       all, into figures/ in the runs root
     python analysis/figures.py --only figure5 changes --out DIR
@@ -23,6 +23,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from analysis.core import beyond
 from analysis.core.cli import command_line, execute, overrides_of, print_source
 from analysis.core.plots import CURVES, charts
 from analysis.core.samples import SAMPLES
@@ -38,7 +39,7 @@ COLORS = {
     "predicted": "#7a3b9c",
     "predicted + class": "#2a6f97",
 }
-NAMES = [*SAMPLES, *(points.__name__ for points, *_ in CURVES)]
+NAMES = [*SAMPLES, *(points.__name__ for points, *_ in CURVES), *beyond.QUESTIONS]
 
 
 def main(arguments: list[str]) -> int:
@@ -58,15 +59,19 @@ def write_figures(args: argparse.Namespace) -> None:
     for name, _, _, figure in draw(results, args.only or NAMES):
         save(figure, folder / name)
         names.append(name)
-    table1 = results.table("table1")
-    way_out = "The runs of Table 1 have only their results."
-    if table1.missing:
-        way_out = f"To run them: {table1.command}"
     for name in args.only or NAMES:
         if name not in names:
-            print(f"{name}: no run has the data for it. {way_out}")
+            print(f"{name}: no run has the data for it. {_way_out(results, name)}")
     print_source(overrides)
     print(f"Wrote {plural(len(names), 'figure')}, as SVG and PNG, to {folder}")
+
+
+def _way_out(results: Results, name: str) -> str:
+    if name in {*beyond.QUESTIONS} - {"score_gap"}:  # named like their experiment
+        return f"To run them: {results.command(name)}"
+    if not results.table("table1").missing:
+        return "The runs of Table 1 have only their results."
+    return f"To run them: {results.command('table1')}"
 
 
 def draw(results: Results, names: Sequence[str]) -> Iterator[tuple[str, str, str, Figure]]:
@@ -77,6 +82,8 @@ def draw(results: Results, names: Sequence[str]) -> Iterator[tuple[str, str, str
                 yield name, *drawing
         for chart in charts(results, names):
             yield chart["name"], chart["title"], chart["caption"], plot(chart)
+        for each in beyond.answers(results, names):
+            yield each.name, each.title, each.caption, each.figure
 
 
 def plot(chart: dict) -> Figure:

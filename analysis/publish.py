@@ -15,7 +15,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from analysis import figures
-from analysis.core import bccd, fps, scorecard
+from analysis.core import bccd, beyond, fps, scorecard
 from analysis.core.claims import judge
 from analysis.core.cli import command_line, execute, with_root
 from analysis.core.frame import RECORDS, RESULTS
@@ -81,6 +81,7 @@ def fill(text: str, results: Results) -> str:
             "claims": lambda: claims_table(results),
             "score": lambda: scorecard.summary(judge(results)),
             "bccd": bccd_table,
+            "beyond": lambda: beyond_text(results),
             "main_job": lambda: main_job(results),
             "speed": speed_table,
             "fps": fps_table,
@@ -186,6 +187,17 @@ def bccd_table() -> str:
         "ours": both_aps(numbers),
         **{name: ours(numbers, *column) for name, column in more.items()},
     }))  # fmt: skip
+
+
+def beyond_text(results: Results) -> str:
+    """Our own questions: the answer in a sentence, its figure, and all numbers."""
+    parts = [
+        f"### {each.title}\n\n{each.question} (`{each.command}`)\n\n**{each.sentence}**\n\n"
+        f"![{each.title}](figures/{each.name}.svg)\n\n{each.caption}\n\n"
+        f"<details><summary>All numbers</summary>\n\n{_pipe(each.table, 'row')}\n\n</details>"
+        for each in beyond.answers(results)
+    ]
+    return "\n\n".join(parts)
 
 
 def claims_table(results: Results) -> str:

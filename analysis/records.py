@@ -27,7 +27,7 @@ from onenet.runs.folder import RunFolder
 from onenet.system.files import read_json, write_atomically, write_json
 from onenet.system.terminal import run_command
 
-DETAILS = ("assignments.npz", "evaluations/*/per_image.npz")
+DETAILS = ("assignments.npz", "classes.json", "evaluations/*/per_image.npz")
 SAMPLES = ("predictions.npz", "pictures/image_*", "pictures/pictures.json")
 
 

@@ -11,7 +11,6 @@ import argparse
 import base64
 import io
 import json
-import math
 import os
 import shlex
 import sys
@@ -23,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
-from analysis.core import bccd, scorecard
+from analysis.core import bccd, beyond, errors, scorecard
 from analysis.core.claims import VERDICTS, Judgement, judge, read_claims
 from analysis.core.cli import command_line, execute, overrides_of, print_source
 from analysis.core.pages import page as table_page
@@ -32,10 +32,8 @@ from analysis.core.plots import charts
 from analysis.core.render import TEMPLATES, Page
 from analysis.core.samples import SAMPLES
 from analysis.core.settings import ELSEWHERE, EXPERIMENTS, SWEPT, Swept
-from analysis.core.statistics import Interval
 from analysis.core.table import Results, Table
 from analysis.figures import DPI, draw
-from onenet.sweeps.summary import number
 from onenet.system.files import write_atomically
 from onenet.system.terminal import run_command
 
@@ -67,7 +65,10 @@ def page(results: Results, judgements: list[Judgement], folder: Path, command: s
     templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
     curves, tables = charts(results), pages(results, folder)
     seeds = ", ".join(map(str, sorted({*results.table("table1").runs.seed})))
-    names = ("answer", "scorecard", "tables", "curves", "figures")
+    answers = [*beyond.answers(results)]
+    names = ["answer", "scorecard", "tables", "beyond", "curves", "figures"]
+    if not answers:
+        names.remove("beyond")
     return templates.get_template("report.html").render(
         title="OneNet, rebuilt: the evidence",
         question=QUESTION,
@@ -85,6 +86,7 @@ def page(results: Results, judgements: list[Judgement], folder: Path, command: s
         elsewhere=_other_verdicts(results),
         commands="\n".join(scorecard.missing_commands(judgements)),
         pages=tables,
+        beyond=[_beyond(each) for each in answers],
         charts=curves,
         charts_json=Markup(json.dumps(curves, allow_nan=False).replace("<", "\\u003c")),
         figures=_figures(results),
@@ -104,22 +106,15 @@ def answer(judgements: list[Judgement]) -> list[str]:
         noun += f" ({condition.setting})" if condition.setting else ""
         if loc_only and loc_cls:
             lines.append(
-                f"With matching by the location of {noun} alone, NMS adds {_number(loc_only)} AP; "
-                f"with the classification cost it adds {_number(loc_cls)} AP. The paper's claim is "
-                f"{by_id[f'no_nms_{location}'].verdict} (no_nms_{location} below)."
+                f"With matching by the location of {noun} alone, NMS adds {loc_only.sentence()} "
+                f"AP; with the classification cost it adds {loc_cls.sentence()} AP. The paper's "
+                f"claim is {by_id[f'no_nms_{location}'].verdict} (no_nms_{location} below)."
             )
     if not lines:
         return ["Not run yet. The first command below runs Table 1, the second updates this page."]
     answers = {"reproduced": "Yes.", "contradicted": "Not here.", "too noisy": "Not sure yet."}
     short = answers.get(by_id["no_nms_predicted"].verdict, "Not run yet.")
     return [f"Does the classification cost remove the need for NMS? {short}", *lines]
-
-
-def _number(interval: Interval) -> str:
-    mean, low, high = (number(v) for v in (interval.mean, interval.low, interval.high))
-    if math.isinf(interval.low):
-        return f"{mean} (one seed)"
-    return f"{mean} (95 % interval {low} to {high}, {interval.n} seeds)"
 
 
 def _other_verdicts(results: Results) -> list[dict]:
@@ -151,6 +146,9 @@ def pages(results: Results, folder: Path) -> list[dict]:
             differs = not {*table.runs.id} <= {*base.runs.id}
             if not swept.setting or (results.proxy and differs and table.runs.done.any()):
                 tables.append(_page(table, folder, swept))
+        if experiment == "table1" and base.has_tide:
+            note = "of the rows of Table 1"
+            tables.append(_entry("table1-errors", errors.page(base), note, errors.COMMAND))
         if experiment == "table1" and results.is_committed:
             command = "The commands are in analysis/results/README.md, “Real images”"
             tables.append(_entry("table1-bccd", bccd.page(), "real images", command))
@@ -176,13 +174,22 @@ def _entry(id_: str, page: Page, note: str, command: str, runs: Sequence = ()) -
 
 
 def _figures(results: Results) -> list[dict]:
-    figures = []
-    for name, title, caption, figure in draw(results, list(SAMPLES)):
-        content = io.BytesIO()
-        figure.savefig(content, dpi=DPI)
-        source = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
-        figures.append({"name": name, "title": title, "caption": caption, "source": source})
-    return figures
+    return [
+        {"name": name, "title": title, "caption": caption, "source": _source(figure)}
+        for name, title, caption, figure in draw(results, list(SAMPLES))
+    ]
+
+
+def _source(figure: Figure) -> str:
+    """Returns the figure as the source of an image."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=DPI)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def _beyond(answer: beyond.Answer) -> dict:
+    table = answer.table.reset_index()
+    return {"answer": answer, "table": table, "source": _source(answer.figure)}
 
 
 def _footer(runs: pd.DataFrame) -> str:

@@ -53,7 +53,7 @@ METRICS = (
     *("AP_nms", "nms_gain", "AP50_nms", "AP50_nms_gain", "AP75_nms", "APs_nms", "APm_nms"),
     *("APl_nms", "AP_nms_06", "AP_nms_07", "AR100", "AR100_nms", "duplicates_per_object"),
     *(f"dAP_{error}{nms}" for nms in ("", "_nms") for error in TIDE),
-    *("conflict_rate", "params", "train_hours"),
+    *("score_gap", "conflict_rate", "params", "train_hours"),
 )
 ORIGIN = ("recipe", "evaluator", "evaluator_version", "device", "commit")
 COLUMNS = ("id", "folder", "state", "evaluation", *CHOICES, *METRICS, *ORIGIN)

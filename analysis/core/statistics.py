@@ -1,5 +1,6 @@
 """Confidence intervals of means over seeds (Student's t), and where positive samples are."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from scipy.special import stdtrit
 
 from analysis.core.frame import samples_of
 from onenet.runs.folder import RunFolder
+from onenet.sweeps.summary import number
 
 LEVEL = 0.95
 
@@ -24,6 +26,13 @@ class Interval:
 
     def __format__(self, pattern: str) -> str:
         return format(self.mean, pattern)
+
+    def sentence(self, pattern: str = ".1f") -> str:
+        """Returns the mean with interval and number of seeds, for a text."""
+        mean, low, high = (number(v, pattern) for v in (self.mean, self.low, self.high))
+        if math.isinf(self.low):
+            return f"{mean} (one seed)"
+        return f"{mean} (95 % interval {low} to {high}, {self.n} seeds)"
 
 
 def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:

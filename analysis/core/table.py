@@ -98,7 +98,8 @@ class Table:
             lambda values: " ".join(self.runs.id[values.index][values.notna()])
         )
         frame = self.numbers.assign(ids=ids.stack())[[*TIDY]].reset_index()
-        unknown = frame.metric.str.startswith("dAP") & (frame.n == 0)
+        is_later = frame.metric.str.startswith("dAP") | (frame.metric == "score_gap")
+        unknown = is_later & (frame.n == 0)
         frame.insert(0, "table", self.experiment.table)
         return frame[~unknown].round(6)
 
@@ -154,6 +155,10 @@ class Results:
     def is_committed(self) -> bool:
         """Whether these are the committed records, without overrides."""
         return self.root == RECORDS and not self.row_overrides
+
+    def command(self, experiment: str) -> str:
+        """The command that runs the experiment, never in the folder of committed records."""
+        return command_of(experiment, without_records_root(self.overrides))
 
     def folder(self, out: str | None) -> Path:
         """Returns the folder for figures and report: `out` if given, else the runs root. For the

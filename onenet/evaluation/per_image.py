@@ -89,13 +89,23 @@ def recompute(
 
     `weights` [I]: how often each image counts, by default once. Both are None without objects.
     """
+    table = by_class(arrays, prefix, weights)
+    table = table[np.isfinite(table).all(axis=1)]
+    return (float(table.mean()), float(table[:, 0].mean())) if len(table) else (None, None)
+
+
+def by_class(
+    arrays: dict[str, np.ndarray], prefix: str, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns the AP of each class at each of THRESHOLDS, 0..100; NaN for classes without objects:
+    [K, T]. Arguments as for `recompute`."""
     objects = arrays["objects"].astype(np.int64)
     if weights is None:
         weights = np.ones(len(objects), dtype=np.int64)
     total = weights @ objects  # [K]
     label, hits = arrays[f"{prefix}_label"], arrays[f"{prefix}_hits"]
     row_weights, bits = weights[arrays[f"{prefix}_image"]], np.arange(IOUS)[:, None]
-    precisions = []
+    precisions = np.full((len(total), IOUS), np.nan)
     for k in np.flatnonzero(total):
         rows = label == k
         is_tp = (hits[rows] >> bits & 1).astype(bool)  # [T, D]
@@ -103,12 +113,9 @@ def recompute(
         tp, tp_and_fp = ((m * row_weights[rows]).cumsum(axis=1) for m in (is_tp, is_counted))
         precision = tp / np.maximum(tp_and_fp, 1)
         envelopes = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        for recall, envelope in zip(tp / total[k], envelopes, strict=True):
+        for t, (recall, envelope) in enumerate(zip(tp / total[k], envelopes, strict=True)):
             rank = np.searchsorted(recall, RECALLS, side="left")
             end = len(envelope)
-            precisions.append(np.where(rank < end, envelope[np.minimum(rank, end - 1)], 0).mean()
-                              if end else 0.0)  # fmt: skip
-    if not precisions:
-        return None, None
-    table = np.array(precisions).reshape(-1, IOUS)
-    return 100 * float(table.mean()), 100 * float(table[:, 0].mean())
+            precisions[k, t] = (np.where(rank < end, envelope[np.minimum(rank, end - 1)], 0).mean()
+                                if end else 0.0)  # fmt: skip
+    return 100 * precisions

@@ -1,0 +1,267 @@
+"""Questions that the paper does not ask: how much class it takes, what the score gap tells, what
+NMS costs where objects overlap, and when two objects that share a slot do harm.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.core.statistics import Interval, t_interval
+from analysis.core.table import Results
+from onenet.sweeps.experiments import NoRow, expand
+from onenet.sweeps.summary import cell, with_std
+
+OF_SHAPES = ("crowded", "conflicts")  # experiments that choose the kind of built-in shapes
+SEEDS = "seed=0,1,2"
+NEEDLESS = 1.0  # a detector that gains less AP from NMS does not need it
+NMS = {"0.5": "AP_nms", "0.6": "AP_nms_06", "0.7": "AP_nms_07"}  # IoU threshold -> metric
+PAPERS = 2.0  # class weight of cost and loss in the paper
+PANELS = {  # of the heat map: metric -> title and format
+    "nms_gain": ("gain in AP from NMS", "+.1f"),
+    "dAP_dupe": ("AP lost to duplicates (TIDE)", ".1f"),
+    "score_gap": ("score gap", "+.2f"),
+    "AP": ("AP", ".1f"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A question with what our runs say to it."""
+
+    name: str  # of the figure's file
+    title: str
+    question: str
+    sentence: str
+    caption: str
+    figure: Figure
+    table: pd.DataFrame  # of text
+    command: str
+
+
+def answers(results: Results, names: Sequence[str] | None = None) -> Iterator[Answer]:
+    """Yields the named questions (None: all) that have runs with this data and these settings."""
+    for name, question in QUESTIONS.items():
+        if name in OF_SHAPES and results.config.data.name != "shapes":
+            continue
+        if names is not None and name not in names:
+            continue
+        try:
+            if answer := question(results):
+                yield answer
+        except NoRow:  # the command line chooses other values
+            continue
+
+
+def finished(results: Results, experiment: str) -> pd.DataFrame:
+    """Returns the finished runs of an experiment, as `Table.runs`, with the settings that these
+    experiments vary."""
+    chosen = any(override.startswith("seed=") for override in results.overrides)
+    words = [*results.overrides, *([] if chosen else [SEEDS])]
+    runs = results.runs(expand([f"+experiment={experiment}", *words]))
+    runs = runs[runs.done]
+    configs = [spec.config for spec in runs.spec]
+    return runs.assign(
+        cost_cls=[config.cost.weights.cls for config in configs],
+        loss_cls=[config.loss.weights.cls for config in configs],
+        center=[config.cost.weights.center for config in configs],
+        way=[_way(config.assigner) for config in configs],
+    )
+
+
+def _way(assigner) -> str:
+    return "Hungarian" if assigner.name == "hungarian" else getattr(assigner, "conflict", "")
+
+
+def mean_of(runs: pd.DataFrame, metric: str) -> Interval | None:
+    """Returns the mean over the seeds of a row, None if there are none."""
+    values = runs[metric].dropna()
+    return t_interval([*values]) if len(values) else None
+
+
+# --- what the score gap tells ---
+
+
+def score_gap(results: Results) -> Answer | None:
+    runs = finished(results, "table1")
+    groups = dict([*runs[runs.score_gap.notna()].groupby("label", sort=False)])
+    if len(groups) < 4:
+        return None
+    gaps = {label: mean_of(own, "score_gap").sentence(".2f") for label, own in groups.items()}
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axis = figure.subplots()
+    others = OF_SHAPES if results.config.data.name == "shapes" else ()
+    for name in ("table1", "decoupling", *others):
+        own = finished(results, name)
+        axis.scatter(own.score_gap, own.nms_gain, s=14, alpha=0.7, label=name)
+    axis.axvline(0, color="0.6", linewidth=0.8)
+    axis.axhline(0, color="0.6", linewidth=0.8)
+    axis.set_xlabel("score gap")
+    axis.set_ylabel("gain in AP from NMS")
+    axis.legend(frameon=False, fontsize=8)
+    return Answer(
+        "score_gap",
+        "The score gap",
+        "How far is an object's positive sample ahead of the next box on the same object?",
+        f"Matched by predicted boxes, it is at {gaps['predicted']} without the class in the cost, "
+        f"and at {gaps['predicted + class']} with it; matched by grid points, at "
+        f"{gaps['predefined']} and {gaps['predefined + class']}.",
+        "Each dot is a run. Score gap: the score of an object's positive sample minus the highest "
+        "score of its class among other boxes with an IoU of at least 0.5 to it, as a mean over "
+        "objects. NMS has work where it is small or negative.",
+        figure,
+        _table(groups, ("score_gap", "nms_gain", "duplicates_per_object", "dAP_dupe")),
+        results.command("table1"),
+    )
+
+
+def _table(groups: dict[str, pd.DataFrame], metrics: Sequence[str]) -> pd.DataFrame:
+    """Mean ± standard deviation over seeds, a line for each group."""
+    formats = {"score_gap": ".2f", "duplicates_per_object": ".2f", "nms_gain": "+.1f"}
+    return pd.DataFrame(
+        {
+            metric: [cell([*own[metric]], formats.get(metric, ".1f")) for own in groups.values()]
+            for metric in metrics
+        },
+        index=pd.Index([*groups], name="row"),
+    )
+
+
+# --- how much class, and where ---
+
+
+def decoupling(results: Results) -> Answer | None:
+    runs = finished(results, "decoupling")
+    gains = {key: mean_of(own, "nms_gain") for key, own in runs.groupby(["cost_cls", "loss_cls"])}
+    seeds = {weight: gains[weight, PAPERS] for weight in runs.cost_cls.unique()
+             if (weight, PAPERS) in gains and gains[weight, PAPERS].n > 1}  # fmt: skip
+    if 0 not in seeds or runs.cost_cls.nunique() < 3:  # Table 1 has two
+        return None
+    enough = min((w for w, gain in seeds.items() if gain.high < NEEDLESS), default=None)
+    others = [f"{gain.sentence('+.1f')} at {loss:g}"
+              for (cost, loss), gain in gains.items()
+              if cost == 0 and loss != PAPERS and gain.n > 1]  # fmt: skip
+    sentence = f"Without the class in the cost, NMS adds {seeds[0].sentence('+.1f')} AP"
+    sentence += f" ({' and '.join(others)} as the class weight of the loss)" if others else ""
+    if enough:
+        gain = seeds[enough].sentence("+.1f")
+        sentence += f"; a weight of {enough:g} in the cost is enough to leave {gain}"
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    for axis, (metric, (title, pattern)) in zip(figure.subplots(1, 4), PANELS.items(), strict=True):
+        _heat_map(axis, runs, metric, pattern)
+        axis.set_title(title)
+    figure.axes[0].set_ylabel("class weight of the matching cost")
+    groups = dict([*runs.groupby("label", sort=False)])
+    return Answer(
+        "decoupling",
+        "The class in the cost, or in the loss",
+        "Which removes duplicates, the class in the matching cost or in the loss, and how much of "
+        "it does it take?",
+        sentence + ".",
+        "Means over the seeds that were run: three where the answer turns, else one.",
+        figure,
+        _table(groups, (*PANELS, "duplicates_per_object")),
+        results.command("decoupling"),
+    )
+
+
+def _heat_map(axis, runs: pd.DataFrame, metric: str, pattern: str) -> None:
+    grid = runs.pivot_table(metric, "cost_cls", "loss_cls", dropna=False)
+    axis.imshow(grid, cmap="viridis", aspect="auto", origin="lower", alpha=0.6)
+    for (y, x), value in np.ndenumerate(grid.to_numpy()):
+        if np.isfinite(value):
+            axis.text(x, y, format(value, pattern), ha="center", va="center")
+    axis.set_xticks(range(len(grid.columns)), [f"{weight:g}" for weight in grid.columns])
+    axis.set_yticks(range(len(grid.index)), [f"{weight:g}" for weight in grid.index])
+    axis.set_xlabel("class weight of the loss")
+
+
+# --- what NMS costs where objects overlap ---
+
+
+def crowded(results: Results) -> Answer | None:
+    runs = finished(results, "crowded")
+    runs = runs.assign(**{iou: runs[metric] - runs.AP for iou, metric in NMS.items()})
+    groups = dict([*runs.groupby("label", sort=False)])
+    if "predicted + class" not in groups:
+        return None
+    own = groups["predicted + class"]
+    changes = [f"{change.sentence('+.1f')} AP at {iou}"
+               for iou in NMS if (change := mean_of(own, iou))]  # fmt: skip
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for number, (label, own) in enumerate(groups.items()):
+        x = np.arange(len(NMS)) + 0.18 * (number - 1.5)
+        changes_of_row = own[[*NMS]]
+        axis.bar(x, changes_of_row.mean(), width=0.18, label=label,
+                 yerr=changes_of_row.std().fillna(0))  # fmt: skip
+    axis.axhline(0, color="0.3", linewidth=0.8)
+    axis.set_xticks(range(len(NMS)), NMS)
+    axis.set_xlabel("IoU threshold of NMS")
+    axis.set_ylabel("gain in AP from NMS")
+    axis.legend(frameon=False, fontsize=8)
+    return Answer(
+        "crowded",
+        "Objects that overlap",
+        "Where true neighbours overlap as duplicates do, how much AP does NMS cost?",
+        f"NMS changes the AP of predicted + class by {', '.join(changes)}.",
+        "Built-in shapes of kind `crowded`: pairs of one class with an IoU of 0.5 to 0.7. Mean and "
+        "standard deviation over seeds.",
+        figure,
+        _table(groups, ("AP", *NMS.values(), "duplicates_per_object", "score_gap")),
+        results.command("crowded"),
+    )
+
+
+# --- two objects, one slot ---
+
+
+def conflicts(results: Results) -> Answer | None:
+    runs = finished(results, "conflicts")
+    kinds = [*runs.kind.unique()]
+    parts = []
+    for kind in kinds:
+        own = runs[runs.kind == kind]
+        table = own[own.center == own.center.min()].pivot_table("AP", "seed", "way")
+        if {"keep", "Hungarian"} <= {*table}:
+            change = (table["Hungarian"] - table["keep"]).dropna()
+            parts.append(f"by {t_interval([*change]).sentence('+.1f')} AP on `{kind}`")
+    if not parts:
+        return None
+    figure = Figure(figsize=(0.8 + 3.4 * len(kinds), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(kinds), squeeze=False).flat
+    for axis, kind in zip(axes, kinds, strict=True):
+        for way, own in runs[runs.kind == kind].groupby("way", sort=False):
+            means = own.groupby("center").AP.agg(["mean", "std"]).fillna(0)
+            axis.errorbar(means.index, means["mean"], means["std"], marker=".", label=way)
+        axis.set_xscale("log")
+        axis.set_xticks([*runs.center.unique()], [f"{value:g}" for value in runs.center.unique()])
+        axis.minorticks_off()
+        axis.set_title(kind)
+        axis.set_xlabel("weight of the centre in the cost")
+    figure.axes[0].set_ylabel("AP")
+    figure.axes[-1].legend(frameon=False, fontsize=8)
+    table = runs.groupby(["kind", "center", "way"], sort=False).AP.agg(["mean", "std"])
+    cells = [with_std(mean, std) for mean, std in table.itertuples(index=False)]
+    by_way = pd.Series(cells, table.index).unstack("way", fill_value="-")
+    by_way.index = pd.Index(
+        [f"{kind}, centre {weight:g}" for kind, weight in by_way.index], name="row"
+    )
+    return Answer(
+        "conflicts",
+        "Two objects, one slot",
+        "When does it hurt that two objects may take the same slot, as in Algorithm 1?",
+        f"With a centre weight of {runs.center.min():g}, matching one to one (Hungarian) changes "
+        f"AP {' and '.join(parts)}.",
+        "Pre-defined + class. keep: both objects learn at the slot, as in Algorithm 1; next_best: "
+        "the second takes its next best slot; drop: the second has none. Bars: standard deviation "
+        "where there are several seeds.",
+        figure,
+        by_way,
+        results.command("conflicts"),
+    )
+
+
+QUESTIONS = {each.__name__: each for each in (score_gap, decoupling, crowded, conflicts)}

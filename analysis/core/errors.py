@@ -1,0 +1,69 @@
+"""Why the runs of a table were wrong: TIDE's errors, and the AP of each class."""
+
+import numpy as np
+import pandas as pd
+
+from analysis.core.per_image import per_image
+from analysis.core.render import Page
+from analysis.core.table import Table
+from onenet.config.options import TIDE
+from onenet.errors import UserError
+from onenet.evaluation.per_image import by_class
+from onenet.runs.classes import Classes
+from onenet.runs.folder import RunFolder
+
+COMMAND = "python analysis/errors.py RUN  # further: its worst images; RUN is a run's folder or id"
+MEANING = {
+    "cls": "the class is wrong",
+    "loc": "the box is off (IoU 0.1 to 0.5)",
+    "both": "class and box are wrong",
+    "dupe": "the object already has a detection",
+    "bkg": "there is no object",
+    "miss": "an object without any detection",
+}
+
+
+def page(table: Table) -> Page:
+    """Returns the errors of each row: a mean over its seeds without NMS, an arrow, and with NMS."""
+    done = table.done
+    means = done.groupby("row", sort=False)[
+        [f"dAP_{error}{nms}" for error in TIDE for nms in ("", "_nms")]
+    ].mean()
+    tide = {error: _cells(means[f"dAP_{error}"], means[f"dAP_{error}_nms"]) for error in TIDE}
+    tables = [pd.DataFrame(tide).rename_axis("costs in AP50")]
+    classes = pd.DataFrame(
+        {row: _by_class([spec.folder for spec in own.spec])
+         for row, own in done.groupby("row", sort=False)}
+    ).T  # fmt: skip
+    if not classes.empty:
+        tables.append(classes.rename_axis("AP of each class"))
+    return Page(
+        heading="Errors",
+        question="Why is a detection wrong, without and with NMS?",
+        context=["Means over seeds, without NMS → with NMS at IoU 0.5"],
+        tables=tables,
+        notes=["; ".join(f"{error}: {meaning}" for error, meaning in MEANING.items())],
+    )
+
+
+def _by_class(runs: list[RunFolder]) -> dict[str, str]:
+    """The AP of each class, of the runs that keep their detections per image."""
+    numbers, names = {"raw": [], "nms": []}, None
+    for run in runs:
+        try:
+            arrays, classes = per_image(run), Classes.read(run.classes_file)
+        except UserError:
+            continue
+        names = classes.names if classes else names
+        for prefix, own in numbers.items():
+            own.append(by_class(arrays, prefix).mean(axis=1))
+    if not numbers["raw"]:
+        return {}
+    raw, nms = (pd.Series(np.mean(own, axis=0)) for own in numbers.values())
+    labels = names or [f"class {k}" for k in range(len(raw))]
+    return dict(zip(labels, _cells(raw, nms), strict=True))
+
+
+def _cells(without: pd.Series, with_nms: pd.Series) -> pd.Series:
+    texts = without.map("{:.1f}".format) + " → " + with_nms.map("{:.1f}".format)
+    return texts.where(without.notna(), "-")
