@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 
-from onenet import evaluate, load, released
+from onenet import evaluate, export, load, released
 from onenet.build import detector as build_detector
 from onenet.config.compose import compose
 from onenet.detectors.released import our_name
@@ -71,6 +71,15 @@ def test_the_command_says_how_to_evaluate_it(checkpoint, tmp_path, capsys):
     (folder,) = tmp_path.iterdir()
     assert f"python -m onenet.evaluate {folder}" in output
     assert "AP 27.7" in output
+
+
+def test_an_export_needs_images_to_be_checked_on(run, tmp_path, capsys):
+    command = [str(run.path), "--format", "safetensors", "--out", str(tmp_path / "out")]
+    assert export.main(command) == 2
+    error = capsys.readouterr().err
+    assert "The images to check the export on are not here: This run has no data" in error
+    assert "--images FOLDER" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_keys_too_many_or_too_few_are_listed(tmp_path):

@@ -5,6 +5,7 @@ worker processes changes nothing.
 """
 
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -240,15 +241,17 @@ def evaluation_batches(
 def _load(
     dataset: DetectionDataset, micro_batches: Iterable[MicroBatch], workers: int
 ) -> Iterator[Batch]:
-    loader = DataLoader(
-        MicroBatchDataset(dataset),
-        batch_size=None,
-        sampler=micro_batches,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_signals,
-    )
-    for batch in loader:
+    with warnings.catch_warnings():  # that there are more workers than cores: some read files
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        batches = iter(DataLoader(
+            MicroBatchDataset(dataset),
+            batch_size=None,
+            sampler=micro_batches,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_signals,
+        ))  # fmt: skip
+    for batch in batches:
         if batch.bad_images and dataset.on_bad_image == "error":
             raise UserError(
                 f"Bad image: {batch.bad_images[0]}\n"

@@ -39,6 +39,8 @@ def open_split(data: DataConfig, split: str, cache: Path | None = None) -> Image
         annotations = make_annotations(config, split, min(count, data.limit or count))
         return DrawnImages(annotations, config, split)
     files = data.train if split == "train" else data.val
+    if not files.images or not files.annotations:
+        raise UserError(f"This run has no data: data.{split}.images and .annotations are not set.")
     images, annotations = Path(files.images), Path(files.annotations)
     source = read_coco(images, annotations, split, cache, data.allow_outside)
     source.annotations = source.annotations.limit(data.limit)

@@ -1,6 +1,7 @@
 """Writes a trained detector as a file that others can use: ONNX, torch.export, or safetensors."""
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -79,7 +80,9 @@ def write_torch(
         program = torch.export.export(
             graph_of(detector), (images,), dynamic_shapes=_dynamic(dynamic)
         )
-    torch.export.save(program, file)
+    with warnings.catch_warnings():  # about weights that share memory, harmless on a CPU
+        warnings.filterwarnings("ignore", "No complete tensor found in the group")
+        torch.export.save(program, file)
 
 
 def _dynamic(dynamic: bool) -> dict | None:
