@@ -4,6 +4,7 @@ Run: pytest tests/test_identity.py
 """
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,10 @@ def test_the_digest_follows_the_content_of_a_file(tmp_path):
         UserError, match=r"data\.val\.annotations=.*no\.json cannot be read: No such file"
     ):
         digest("data.val.annotations", str(tmp_path / "no.json"))
+    os.mkfifo(tmp_path / "pipe.json")  # reading it would wait for a writer
+    for other in ("pipe.json", "."):
+        with pytest.raises(UserError, match="cannot be read: it is not a file"):
+            digest("data.val.annotations", str(tmp_path / other))
 
 
 def test_a_key_added_later_at_its_neutral_value_keeps_old_ids(monkeypatch):

@@ -1,8 +1,10 @@
 """Atomic writes of files, JSON files, and digests of file contents."""
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import threading
 from functools import cache
 from pathlib import Path
@@ -46,6 +48,8 @@ def digest(key: str, file: str) -> str:
     file cannot be read."""
     try:
         status = Path(file).stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait
+            raise OSError(errno.EINVAL, "it is not a file")
         return _digest(file, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise UserError(
