@@ -17,7 +17,7 @@ from onenet.sweeps.experiments import RunSpec, expand
 from tests.test_figures import run, table1
 from tests.test_tables import fill
 
-NUMBERS = r"([+-][\d.]+) \(95 % interval ([+-][\d.]+) to ([+-][\d.]+), (\d) seeds\)"
+NUMBERS = r"([+-]?[\d.]+) \(95 % interval ([+-]?[\d.]+) to ([+-]?[\d.]+), (\d) seeds\)"
 
 
 @pytest.fixture

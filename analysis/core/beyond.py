@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from analysis.core.statistics import Interval, t_interval
 from analysis.core.table import Results
 from onenet.sweeps.experiments import NoRow, expand
+from onenet.sweeps import summary
 from onenet.sweeps.summary import cell, with_std
 
 OF_SHAPES = ("crowded", "conflicts")  # experiments that choose the kind of built-in shapes
@@ -19,6 +20,11 @@ SEEDS = "seed=0,1,2"
 NEEDLESS = 1.0  # a detector that gains less AP from NMS does not need it
 NMS = {"0.5": "AP_nms", "0.6": "AP_nms_06", "0.7": "AP_nms_07"}  # IoU threshold -> metric
 PAPERS = 2.0  # class weight of cost and loss in the paper
+COLUMNS = {
+    **{name: column for name, column in summary.COLUMNS.items() if name != "AP(+NMS)"},
+    **{f"AP(+NMS {iou})": (metric, ".1f") for iou, metric in NMS.items()},
+    "score gap": ("score_gap", ".2f"),
+}
 PANELS = {  # of the heat map: metric -> title and format
     "nms_gain": ("gain in AP from NMS", "+.1f"),
     "dAP_dupe": ("AP lost to duplicates (TIDE)", ".1f"),
@@ -119,11 +125,11 @@ def score_gap(results: Results) -> Answer | None:
 
 def _table(groups: dict[str, pd.DataFrame], metrics: Sequence[str]) -> pd.DataFrame:
     """Mean ± standard deviation over seeds, a line for each group."""
-    formats = {"score_gap": ".2f", "duplicates_per_object": ".2f", "nms_gain": "+.1f"}
     return pd.DataFrame(
         {
-            metric: [cell([*own[metric]], formats.get(metric, ".1f")) for own in groups.values()]
-            for metric in metrics
+            name: [cell([*own[metric]], pattern) for own in groups.values()]
+            for name, (metric, pattern) in COLUMNS.items()
+            if metric in metrics
         },
         index=pd.Index([*groups], name="row"),
     )
@@ -140,13 +146,13 @@ def decoupling(results: Results) -> Answer | None:
     if 0 not in seeds or runs.cost_cls.nunique() < 3:  # Table 1 has two
         return None
     enough = min((w for w, gain in seeds.items() if gain.high < NEEDLESS), default=None)
-    others = [f"{gain.sentence('+.1f')} at {loss:g}"
+    others = [f"{gain.sentence()} at {loss:g}"
               for (cost, loss), gain in gains.items()
               if cost == 0 and loss != PAPERS and gain.n > 1]  # fmt: skip
-    sentence = f"Without the class in the cost, NMS adds {seeds[0].sentence('+.1f')} AP"
+    sentence = f"Without the class in the cost, NMS adds {seeds[0].sentence()} AP"
     sentence += f" ({' and '.join(others)} as the class weight of the loss)" if others else ""
     if enough:
-        gain = seeds[enough].sentence("+.1f")
+        gain = seeds[enough].sentence()
         sentence += f"; a weight of {enough:g} in the cost is enough to leave {gain}"
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axis, (metric, (title, pattern)) in zip(figure.subplots(1, 4), PANELS.items(), strict=True):
@@ -188,7 +194,7 @@ def crowded(results: Results) -> Answer | None:
     if "predicted + class" not in groups:
         return None
     own = groups["predicted + class"]
-    changes = [f"{change.sentence('+.1f')} AP at {iou}"
+    changes = [f"at {iou} by {change.sentence('+.1f')}"
                for iou in NMS if (change := mean_of(own, iou))]  # fmt: skip
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axis = figure.subplots()
@@ -206,8 +212,8 @@ def crowded(results: Results) -> Answer | None:
         "crowded",
         "Objects that overlap",
         "Where true neighbours overlap as duplicates do, how much AP does NMS cost?",
-        f"NMS changes the AP of predicted + class by {', '.join(changes)}.",
-        "Built-in shapes of kind `crowded`: pairs of one class with an IoU of 0.5 to 0.7. Mean and "
+        f"NMS changes the AP of predicted + class {', '.join(changes)}.",
+        "Built-in shapes, of which a third overlap another one of their class: pairs of one class with an IoU of 0.5 to 0.7. Mean and "
         "standard deviation over seeds.",
         figure,
         _table(groups, ("AP", *NMS.values(), "duplicates_per_object", "score_gap")),
@@ -227,7 +233,7 @@ def conflicts(results: Results) -> Answer | None:
         table = own[own.center == own.center.min()].pivot_table("AP", "seed", "way")
         if {"keep", "Hungarian"} <= {*table}:
             change = (table["Hungarian"] - table["keep"]).dropna()
-            parts.append(f"by {t_interval([*change]).sentence('+.1f')} AP on `{kind}`")
+            parts.append(f"by {t_interval([*change]).sentence('+.1f')} AP on {kind} shapes")
     if not parts:
         return None
     figure = Figure(figsize=(0.8 + 3.4 * len(kinds), 3.2), layout="constrained")
