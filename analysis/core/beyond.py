@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from analysis.core.statistics import Interval, t_interval
 from analysis.core.table import Results
-from onenet.sweeps.experiments import NoRow, expand
 from onenet.sweeps import summary
+from onenet.sweeps.experiments import NoRow, expand
 from onenet.sweeps.summary import cell, with_std
 
 OF_SHAPES = ("crowded", "conflicts")  # experiments that choose the kind of built-in shapes
@@ -64,9 +64,10 @@ def answers(results: Results, names: Sequence[str] | None = None) -> Iterator[An
 def finished(results: Results, experiment: str) -> pd.DataFrame:
     """Returns the finished runs of an experiment, as `Table.runs`, with the settings that these
     experiments vary."""
-    chosen = any(override.startswith("seed=") for override in results.overrides)
-    words = [*results.overrides, *([] if chosen else [SEEDS])]
-    runs = results.runs(expand([f"+experiment={experiment}", *words]))
+    overrides = [f"+experiment={experiment}", *results.overrides]
+    if not any(override.startswith("seed=") for override in overrides):
+        overrides.append(SEEDS)
+    runs = results.runs(expand(overrides))
     runs = runs[runs.done]
     configs = [spec.config for spec in runs.spec]
     return runs.assign(
@@ -200,9 +201,8 @@ def crowded(results: Results) -> Answer | None:
     axis = figure.subplots()
     for number, (label, own) in enumerate(groups.items()):
         x = np.arange(len(NMS)) + 0.18 * (number - 1.5)
-        changes_of_row = own[[*NMS]]
-        axis.bar(x, changes_of_row.mean(), width=0.18, label=label,
-                 yerr=changes_of_row.std().fillna(0))  # fmt: skip
+        mean, std = own[[*NMS]].mean(), own[[*NMS]].std().fillna(0)
+        axis.bar(x, mean, width=0.18, label=label, yerr=std)
     axis.axhline(0, color="0.3", linewidth=0.8)
     axis.set_xticks(range(len(NMS)), NMS)
     axis.set_xlabel("IoU threshold of NMS")
@@ -213,8 +213,8 @@ def crowded(results: Results) -> Answer | None:
         "Objects that overlap",
         "Where true neighbours overlap as duplicates do, how much AP does NMS cost?",
         f"NMS changes the AP of predicted + class {', '.join(changes)}.",
-        "Built-in shapes, of which a third overlap another one of their class: pairs of one class with an IoU of 0.5 to 0.7. Mean and "
-        "standard deviation over seeds.",
+        "Built-in shapes, of which a third are the second of a pair: two of one class with an IoU "
+        "of 0.5 to 0.7. Mean and standard deviation over seeds.",
         figure,
         _table(groups, ("AP", *NMS.values(), "duplicates_per_object", "score_gap")),
         results.command("crowded"),
