@@ -53,6 +53,7 @@ def main(arguments: list[str]) -> int:
     if args.what == "ratios":
         rows = _ratios(args)
         print(markdown(_page(rows)))
+        _write(args.json, rows, speeds)
     if args.what == "fps" or not args.only:
         speeds = inference.fps("cuda" if torch.cuda.is_available() else "cpu", args.compared)
         table = fps.printed(speeds)
@@ -60,16 +61,22 @@ def main(arguments: list[str]) -> int:
         print(f"Wrote the frames per second, for the tables, to {fps.write(args.runs, speeds)}")
     if args.what == "ratios" and not args.only:
         print(f"Plotted how the times grow: {_plot(_curves(), args.runs / 'benchmark.png')}")
-    if args.json:
+    if speeds:
+        _write(args.json, rows, speeds)
+    return 0
+
+
+def _write(file: Path | None, rows: list[Timing], speeds: list) -> None:
+    """Writes what has been measured so far."""
+    if file:
         numbers = {
             "ratios": {row.key: row.ratio for row in rows},
             "timings": [asdict(row) for row in rows],
             "fps": _fps_by_key(speeds),
             "device": _machine(),
         }
-        write_json(args.json, numbers)
-        print(f"Wrote the numbers to {args.json}")
-    return 0
+        write_json(file, numbers)
+        print(f"Wrote the numbers to {file}")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
