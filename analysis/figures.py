@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from analysis.core import beyond
 from analysis.core.cli import command_line, execute, overrides_of, print_source
-from analysis.core.plots import CURVES, charts
+from analysis.core.plots import COLORS, CURVES, charts
 from analysis.core.samples import SAMPLES
 from analysis.core.table import Results
 from onenet.system.plural import plural
@@ -33,12 +33,6 @@ from onenet.system.terminal import run_command
 
 DPI = 120
 STYLE = {"svg.hashsalt": "onenet", "svg.fonttype": "none", "font.size": 9}
-COLORS = {
-    "predefined": "#c8553d",
-    "predefined + class": "#e0a100",
-    "predicted": "#7a3b9c",
-    "predicted + class": "#2a6f97",
-}
 NAMES = [*SAMPLES, *(points.__name__ for points, *_ in CURVES), *beyond.QUESTIONS]
 
 

@@ -79,8 +79,9 @@ def test_one_to_one_against_a_shared_slot_is_paired_by_seed(root):
         one_to_one = 5.0 * (1 + seed) if assigner.name == "hungarian" else 0.0
         fill(spec, AP=40.0 + 10 * seed + one_to_one)
     one = answer(root, "conflicts")
-    assert_intervals(one.sentence, [5, 10], [5, 10, 15])
-    assert "With a centre weight of 1.25" in one.sentence
+    rigid, crowded = [5, 10], [5, 10, 15]
+    assert_intervals(one.sentence, *[rigid] * 3, *[crowded] * 3)
+    assert "on rigid shapes with a centre weight of 1.25, by " in one.sentence
     assert one.table.loc["crowded, centre 10", "keep"] == "50.0 ± 10.0"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.core.plots import COLORS
 from analysis.core.statistics import Interval, t_interval
 from analysis.core.table import Results
 from onenet.sweeps import summary
@@ -202,7 +203,7 @@ def crowded(results: Results) -> Answer | None:
     for number, (label, own) in enumerate(groups.items()):
         x = np.arange(len(NMS)) + 0.18 * (number - 1.5)
         mean, std = own[[*NMS]].mean(), own[[*NMS]].std().fillna(0)
-        axis.bar(x, mean, width=0.18, label=label, yerr=std)
+        axis.bar(x, mean, width=0.18, label=label, yerr=std, color=COLORS[label])
     axis.axhline(0, color="0.3", linewidth=0.8)
     axis.set_xticks(range(len(NMS)), NMS)
     axis.set_xlabel("IoU threshold of NMS")
@@ -226,15 +227,14 @@ def crowded(results: Results) -> Answer | None:
 
 def conflicts(results: Results) -> Answer | None:
     runs = finished(results, "conflicts")
-    kinds = [*runs.kind.unique()]
-    parts = []
-    for kind in kinds:
-        own = runs[runs.kind == kind]
-        table = own[own.center == own.center.min()].pivot_table("AP", "seed", "way")
-        if {"keep", "Hungarian"} <= {*table}:
-            change = (table["Hungarian"] - table["keep"]).dropna()
-            parts.append(f"by {t_interval([*change]).sentence('+.1f')} AP on {kind} shapes")
-    if not parts:
+    kinds, changes = [*runs.kind.unique()], []
+    for (center, kind), own in runs.groupby(["center", "kind"], sort=False):
+        by_way = own.pivot_table("AP", "seed", "way").reindex(columns=["keep", "Hungarian"])
+        change = (by_way["Hungarian"] - by_way["keep"]).dropna()
+        if len(change) > 1:
+            interval = t_interval([*change]).sentence("+.1f")
+            changes.append(f"{interval} on {kind} shapes with a centre weight of {center:g}")
+    if not changes:
         return None
     figure = Figure(figsize=(0.8 + 3.4 * len(kinds), 3.2), layout="constrained")
     axes = figure.subplots(1, len(kinds), squeeze=False).flat
@@ -259,8 +259,7 @@ def conflicts(results: Results) -> Answer | None:
         "conflicts",
         "Two objects, one slot",
         "When does it hurt that two objects may take the same slot, as in Algorithm 1?",
-        f"With a centre weight of {runs.center.min():g}, matching one to one (Hungarian) changes "
-        f"AP {' and '.join(parts)}.",
+        f"Matching one to one (Hungarian) changes AP by {', by '.join(changes)}.",
         "Pre-defined + class. keep: both objects learn at the slot, as in Algorithm 1; next_best: "
         "the second takes its next best slot; drop: the second has none. Bars: standard deviation "
         "where there are several seeds.",

@@ -9,6 +9,12 @@ from analysis.core.frame import DAMAGE, assignments, metric_lines, warn
 from analysis.core.table import Results
 from onenet.sweeps.experiments import RunSpec
 
+COLORS = {
+    "predefined": "#c8553d",
+    "predefined + class": "#e0a100",
+    "predicted": "#7a3b9c",
+    "predicted + class": "#2a6f97",
+}
 POINTS = 10  # of the conflict rate's curve, each a mean over training steps
 
 
