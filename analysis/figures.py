@@ -61,11 +61,10 @@ def write_figures(args: argparse.Namespace) -> None:
 
 
 def _way_out(results: Results, name: str) -> str:
-    if name in {*beyond.QUESTIONS} - {"score_gap"}:  # named like their experiment
-        return f"To run them: {results.command(name)}"
-    if not results.table("table1").missing:
+    experiment = beyond.EXPERIMENTS.get(name, "table1")
+    if experiment == "table1" and not results.table("table1").missing:
         return "The runs of Table 1 have only their results."
-    return f"To run them: {results.command('table1')}"
+    return f"To run them: {results.command(experiment)}"
 
 
 def draw(results: Results, names: Sequence[str]) -> Iterator[tuple[str, str, str, Figure]]:

@@ -78,7 +78,7 @@ def test_one_to_one_against_a_shared_slot_is_paired_by_seed(root):
             continue  # its pair does not count
         one_to_one = 5.0 * (1 + seed) if assigner.name == "hungarian" else 0.0
         fill(spec, AP=40.0 + 10 * seed + one_to_one)
-    one = answer(root, "conflicts")
+    one = answer(root, "shared_slots")
     rigid, crowded = [5, 10], [5, 10, 15]
     assert_intervals(one.sentence, *[rigid] * 3, *[crowded] * 3)
     assert "on rigid shapes with a centre weight of 1.25, by " in one.sentence
@@ -109,6 +109,7 @@ def test_without_runs_or_with_other_data_there_are_no_answers(root, tmp_path):
 
 
 def test_figures_and_text_are_written(root, tmp_path):
+    assert len(figures.NAMES) == len({*figures.NAMES})
     for spec in specs(root, "crowded"):
         run(spec)
     assert figures.main(["--runs", str(root), "--only", "crowded", "--out", str(tmp_path)]) == 0
