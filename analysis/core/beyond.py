@@ -154,14 +154,11 @@ def decoupling(results: Results) -> Answer | None:
     if 0 not in seeds or runs.cost_cls.nunique() < 3:  # Table 1 has two
         return None
     enough = min((w for w, gain in seeds.items() if gain.high < NEEDLESS), default=None)
-    others = [f"{gain.sentence()} at {loss:g}"
-              for (cost, loss), gain in gains.items()
-              if cost == 0 and loss != PAPERS and gain.n > 1]  # fmt: skip
-    sentence = f"Without the class in the cost, NMS adds {seeds[0].sentence()} AP"
-    sentence += f" ({' and '.join(others)} as the class weight of the loss)" if others else ""
+    without = [f"{gain.sentence()} AP with a class weight of the loss of {loss:g}"
+               for (cost, loss), gain in gains.items() if cost == 0 and gain.n > 1]  # fmt: skip
+    sentence = f"Without the class in the cost, NMS adds {', '.join(without)}"
     if enough:
-        gain = seeds[enough].sentence()
-        sentence += f"; a weight of {enough:g} in the cost is enough to leave {gain}"
+        sentence += f"; a weight of {enough:g} in the cost leaves {seeds[enough].sentence()}"
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axis, (metric, (title, pattern)) in zip(figure.subplots(1, 4), PANELS.items(), strict=True):
         _heat_map(axis, runs, metric, pattern)
