@@ -104,7 +104,7 @@ def save(figure: Figure, file: Path) -> None:
     """Writes <file>.svg and <file>.png."""
     with matplotlib.rc_context(STYLE):
         figure.savefig(f"{file}.svg", metadata={"Date": None})
-        figure.savefig(f"{file}.png", dpi=DPI)
+        figure.savefig(f"{file}.png", dpi=DPI, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":
