@@ -41,7 +41,7 @@ def recorded(folder: RunFolder) -> list[dict]:
     rows = []
     for line in folder.metrics_file.read_text().splitlines(keepends=True):
         if line.endswith("\n"):
-            numbers = json.loads(line)
+            numbers = {k: v for k, v in json.loads(line).items() if k != "crc32"}
             step, evaluation = numbers.pop("step"), numbers.pop("evaluation", None)
             prefix = f"eval/{evaluation}" if evaluation else "train"
             row = {f"{prefix}/{name}": value for name, value in numbers.items()}
