@@ -10,6 +10,7 @@ Run: pytest tests/test_faults.py           the fast ones
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -225,8 +226,10 @@ def test_a_data_worker_that_is_killed_ends_the_run_at_once_and_the_rerun_goes_on
         assert sweep.returncode == 1
     status = spec.folder.status()
     assert (status["state"], status["kind"]) == ("failed", "failed")
-    assert f"DataLoader worker (pid {workers[0]}) is killed" in status["exception"]
-    assert f"(pid {workers[0]}) is killed" in output
+    # torch is told by a signal, or notices when it waits for the worker
+    problem = rf"DataLoader worker \(pid(\(s\))? {workers[0]}\) (is killed|exited unexpectedly)"
+    assert re.search(problem, status["exception"])
+    assert re.search(problem, output)
     assert not alive(workers[1])
     assert ran(*words)[0] == 0
     assert_whole(spec, resumes=1)
