@@ -109,6 +109,14 @@ def test_without_runs_or_with_other_data_there_are_no_answers(root, tmp_path):
     assert [*beyond.answers(Results(other))] == []
 
 
+def test_runs_of_another_kind_answer_no_question_about_crowded_shapes(root):
+    parts = "data.shapes.kind=parts"
+    for spec in table1(root, parts):
+        fill(spec, AP=60.0, AP_nms=61.0, AP_nms_06=61.0, AP_nms_07=61.0, score_gap=0.4)
+    results = Results([parts, f"runs_root={root}"])
+    assert [each.name for each in beyond.answers(results)] == ["score_gap"]
+
+
 def test_figures_and_text_are_written(root, tmp_path):
     assert len(figures.NAMES) == len({*figures.NAMES})
     for spec in specs(root, "crowded"):

@@ -4,9 +4,11 @@ NMS costs where objects overlap, and when two objects that share a slot do harm.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.core.plots import COLORS
@@ -16,17 +18,17 @@ from onenet.sweeps import summary
 from onenet.sweeps.experiments import NoRow, expand
 from onenet.sweeps.summary import cell, with_std
 
-EXPERIMENTS = {  # of a question
+EXPERIMENTS = {  # question -> the experiment that answers it
     "score_gap": "table1",
     "decoupling": "decoupling",
     "crowded": "crowded",
     "shared_slots": "conflicts",
 }
-OF_SHAPES = ("crowded", "conflicts")  # experiments that choose the kind of built-in shapes
+OF_SHAPES = {"crowded": ["crowded"], "conflicts": ["rigid", "crowded"]}  # kinds of shapes
 SEEDS = "seed=0,1,2"
-NEEDLESS = 1.0  # a detector that gains less AP from NMS does not need it
+MAX_GAIN = 1.0  # AP; a detector that gains less from NMS does not need it
 NMS = {"0.5": "AP_nms", "0.6": "AP_nms_06", "0.7": "AP_nms_07"}  # IoU threshold -> metric
-PAPERS = 2.0  # class weight of cost and loss in the paper
+PAPER_WEIGHT = 2.0  # class weight of cost and loss in the paper
 COLUMNS = {
     **{name: column for name, column in summary.COLUMNS.items() if name != "AP(+NMS)"},
     **{f"AP(+NMS {iou})": (metric, ".1f") for iou, metric in NMS.items()},
@@ -42,7 +44,7 @@ PANELS = {  # of the heat map: metric -> title and format
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A question with what our runs say to it."""
+    """A question, and what our runs answer."""
 
     name: str  # of the figure's file
     title: str
@@ -55,38 +57,34 @@ class Answer:
 
 
 def answers(results: Results, names: Sequence[str] | None = None) -> Iterator[Answer]:
-    """Yields the named questions (None: all) that have runs with this data and these settings."""
+    """Yields the answers to the named questions (None: all), as far as there are runs for them."""
     for name, question in QUESTIONS.items():
-        if EXPERIMENTS[name] in OF_SHAPES and results.config.data.name != "shapes":
-            continue
-        if names is not None and name not in names:
-            continue
-        try:
-            if answer := question(results):
-                yield answer
-        except NoRow:  # the command line chooses other values
-            continue
+        if (names is None or name in names) and (answer := question(results)):
+            yield answer
 
 
+@cache
 def finished(results: Results, experiment: str) -> pd.DataFrame:
     """Returns the finished runs of an experiment, as `Table.runs`, with the settings that these
-    experiments vary."""
+    experiments vary. There are none if the command line chooses other data or other rows."""
     overrides = [f"+experiment={experiment}", *results.overrides]
     if not any(override.startswith("seed=") for override in overrides):
         overrides.append(SEEDS)
-    runs = results.runs(expand(overrides))
+    try:
+        runs = results.runs(expand(overrides))
+    except NoRow:
+        return finished(results, "table1")[:0]
     runs = runs[runs.done]
+    if experiment in OF_SHAPES:
+        runs = runs[runs.kind.isin(OF_SHAPES[experiment])]
     configs = [spec.config for spec in runs.spec]
     return runs.assign(
         cost_cls=[config.cost.weights.cls for config in configs],
         loss_cls=[config.loss.weights.cls for config in configs],
         center=[config.cost.weights.center for config in configs],
-        way=[_way(config.assigner) for config in configs],
-    )
-
-
-def _way(assigner) -> str:
-    return "Hungarian" if assigner.name == "hungarian" else getattr(assigner, "conflict", "")
+        way=["Hungarian" if config.assigner.name == "hungarian" else config.assigner.conflict
+             for config in configs],
+    )  # fmt: skip
 
 
 def mean_of(runs: pd.DataFrame, metric: str) -> Interval | None:
@@ -104,16 +102,12 @@ def score_gap(results: Results) -> Answer | None:
     if len(groups) < 4:
         return None
     gaps = {label: mean_of(own, "score_gap").sentence(".2f") for label, own in groups.items()}
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
-    axis = figure.subplots()
-    others = OF_SHAPES if results.config.data.name == "shapes" else ()
-    for name in ("table1", "decoupling", *others):
-        own = finished(results, name)
-        axis.scatter(own.score_gap, own.nms_gain, s=14, alpha=0.7, label=name)
-    axis.axvline(0, color="0.6", linewidth=0.8)
-    axis.axhline(0, color="0.6", linewidth=0.8)
+    axis = _gain_axis()
+    for name in EXPERIMENTS.values():
+        if len(own := finished(results, name)):
+            axis.scatter(own.score_gap, own.nms_gain, s=14, alpha=0.7, label=name)
+    axis.axvline(0, color="0.3", linewidth=0.8)
     axis.set_xlabel("score gap")
-    axis.set_ylabel("gain in AP from NMS")
     axis.legend(frameon=False, fontsize=8)
     return Answer(
         "score_gap",
@@ -125,10 +119,18 @@ def score_gap(results: Results) -> Answer | None:
         "Each dot is a run. Score gap: the score of an object's positive sample minus the highest "
         "score of its class among other boxes with an IoU of at least 0.5 to it, as a mean over "
         "objects. NMS has work where it is small or negative.",
-        figure,
+        axis.figure,
         _table(groups, ("score_gap", "nms_gain", "duplicates_per_object", "dAP_dupe")),
         results.command("table1"),
     )
+
+
+def _gain_axis() -> Axes:
+    """Returns the only axes of a new figure, with the gain from NMS upwards."""
+    axis = Figure(figsize=(5.2, 3.6), layout="constrained").subplots()
+    axis.axhline(0, color="0.3", linewidth=0.8)
+    axis.set_ylabel("gain in AP from NMS")
+    return axis
 
 
 def _table(groups: dict[str, pd.DataFrame], metrics: Sequence[str]) -> pd.DataFrame:
@@ -149,11 +151,11 @@ def _table(groups: dict[str, pd.DataFrame], metrics: Sequence[str]) -> pd.DataFr
 def decoupling(results: Results) -> Answer | None:
     runs = finished(results, "decoupling")
     gains = {key: mean_of(own, "nms_gain") for key, own in runs.groupby(["cost_cls", "loss_cls"])}
-    seeds = {weight: gains[weight, PAPERS] for weight in runs.cost_cls.unique()
-             if (weight, PAPERS) in gains and gains[weight, PAPERS].n > 1}  # fmt: skip
+    seeds = {weight: gains[weight, PAPER_WEIGHT] for weight in runs.cost_cls.unique()
+             if (weight, PAPER_WEIGHT) in gains and gains[weight, PAPER_WEIGHT].n > 1}  # fmt: skip
     if 0 not in seeds or runs.cost_cls.nunique() < 3:  # Table 1 has two
         return None
-    enough = min((w for w, gain in seeds.items() if gain.high < NEEDLESS), default=None)
+    enough = min((w for w, gain in seeds.items() if gain.high < MAX_GAIN), default=None)
     without = [f"{gain.sentence()} AP with a class weight of the loss of {loss:g}"
                for (cost, loss), gain in gains.items() if cost == 0 and gain.n > 1]  # fmt: skip
     sentence = f"Without the class in the cost, NMS adds {', '.join(without)}"
@@ -178,7 +180,7 @@ def decoupling(results: Results) -> Answer | None:
     )
 
 
-def _heat_map(axis, runs: pd.DataFrame, metric: str, pattern: str) -> None:
+def _heat_map(axis: Axes, runs: pd.DataFrame, metric: str, pattern: str) -> None:
     grid = runs.pivot_table(metric, "cost_cls", "loss_cls", dropna=False)
     axis.imshow(grid, cmap="viridis", aspect="auto", origin="lower", alpha=0.6)
     for (y, x), value in np.ndenumerate(grid.to_numpy()):
@@ -201,16 +203,13 @@ def crowded(results: Results) -> Answer | None:
     own = groups["predicted + class"]
     changes = [f"at {iou} by {change.sentence('+.1f')}"
                for iou in NMS if (change := mean_of(own, iou))]  # fmt: skip
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
-    axis = figure.subplots()
+    axis = _gain_axis()
     for number, (label, own) in enumerate(groups.items()):
         x = np.arange(len(NMS)) + 0.18 * (number - 1.5)
         mean, std = own[[*NMS]].mean(), own[[*NMS]].std().fillna(0)
         axis.bar(x, mean, width=0.18, label=label, yerr=std, color=COLORS[label])
-    axis.axhline(0, color="0.3", linewidth=0.8)
     axis.set_xticks(range(len(NMS)), NMS)
     axis.set_xlabel("IoU threshold of NMS")
-    axis.set_ylabel("gain in AP from NMS")
     axis.legend(frameon=False, fontsize=8)
     return Answer(
         "crowded",
@@ -219,7 +218,7 @@ def crowded(results: Results) -> Answer | None:
         f"NMS changes the AP of predicted + class {', '.join(changes)}.",
         "Built-in shapes, of which a third are the second of a pair: two of one class with an IoU "
         "of 0.5 to 0.7. Mean and standard deviation over seeds.",
-        figure,
+        axis.figure,
         _table(groups, ("AP", *NMS.values(), "duplicates_per_object", "score_gap")),
         results.command("crowded"),
     )

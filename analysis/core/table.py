@@ -39,8 +39,8 @@ class Table:
 
     @property
     def command(self) -> str:
-        """The command that runs what is missing, never in the folder of committed records."""
-        return command_of(self.experiment.name, without_records_root(self.overrides))
+        """The command that runs what is missing."""
+        return command_of(self.experiment.name, self.overrides)
 
     @property
     def done(self) -> pd.DataFrame:
@@ -105,8 +105,9 @@ class Table:
 
 
 def command_of(experiment: str, overrides: Sequence[str]) -> str:
-    """The command line that runs the experiment."""
-    return shlex.join(["python", "run.py", "-m", f"+experiment={experiment}", *overrides])
+    """The command that runs the experiment, never in the folder of committed records."""
+    own = without_records_root(overrides)
+    return shlex.join(["python", "run.py", "-m", f"+experiment={experiment}", *own])
 
 
 def without_records_root(overrides: Sequence[str]) -> list[str]:
@@ -157,8 +158,8 @@ class Results:
         return self.root == RECORDS and not self.row_overrides
 
     def command(self, experiment: str) -> str:
-        """The command that runs the experiment, never in the folder of committed records."""
-        return command_of(experiment, without_records_root(self.overrides))
+        """The command that runs the experiment."""
+        return command_of(experiment, self.overrides)
 
     def folder(self, out: str | None) -> Path:
         """Returns the folder for figures and report: `out` if given, else the runs root. For the
