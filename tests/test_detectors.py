@@ -57,6 +57,7 @@ def test_a_step_and_an_answer(words, sizes, objects):
     sizes_hw = unpadded_sizes(targets, "cpu")
     with torch.autocast("cpu", torch.bfloat16):
         outputs = model(images, sizes_hw)
+    build.optimizer(config, model)  # its lr_factors name parameters that exist
     total, parts = loss(outputs, targets)
     assert set(parts) == {*loss.names, "objects", "conflicts"}
     torch.testing.assert_close(total, sum(parts[name] for name in loss.names))

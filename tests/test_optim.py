@@ -88,6 +88,15 @@ def test_named_parameters_learn_at_a_share_of_the_rate():
         make_optimizer(model, 1.0, 0.0, {"backbone": 0.1})
 
 
+def test_a_rate_may_be_of_a_module_that_this_variant_lacks():
+    model = torch.nn.ModuleDict({"queries": torch.nn.Linear(2, 2)})
+    model["queries"].register_module("reference", None)
+    (group,) = make_optimizer(model, 1.0, 0.0, {"queries.reference": 0.1}).param_groups
+    assert (group["lr_factor"], len(group["params"])) == (1.0, 2)
+    with pytest.raises(UserError, match=r"no parameter has reference in its name"):
+        make_optimizer(torch.nn.Linear(2, 2), 1.0, 0.0, {"reference": 0.1})
+
+
 def test_all_parameters_decay():
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     optimizer = make_optimizer(model, lr=0.5, weight_decay=0.1)

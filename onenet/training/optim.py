@@ -44,10 +44,11 @@ def make_optimizer(
     """Returns AdamW with weight decay on all parameters, as in the released code; fused kernel.
 
     `lr_factors`: factor on the learning rate of parameters whose names contain the key, stored as
-    `lr_factor` of their group. Raises UserError if a key matches no parameter.
+    `lr_factor` of their group. Raises UserError if a key matches no parameter, unless it names a
+    module that is None in this variant of the model.
     """
     groups = {factor: [] for factor in (1.0, *(lr_factors or {}).values())}
-    unmatched = {*(lr_factors or {})}
+    unmatched = {*(lr_factors or {})} - _absent_modules(model)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -65,3 +66,13 @@ def make_optimizer(
         weight_decay=weight_decay,
         fused=True,
     )
+
+
+def _absent_modules(model: nn.Module) -> set[str]:
+    """Returns the names of modules that are registered as None."""
+    return {
+        f"{parent_name}.{name}".lstrip(".")
+        for parent_name, parent in model.named_modules()
+        for name, module in parent._modules.items()
+        if module is None
+    }

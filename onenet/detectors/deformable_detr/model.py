@@ -277,6 +277,7 @@ class Proposals(nn.Module):
         self.memory_norm = nn.LayerNorm(dim)
         self.query_projection = nn.Linear(2 * dim, 2 * dim)
         self.query_norm = nn.LayerNorm(2 * dim)
+        self.register_module("reference", None)  # of LearnedQueries; optim.lr_factors names it
 
     def forward(
         self, memory: Tensor, geometry: LevelGeometry, head: PredictionHead
