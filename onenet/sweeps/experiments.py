@@ -3,9 +3,12 @@
 import itertools
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from onenet.config.compose import chooses_nothing, loader, override_text, split_sweep
 from onenet.config.schema import Config
@@ -25,23 +28,23 @@ class NoRow(UserError):
     """No row of the experiment has the values of the command line."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
     """A row of a table: its label and its overrides."""
 
     label: str
-    overrides: tuple[str, ...]
+    overrides: list[str]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Experiment:
     """A file of experiments/: a table's question, its rows, and the sweep over each row."""
 
     name: str
     title: str
     question: str
-    rows: tuple[Row, ...]
-    sweep: tuple[str, ...]
+    rows: list[Row]
+    sweep: list[str] = field(default_factory=list)
     table: int | None = None
 
 
@@ -91,30 +94,20 @@ def titles() -> str:
 def read_experiment(name: str) -> Experiment:
     """Reads experiments/<name>.yaml. Raises UserError, naming file and key."""
     path = f"{GROUP}/{name}"
-    values = loader().read(path)
+    values = {"name": name, **loader().read(path)}
     try:
-        rows = tuple(Row(str(row["label"]), _texts(row, "overrides")) for row in values["rows"])
-        sweep = _texts(values, "sweep") if "sweep" in values else ()
-        rest = {key: value for key, value in values.items() if key not in ("rows", "sweep")}
-        experiment = Experiment(name, rows=rows, sweep=sweep, **rest)
-        if not rows:
-            raise ValueError("it has no rows")
+        typed = OmegaConf.merge(OmegaConf.structured(Experiment), values)
+        experiment = cast(Experiment, OmegaConf.to_object(typed))
+        if not experiment.rows:
+            raise OmegaConfBaseException("it has no rows")
         return experiment
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = f"no key {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+    except OmegaConfBaseException as error:
+        reason = " ".join(map(str.strip, str(error).splitlines()[:2]))  # ... full_key: rows
         raise UserError(
             f"{loader().file(path)} is not an experiment: {reason}\n"
             "It needs title, question, rows (each a label and a list of overrides), and may have "
             "table and sweep."
         ) from error
-
-
-def _texts(values: dict, key: str) -> tuple[str, ...]:
-    """Returns a list of overrides. Raises TypeError if it is something else."""
-    texts = values[key]
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"{key} must be a list of overrides, not {texts!r}")
-    return tuple(texts)
 
 
 def expand(overrides: Sequence[str]) -> list[RunSpec]:
