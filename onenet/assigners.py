@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from onenet.costs import MatchingCost
@@ -119,6 +118,8 @@ def hungarian(cost: MatchingCost, output: HeadOutput, targets: Sequence[Target])
     for image, (_, pred_idx, loser) in enumerate(_cheapest(cost, output, targets)):
         gt_idx = torch.arange(len(pred_idx), device=pred_idx.device)
         if loser.any():
+            from scipy.optimize import linear_sum_assignment  # most runs never need it
+
             cost_matrix = cost(output, image, targets[image])  # [P, N]
             pred_idx, gt_idx = (
                 torch.as_tensor(index, device=cost_matrix.device)

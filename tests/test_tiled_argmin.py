@@ -274,7 +274,7 @@ def test_hungarian_asks_scipy_only_where_objects_collide(monkeypatch):
     def no_scipy(_):
         raise AssertionError
 
-    monkeypatch.setattr("onenet.assigners.linear_sum_assignment", no_scipy)
+    monkeypatch.setattr("scipy.optimize.linear_sum_assignment", no_scipy)
     hungarian(MatchingCost(), output, targets)
     twice = [replace(t, gt_xyxy=t.gt_xyxy[:1].expand(3, 4)) for t in targets]
     with pytest.raises(AssertionError):
