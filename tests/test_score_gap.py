@@ -226,6 +226,20 @@ def scores_of(*words: str, source=None) -> dict:
     return results.score(run.config, source.annotations, spec, *predicted)
 
 
+def test_unread_images_are_noted_beside_why_ap_is_undefined():
+    source = Pictures(make_annotations([(40, 64)], [[]], classes=6))
+    run = Run()
+    spec = requested_evaluation(run.config)
+    predictions, _, gap = results.predict_split(run.config, run.model, source, spec, ON_CPU)
+    whole, unread = (
+        results.score(run.config, source.annotations, spec, predictions, names, gap)
+        for names in ([], ["a.jpg: broken"])
+    )
+    assert unread["metrics"]["AP"] is None
+    note = whole["metrics_notes"]["AP"]
+    assert unread["metrics_notes"]["AP"].startswith(f"{note}; 1 image without detections")
+
+
 @pytest.mark.parametrize("detector", [*DETECTORS, "predefined"])
 def test_every_detector_with_a_matching_has_a_gap(detector):
     words = ["location=predefined"] if detector == "predefined" else [f"detector={detector}"]

@@ -26,6 +26,7 @@ from onenet.system.files import REPOSITORY, write_json
 from onenet.tracking import tracker
 from onenet.tracking.mirror import Mirror, boxes
 from onenet.tracking.tracker import mirrored
+from onenet.tracking.wandb_run import at_most
 from tests.wandb_offline import offline_runs
 from tests.wandb_server import refusing_url, serving
 
@@ -185,7 +186,7 @@ def test_a_resumed_and_later_evaluated_run_has_each_step_once(tmp_path, monkeypa
         monkeypatch.delenv("WANDB_MODE")
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         sync = [sys.executable, "-m", "wandb", "sync", *run_folder(folder).glob("offline-run-*")]
-        subprocess.run(sync, capture_output=True, check=True)
+        subprocess.run(sync, capture_output=True, check=True, cwd=tmp_path)  # it makes wandb/ there
     assert [step for step, _ in rows(server.history, "train/loss")] == [1, 2, 3, 4, 5, 6]
 
 
@@ -370,6 +371,15 @@ class FakeRun:
 
     def log(self, row: dict) -> None:
         self.history.append(row)
+
+
+def test_a_time_limit_leaves_the_alarm_of_others_as_it_was():
+    before = signal.getsignal(signal.SIGALRM)
+    with at_most(5.0):
+        assert signal.getsignal(signal.SIGALRM) != before
+    with pytest.raises(TimeoutError, match=r"took more than 0\.01 s"), at_most(0.01):
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGALRM) == before
 
 
 def test_a_torn_line_waits_for_its_end(tmp_path):

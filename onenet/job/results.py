@@ -74,7 +74,8 @@ def score(
     scorer = Scorer(annotations, spec.area_scale, config.eval.backend)
     metrics, notes, curves = scorer.score(predictions)
     if bad_images:
-        notes["AP"] = f"{plural(len(bad_images), 'image')} without detections: could not be read"
+        unread = f"{plural(len(bad_images), 'image')} without detections: could not be read"
+        notes["AP"] = "; ".join(filter(None, (notes.get("AP"), unread)))
     if gap:
         metrics["score_gap"], why_none = gap
         if why_none:

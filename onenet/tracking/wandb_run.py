@@ -191,9 +191,10 @@ def at_most(seconds: float) -> Iterator[None]:
     def stop(*_) -> None:
         raise TimeoutError(f"took more than {seconds:g} s")
 
-    signal.signal(signal.SIGALRM, stop)
+    handler = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
