@@ -327,7 +327,7 @@ def test_one_seed_has_no_interval(root):
     ("word", "claim", "why"),
     [
         ("cost=loc_cls", "nms_gain_predicted", "table1 has no row 'predicted' under cost=loc_cls"),
-        ("size.ratio=1.34", "size_accuracy", "table3 has no row '(512, 640)'"),
+        ("size.ratio=1.34", "size_accuracy", "No row of experiment table3 has size.ratio=1.34"),
         ("steps=1200", "schedule_saturates", "'144 epochs' and '216 epochs' are the same runs"),
         ("detector=onenet", "sparse_rcnn", "No row of experiment table6 has detector=onenet"),
     ],

@@ -121,6 +121,25 @@ def test_wrong_overrides_are_errors_with_a_way_out(overrides, message):
     assert len(str(caught.value).splitlines()) <= 3
 
 
+def test_an_override_selects_the_rows_that_have_the_value_anyway(own):
+    own(
+        "title: a\nquestion: b?\nrows:\n- {label: one, overrides: [heads=1]}\n"
+        "- {label: three, overrides: [heads=3]}\n- {label: default, overrides: [seed=7]}\n"
+        "- {label: other, overrides: [detector=centernet, model.min_overlap=0.5]}"
+    )
+
+    def labels(*overrides: str) -> list[str]:
+        return [spec.label for spec in expand(["+experiment=mine", *overrides])]
+
+    assert labels("heads=1") == ["one", "default", "other"]
+    assert labels("heads=3") == ["three"]
+    assert labels("heads=3,1") == ["one", "three", "default", "other"]
+    assert labels("detector=onenet") == ["one", "three", "default"]
+    assert labels("model.min_overlap=0.5") == ["other"]
+    with pytest.raises(UserError, match="No row of experiment mine has heads=5"):
+        labels("heads=5")
+
+
 def test_a_broken_experiment_file_is_named(own):
     for text in ("rows: [{label: a}]", "title: a", "- a"):
         with pytest.raises(UserError, match=rf"{own(text)} is not an experiment"):

@@ -1,5 +1,6 @@
 """Turns the overrides of a command line into runs, for sweeps, `plan=true` and tables alike."""
 
+import contextlib
 import itertools
 import shlex
 from collections.abc import Sequence
@@ -113,9 +114,9 @@ def read_experiment(name: str) -> Experiment:
 def expand(overrides: Sequence[str]) -> list[RunSpec]:
     """Returns the runs that the overrides of a command line request, each once, in their order.
 
-    `+experiment=NAME` adds the rows of experiments/NAME.yaml. An override of a key that the rows
-    set selects the rows with that value. Any other applies to all rows, and multiplies them if it
-    lists values (`seed=0,1`). Raises UserError for what cannot work.
+    `+experiment=NAME` adds the rows of experiments/NAME.yaml. An override of a key that a row sets
+    selects the rows with that value. Any other applies to all rows, and multiplies them if it lists
+    values (`seed=0,1`). Raises UserError for what cannot work.
     """
     return specs_of(axes_of(overrides))
 
@@ -157,14 +158,14 @@ def _experiment_specs(experiment: Experiment, axes: Axes) -> list[RunSpec]:
         if len(values) > 1:
             raise UserError(f"{key} has several values in a row of {experiment.name}: use sweep.")
     row_keys = {key for row in row_axes for key in row}
-    selection = {key: [one.value() for one in axes[key]] for key in row_keys & axes.keys()}
+    selection = {key: axes[key] for key in row_keys & axes.keys()}
     rows = [
         (row, own)
         for row, own in zip(experiment.rows, row_axes, strict=True)
-        if all(own[key][0].value() in selection[key] for key in own.keys() & selection.keys())
+        if all(_has_value(own, key, values) for key, values in selection.items())
     ]
     if not rows:
-        text = " ".join(override_text(one) for key in sorted(selection) for one in axes[key])
+        text = " ".join(override_text(one) for key in sorted(selection) for one in selection[key])
         raise NoRow(f"No row of experiment {experiment.name} has {text}.")
     common = axes_of(experiment.sweep) | {k: v for k, v in axes.items() if k not in row_keys}
     return [
@@ -172,6 +173,20 @@ def _experiment_specs(experiment: Experiment, axes: Axes) -> list[RunSpec]:
         for row, own in rows
         for combination in itertools.product(*common.values())
     ]
+
+
+def _has_value(row: Axes, key: str, values: list[Override]) -> bool:
+    """Whether the row sets the key to one of the values. If it does not set the key, whether one of
+    them is its value anyway."""
+    if key in row:
+        return row[key][0].value() in [one.value() for one in values]
+    overrides = [*itertools.chain(*row.values())]
+    config = loader().compose(overrides)
+    for one in values:
+        with contextlib.suppress(UserError):  # the key has no meaning for the row
+            if loader().compose([*overrides, one]) == config:
+                return True
+    return False
 
 
 def spec_of(overrides: Sequence[Override], label: str = "", experiment: str = "") -> RunSpec:
