@@ -9,10 +9,11 @@ TILE consecutive slots; an image has T tiles.
 Minimum Cost Assignment only needs the column minima of the cost matrix [P, N]. On a GPU, or if
 there are few pairs, the costs of the whole batch are computed as one [M, P], with the logits of the
 objects' classes only and without a synchronization. On a CPU with many pairs (COCO: 27,000 slots),
-branch and bound finds the minima of an image: the ranges of a tile's predictions give a lower bound
-on its costs, and only tiles that may contain a minimum are evaluated. If the bounds exclude too few
-tiles, all slots are evaluated, a few objects at a time so that the costs stay in the cache. Each
-pair's cost is always computed by the same operations as in the full matrix.
+branch and bound finds the minima: the ranges of a tile's predictions give a lower bound on its
+costs, and only tiles that may contain an object's minimum are evaluated, those of the whole batch
+together. If an object's bounds exclude too few tiles, all slots of its image are evaluated, a few
+objects at a time so that the costs stay in the cache. Each pair's cost is always computed by the
+same operations as in the full matrix.
 """
 
 from collections.abc import Sequence
@@ -27,10 +28,10 @@ TILE = 32  # a power of two
 FEW_PAIRS = 120_000  # per batch; up to this number, evaluating all pairs is faster
 PAIRS_IN_MEMORY = 1 << 24  # per chunk on a GPU
 PAIRS_IN_CACHE = 1 << 16  # per chunk on a CPU
-MANY_TILES = 0.04  # fraction of the tiles; if more are left, SAMPLE tiles tighten the upper bound
+MANY_TILES = 0.04  # fraction; if more are left for an object, SAMPLE tiles lower its upper bound
 TOO_MANY_TILES = 0.3  # if still more are left, evaluating all slots is faster
 SAMPLE = 16  # tiles per object
-LIMIT, STEPS = 32, 32  # range and steps per unit of the logits whose class costs are tabulated
+LIMIT, STEPS = 32, 32  # class costs of logits from -LIMIT to LIMIT are tabulated in 1 / STEPS
 MAX_COORDINATE = 1e18  # pixels; its square is still finite
 ROUNDING = 1e-4  # relative margin of a bound; a hundred times the rounding error of float32
 
@@ -107,8 +108,8 @@ def _branch_and_bound(
     image, *_ = objects = _objects(targets)
     bound = _lower_bounds(cost, output, targets)  # [M, T]
     slots, tiles = output.boxes_xyxy.shape[1], bound.shape[1]
-    lowest = torch.full((len(image),), torch.inf)
-    minima = []  # of the evaluated tiles: object, lowest cost, first slot with that cost
+    lowest = torch.full((len(image),), torch.inf)  # of the evaluated tiles: an upper bound
+    minima = []  # of each evaluated tile: object, lowest cost, first slot with that cost
 
     def evaluate(objects_idx: Tensor, tile_idx: Tensor) -> None:
         chunks = (t.split(PAIRS_IN_CACHE // TILE) for t in (objects_idx, tile_idx))
@@ -117,31 +118,33 @@ def _branch_and_bound(
             minimum, first = cost.of(_pairs(output, objects, gt, slot)).min(dim=1)
             minima.append((gt, minimum, slot.gather(1, first[:, None])[:, 0]))
             lowest.scatter_reduce_(0, gt, minimum, "amin")
-        bound[objects_idx, tile_idx] = torch.inf
+        bound[objects_idx, tile_idx] = torch.inf  # need not be evaluated again
 
     least, tile = bound.min(dim=1)
-    unbounded = least.isnan()
-    bounded = (~unbounded).nonzero().flatten()
-    evaluate(bounded, tile[bounded])
-    candidates = bound <= lowest[:, None]
-    many = (candidates.sum(dim=1) > MANY_TILES * tiles).nonzero().flatten()
-    if len(many):
-        sample = bound[many].topk(min(SAMPLE, tiles), dim=1, largest=False).indices
-        evaluate(many.repeat_interleave(sample.shape[1]), sample.flatten())
+    everywhere = least.isnan()  # [M] objects to compare with all slots
+    gt = (~everywhere).nonzero()[:, 0]
+    evaluate(gt, tile[gt])
+    candidates = bound <= lowest[:, None]  # [M, T]
+    gt = (candidates.sum(dim=1) > MANY_TILES * tiles).nonzero()[:, 0]
+    if len(gt):
+        sample = bound[gt].topk(min(SAMPLE, tiles), dim=1, largest=False).indices
+        evaluate(gt.repeat_interleave(sample.shape[1]), sample.flatten())
         candidates = bound <= lowest[:, None]
-    too_many = unbounded | (candidates.sum(dim=1) > TOO_MANY_TILES * tiles)
-    evaluate(*(candidates & ~too_many[:, None]).nonzero(as_tuple=True))
+        everywhere |= candidates.sum(dim=1) > TOO_MANY_TILES * tiles
+    evaluate(*(candidates & ~everywhere[:, None]).nonzero(as_tuple=True))
     gt, minimum, slot = (torch.cat(part) for part in zip(*minima, strict=True))
     equal = minimum == lowest[gt]
     first = torch.full_like(image, slots).scatter_reduce_(0, gt[equal], slot[equal], "amin")
-    for number in image[too_many].unique().tolist():
-        rest, gt = too_many & (image == number), too_many[image == number].nonzero().flatten()
-        lowest[rest], first[rest] = _evaluate_image(cost, output, number, targets[number], gt)
+    for i in image[everywhere].unique().tolist():
+        gt = everywhere & (image == i)
+        numbers = everywhere[image == i].nonzero()[:, 0]
+        lowest[gt], first[gt] = _evaluate_image(cost, output, i, targets[i], numbers)
     return lowest, first
 
 
 def _pairs(output: HeadOutput, objects: tuple[Tensor, ...], gt: Tensor, slot: Tensor) -> Pairs:
-    """The objects in `gt` [S], each paired with the slots in its row of `slot`: [S, TILE]."""
+    """The object `gt[s]` of the batch, paired with the slots `slot[s]` of its image: [S],
+    [S, TILE] -> [S, TILE]."""
     image, labels, gt_xyxy, whwh = (t[gt, None] for t in objects)
     boxes = output.boxes_xyxy.detach()[image, slot].float()
     return Pairs(
@@ -188,9 +191,10 @@ def _evaluate_image(
 
 
 def _logits_of(labels: Tensor, output: HeadOutput, image: int) -> Tensor:
-    """The logits of U classes: [P, U]. Copies along the memory order of the logits."""
+    """The logits of U classes at all slots of an image, in the memory order of the predictions:
+    [P, U]."""
     logits = output.class_logits[image].detach()
-    if logits.stride(0) == 1:
+    if logits.stride(0) == 1:  # the slots of a class are next to each other
         return logits.t().index_select(0, labels).t()
     return logits.index_select(1, labels)
 
@@ -204,9 +208,9 @@ def _group(values: Tensor) -> Tensor:
 
 
 def _lower_bounds(cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]) -> Tensor:
-    """A lower bound on the cost of all slots of a tile: [M, T]. See `_lower_bound`."""
+    """A lower bound on the cost of all slots of a tile, for all images: [M, T]."""
     class_costs = cost.class_cost(torch.arange(-LIMIT * STEPS, LIMIT * STEPS + 1) / STEPS)
-    class_costs[-1] = -torch.inf  # of all logits above LIMIT
+    class_costs[-1] = -torch.inf  # also of all logits above LIMIT
     return torch.cat(
         [
             _lower_bound(cost, class_costs, output, image, target)
@@ -220,10 +224,8 @@ def _lower_bound(
 ) -> Tensor:
     """A lower bound on the cost of all slots of a tile, for one image: [N, T].
 
-    NaN if a value is not finite, or so large that a cost may overflow.
-
-    `class_costs`: the class costs of the logits from -LIMIT to LIMIT in STEPS per unit. The bound
-    uses that of the next higher logit, which is faster than to compute the cost of each tile.
+    NaN if a value is not finite, or so large that a cost may overflow. The class cost of a tile's
+    highest logit is not computed, but that of the next higher logit in the table `class_costs`.
     """
     w, gt, (height, width) = cost.weights, target.gt_xyxy, target.size_hw
     whwh = torch.tensor([width, height, width, height], dtype=torch.float32)
@@ -254,8 +256,8 @@ def _lower_bound(
 
 
 def _highest(values: Tensor) -> Tensor:
-    """The maximum of each column of each tile: [T, TILE, U] -> [T, U]. Halves the tiles, as each
-    step is one vectorized operation; `amax` is slow for few columns."""
+    """The maximum over the slots of each tile: [T, TILE, U] -> [T, U]. Halving the tiles is much
+    faster than `amax`, which is not vectorized for a few columns."""
     while values.shape[1] > 1:
         values = torch.maximum(*values.chunk(2, dim=1))
     return values[:, 0]
