@@ -13,7 +13,12 @@ from onenet.assigners import hungarian, min_cost
 from onenet.boxes import grid_points
 from onenet.costs import CostWeights, MatchingCost
 from onenet.ops import tiled_argmin
-from onenet.ops.tiled_argmin import cheapest_slots
+from onenet.ops.tiled_argmin import (
+    _evaluate_image,
+    _has_bounds,
+    _lower_bounds,
+    cheapest_slots,
+)
 from onenet.structures import HeadOutput, Target
 from tests.conftest import assign, make_target, random_boxes, random_output, random_target, seeded
 
@@ -142,6 +147,44 @@ def test_the_search_looks_at_a_fraction_of_the_pairs(monkeypatch):
     output = on_a_grid(1, seeded(), (64, 64))
     cheapest_slots(MatchingCost(), output, [random_target(5, 7, (256, 256), seeded())])
     assert sum(cost.numel() for cost in costs) < 0.3 * 5 * 64 * 64
+
+
+@pytest.mark.parametrize("name", [name for name, cost in COSTS.items() if _has_bounds(cost)])
+@pytest.mark.parametrize("scale", [0.01, 1, 10, 100])  # 100: logits are outside the table
+def test_no_slot_costs_less_than_the_bound_of_its_tile(name, scale):
+    cost, output = COSTS[name], on_a_grid(2, seeded())
+    targets = [random_target(n, 7, (96, 160), seeded(n), n) for n in (6, 11)]
+    output.class_logits.mul_(scale)
+    output.class_logits[0, ::3] = output.class_logits[0, ::3].round()  # entries of the table
+    bounds = _lower_bounds(cost, output, targets).split([6, 11])
+    for image, bound in enumerate(bounds):
+        costs = cost(output, image, targets[image]).unflatten(0, (-1, tiled_argmin.TILE))
+        assert (bound <= costs.amin(dim=1).t()).all()
+
+
+def test_objects_with_many_tiles_are_compared_with_all_slots(monkeypatch):
+    """Others of their image and batch are not. Away from the first object, all slots of the second
+    image are equally far from the objects of class 3."""
+    output = on_a_grid(2, seeded(), (64, 64))
+    output.boxes_xyxy[1] = torch.tensor([9.0, 9, 30, 30])
+    output.class_logits[1] = -4
+    output.class_logits[1, 700:720, 2] = 3
+    box = torch.tensor([[9.0, 9, 30, 31]])
+    far = torch.tensor([[190.0, 200, 220, 240]])
+    targets = [
+        random_target(9, 7, (256, 256), seeded()),
+        make_target([3, 2, 3], torch.cat([far, box, far]), (256, 256)),
+    ]
+    compared = []
+
+    def evaluate_image(cost, output, image, target, gt):
+        compared.append((image, gt.tolist()))
+        return _evaluate_image(cost, output, image, target, gt)
+
+    monkeypatch.setattr(tiled_argmin, "FEW_PAIRS", -1)
+    monkeypatch.setattr(tiled_argmin, "_evaluate_image", evaluate_image)
+    equals_the_whole_cost(MatchingCost(), output, targets)
+    assert compared == [(1, [0, 2])]
 
 
 # --- from slots to matches ---

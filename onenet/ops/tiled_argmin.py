@@ -9,14 +9,14 @@ TILE consecutive slots; an image has T tiles.
 Minimum Cost Assignment only needs the column minima of the cost matrix [P, N]. On a GPU, or if
 there are few pairs, the costs of the whole batch are computed as one [M, P], with the logits of the
 objects' classes only and without a synchronization. On a CPU with many pairs (COCO: 27,000 slots),
-branch and bound finds the minima of an image: the ranges of a tile's predictions give a lower bound
-on its costs, and only tiles that may contain a minimum are evaluated. If the bounds exclude too few
-tiles, all slots are evaluated, a few objects at a time so that the costs stay in the cache. Each
-pair's cost is always computed by the same operations as in the full matrix.
+branch and bound finds the minima: the ranges of a tile's predictions give a lower bound on its
+costs, and only tiles that may contain an object's minimum are evaluated, those of the whole batch
+together. If an object's bounds exclude too few tiles, all slots of its image are evaluated, a few
+objects at a time so that the costs stay in the cache. Each pair's cost is always computed by the
+same operations as in the full matrix.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,13 +24,14 @@ from torch import Tensor
 from onenet.costs import MatchingCost, Pairs, normalized_coordinates
 from onenet.structures import HeadOutput, Target
 
-TILE = 16
+TILE = 32  # a power of two
 FEW_PAIRS = 120_000  # per batch; up to this number, evaluating all pairs is faster
 PAIRS_IN_MEMORY = 1 << 24  # per chunk on a GPU
 PAIRS_IN_CACHE = 1 << 16  # per chunk on a CPU
-MANY_TILES = 0.04  # fraction of the tiles; if more are left, SAMPLE tiles tighten the upper bound
+MANY_TILES = 0.04  # fraction; if more are left for an object, SAMPLE tiles lower its upper bound
 TOO_MANY_TILES = 0.3  # if still more are left, evaluating all slots is faster
 SAMPLE = 16  # tiles per object
+LIMIT, STEPS = 32, 32  # class costs of logits from -LIMIT to LIMIT are tabulated in 1 / STEPS
 MAX_COORDINATE = 1e18  # pixels; its square is still finite
 ROUNDING = 1e-4  # relative margin of a bound; a hundred times the rounding error of float32
 
@@ -46,8 +47,9 @@ def cheapest_slots(
     pairs = output.boxes_xyxy.shape[1] * sum(len(target.gt_labels) for target in targets)
     on_cpu = output.boxes_xyxy.device.type == "cpu"
     if on_cpu and pairs > FEW_PAIRS:
-        search = _branch_and_bound if _has_bounds(cost) else _evaluate_image
-        minima = [search(cost, output, image, target) for image, target in enumerate(targets)]
+        if _has_bounds(cost):
+            return _branch_and_bound(cost, output, targets)
+        minima = [_evaluate_image(cost, output, *numbered) for numbered in enumerate(targets)]
         lowest, pred_idx = zip(*minima, strict=True)
         return torch.cat(lowest), torch.cat(pred_idx)
     return _evaluate_batch(cost, output, targets)
@@ -57,13 +59,9 @@ def _evaluate_batch(
     cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
 ) -> tuple[Tensor, Tensor]:
     """Compares each of the batch's M objects with all slots of its image: [M], [M]."""
-    device, (images, slots) = output.boxes_xyxy.device, output.boxes_xyxy.shape[:2]
-    counts = torch.tensor([len(target.gt_labels) for target in targets])
-    image = torch.arange(images).repeat_interleave(counts)
-    whwh = torch.tensor([2 * t.size_hw[::-1] for t in targets], dtype=torch.float32)[image]
+    device, slots = output.boxes_xyxy.device, output.boxes_xyxy.shape[1]
+    image, labels, gt, whwh = _objects(targets)
     image, whwh = (t.to(device, non_blocking=True) for t in (image, whwh))
-    labels = torch.cat([t.gt_labels for t in targets])
-    gt = torch.cat([t.gt_xyxy for t in targets])
     class_logits = output.class_logits.detach().transpose(1, 2)  # [B, K, P]
     sides = output.boxes_xyxy.detach().permute(2, 0, 1)  # [4, B, P]
     points = output.points_xy.t().contiguous().t()
@@ -89,70 +87,86 @@ def _evaluate_batch(
     return torch.cat(lowest), torch.cat(pred_idx)
 
 
-@dataclass(frozen=True)
-class _Tiles:
-    """The slots of one image, grouped into tiles."""
-
-    logits: Tensor  # [T, TILE, U] of the U classes in the image
-    column: Tensor  # [N] in 0..U-1, index of each object's class
-    sides: Tensor  # [4, TILE, T]: x1, y1, x2, y2
-    points: Tensor  # [2, TILE, T]: x, y
-
-    def pairs(self, tile: Tensor, gt: Tensor, target: Target, whwh: Tensor) -> Pairs:
-        """All slots of each tile in `tile` [S], paired with the object in `gt` [S]: [TILE, S]."""
-        return Pairs(
-            logits=self.logits[tile, :, self.column[gt]].t(),
-            boxes_xyxy=self.sides[:, :, tile].movedim(0, -1),
-            points_xy=self.points[:, :, tile].movedim(0, -1),
-            gt_xyxy=target.gt_xyxy[gt],
-            whwh=whwh,
-        )
+def _objects(targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All objects of a batch: the image in 0..B-1 [M], class [M], box [M, 4] and image size whwh
+    [M, 4] of each; image and size are on the CPU."""
+    counts = torch.tensor([len(target.gt_labels) for target in targets])
+    image = torch.arange(len(targets)).repeat_interleave(counts)
+    whwh = torch.tensor([2 * t.size_hw[::-1] for t in targets], dtype=torch.float32)[image]
+    return (
+        image,
+        torch.cat([t.gt_labels for t in targets]),
+        torch.cat([t.gt_xyxy for t in targets]),
+        whwh,
+    )
 
 
 def _branch_and_bound(
-    cost: MatchingCost, output: HeadOutput, image: int, target: Target
+    cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]
 ) -> tuple[Tensor, Tensor]:
-    """Lowest costs and first slots for one image, by branch and bound over its tiles: [N], [N]."""
-    height, width = target.size_hw
-    whwh = torch.tensor([width, height, width, height], dtype=torch.float32)
-    tiles = _tiles(output, image, target)
-    bound = _lower_bound(cost, tiles, target, whwh)  # [N, T]
-    if bound is None:
-        return _evaluate_image(cost, output, image, target)
-    lowest = torch.full_like(bound, torch.inf)
-    first = torch.zeros_like(bound, dtype=torch.int64)
+    """Lowest costs and first slots of the batch, by branch and bound over tiles: [M], [M]."""
+    image, *_ = objects = _objects(targets)
+    bound = _lower_bounds(cost, output, targets)  # [M, T]
+    slots, tiles = output.boxes_xyxy.shape[1], bound.shape[1]
+    lowest = torch.full((len(image),), torch.inf)  # of the evaluated tiles: an upper bound
+    minima = []  # of each evaluated tile: object, lowest cost, first slot with that cost
 
-    def evaluate(objects: Tensor, tile_indices: Tensor) -> None:
-        chunks = (t.split(PAIRS_IN_CACHE // TILE) for t in (objects, tile_indices))
+    def evaluate(objects_idx: Tensor, tile_idx: Tensor) -> None:
+        chunks = (t.split(PAIRS_IN_CACHE // TILE) for t in (objects_idx, tile_idx))
         for gt, tile in zip(*chunks, strict=True):
-            minimum = cost.of(tiles.pairs(tile, gt, target, whwh)).min(dim=0)
-            lowest[gt, tile], first[gt, tile] = minimum
+            slot = (TILE * tile[:, None] + torch.arange(TILE)).clamp_(max=slots - 1)  # [S, TILE]
+            minimum, first = cost.of(_pairs(output, objects, gt, slot)).min(dim=1)
+            minima.append((gt, minimum, slot.gather(1, first[:, None])[:, 0]))
+            lowest.scatter_reduce_(0, gt, minimum, "amin")
+        bound[objects_idx, tile_idx] = torch.inf  # need not be evaluated again
 
-    def candidates() -> Tensor:
-        return ~(bound > lowest.amin(dim=1)[:, None])  # [N, T]; not `<=`, which is False for NaN
+    least, tile = bound.min(dim=1)
+    everywhere = least.isnan()  # [M] objects to compare with all slots
+    gt = (~everywhere).nonzero()[:, 0]
+    evaluate(gt, tile[gt])
+    candidates = bound <= lowest[:, None]  # [M, T]
+    gt = (candidates.sum(dim=1) > MANY_TILES * tiles).nonzero()[:, 0]
+    if len(gt):
+        sample = bound[gt].topk(min(SAMPLE, tiles), dim=1, largest=False).indices
+        evaluate(gt.repeat_interleave(sample.shape[1]), sample.flatten())
+        candidates = bound <= lowest[:, None]
+        everywhere |= candidates.sum(dim=1) > TOO_MANY_TILES * tiles
+    evaluate(*(candidates & ~everywhere[:, None]).nonzero(as_tuple=True))
+    gt, minimum, slot = (torch.cat(part) for part in zip(*minima, strict=True))
+    equal = minimum == lowest[gt]
+    first = torch.full_like(image, slots).scatter_reduce_(0, gt[equal], slot[equal], "amin")
+    for i in image[everywhere].unique().tolist():
+        gt = everywhere & (image == i)
+        numbers = everywhere[image == i].nonzero()[:, 0]
+        lowest[gt], first[gt] = _evaluate_image(cost, output, i, targets[i], numbers)
+    return lowest, first
 
-    objects = torch.arange(len(bound))
-    evaluate(objects, bound.argmin(dim=1))
-    if candidates().float().mean() > MANY_TILES:
-        sample = bound.topk(min(SAMPLE, bound.shape[1]), dim=1, largest=False).indices
-        evaluate(objects.repeat_interleave(sample.shape[1]), sample.flatten())
-        if candidates().float().mean() > TOO_MANY_TILES:
-            return _evaluate_image(cost, output, image, target)
-    evaluate(*candidates().nonzero(as_tuple=True))
-    value, tile = lowest.min(dim=1)
-    return value, tile * TILE + first[objects, tile]
+
+def _pairs(output: HeadOutput, objects: tuple[Tensor, ...], gt: Tensor, slot: Tensor) -> Pairs:
+    """The object `gt[s]` of the batch, paired with the slots `slot[s]` of its image: [S],
+    [S, TILE] -> [S, TILE]."""
+    image, labels, gt_xyxy, whwh = (t[gt, None] for t in objects)
+    boxes = output.boxes_xyxy.detach()[image, slot].float()
+    return Pairs(
+        logits=output.class_logits.detach()[image, slot, labels].float(),
+        boxes_xyxy=boxes.permute(2, 0, 1).contiguous().movedim(0, -1),
+        points_xy=output.points_xy[slot],
+        gt_xyxy=gt_xyxy,
+        whwh=whwh,
+    )
 
 
 def _evaluate_image(
-    cost: MatchingCost, output: HeadOutput, image: int, target: Target
+    cost: MatchingCost, output: HeadOutput, image: int, target: Target, gt: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Compares a few objects of one image at a time with all slots: [N], [N].
 
-    The class cost is computed once per class.
+    The class cost is computed once per class. `gt` [N]: only these objects of the image.
     """
+    gt = torch.arange(len(target.gt_labels)) if gt is None else gt
     height, width = target.size_hw
-    labels, column = target.gt_labels.unique(return_inverse=True)
-    logits = output.class_logits[image].detach().index_select(1, labels).float().t().contiguous()
+    labels, column = target.gt_labels[gt].unique(return_inverse=True)
+    logits = _logits_of(labels, output, image).float().t().contiguous()
     class_cost = cost.class_cost(logits) if cost.weights.cls else None
     sides, points = (
         t.detach().float().t().contiguous().t()[None]  # each coordinate contiguous
@@ -164,7 +178,7 @@ def _evaluate_image(
             logits=logits[column[chunk]],
             boxes_xyxy=sides,
             points_xy=points,
-            gt_xyxy=target.gt_xyxy[chunk, None],
+            gt_xyxy=target.gt_xyxy[gt[chunk], None],
             whwh=sides.new_tensor([width, height, width, height]),
         )
         total = cost.of(pairs, None if class_cost is None else class_cost[column[chunk]])
@@ -176,60 +190,86 @@ def _evaluate_image(
     return tuple(torch.cat(part) for part in zip(*minima, strict=True))
 
 
-def _tiles(output: HeadOutput, image: int, target: Target) -> _Tiles:
-    labels, column = target.gt_labels.unique(return_inverse=True)
-    logits = output.class_logits[image].detach().index_select(1, labels).float()
-    sides, points = (
-        _group(t.detach().float()).permute(2, 1, 0).contiguous()
-        for t in (output.boxes_xyxy[image], output.points_xy)
-    )
-    return _Tiles(_group(logits), column, sides, points)
+def _logits_of(labels: Tensor, output: HeadOutput, image: int) -> Tensor:
+    """The logits of U classes at all slots of an image, in the memory order of the predictions:
+    [P, U]."""
+    logits = output.class_logits[image].detach()
+    if logits.stride(0) == 1:  # the slots of a class are next to each other
+        return logits.t().index_select(0, labels).t()
+    return logits.index_select(1, labels)
 
 
 def _group(values: Tensor) -> Tensor:
-    """Groups slots into tiles: [P, ...] -> [T, TILE, ...]. Repeats the last slot to fill the last
+    """Groups slots into tiles: [P, C] -> [T, TILE, C]. Repeats the last slot to fill the last
     tile."""
     if padding := -len(values) % TILE:
         values = torch.cat([values, values[-1:].expand(padding, -1)])
     return values.unflatten(0, (-1, TILE))
 
 
-def _lower_bound(cost: MatchingCost, tiles: _Tiles, target: Target, whwh: Tensor) -> Tensor | None:
-    """A lower bound on the cost of all slots of a tile: [N, T].
+def _lower_bounds(cost: MatchingCost, output: HeadOutput, targets: Sequence[Target]) -> Tensor:
+    """A lower bound on the cost of all slots of a tile, for all images: [M, T]."""
+    class_costs = cost.class_cost(torch.arange(-LIMIT * STEPS, LIMIT * STEPS + 1) / STEPS)
+    class_costs[-1] = -torch.inf  # also of all logits above LIMIT
+    return torch.cat(
+        [
+            _lower_bound(cost, class_costs, output, image, target)
+            for image, target in enumerate(targets)
+        ]
+    )
 
-    None if a value is not finite, or so large that a cost may overflow.
+
+def _lower_bound(
+    cost: MatchingCost, class_costs: Tensor, output: HeadOutput, image: int, target: Target
+) -> Tensor:
+    """A lower bound on the cost of all slots of a tile, for one image: [N, T].
+
+    NaN if a value is not finite, or so large that a cost may overflow. The class cost of a tile's
+    highest logit is not computed, but that of the next higher logit in the table `class_costs`.
     """
-    w, gt = cost.weights, target.gt_xyxy
-    low, high = tiles.sides.amin(dim=1), tiles.sides.amax(dim=1)  # [4, T]
-    logits = tiles.logits.amax(dim=1)  # [T, U]
+    w, gt, (height, width) = cost.weights, target.gt_xyxy, target.size_hw
+    whwh = torch.tensor([width, height, width, height], dtype=torch.float32)
+    sides = _group(output.boxes_xyxy[image].detach().float()).permute(2, 0, 1).contiguous()
+    low, high = sides.amin(dim=2), sides.amax(dim=2)  # [4, T]
+    labels, column = target.gt_labels.unique(return_inverse=True)
+    logits = _highest(_group(_logits_of(labels, output, image))).float().t()  # [U, T]
     if (
         not ((low > -MAX_COORDINATE) & (high < MAX_COORDINATE)).all()
         or not (logits < torch.inf).all()
     ):
-        return None
-    bound = torch.zeros(len(gt), tiles.sides.shape[2])
+        return torch.full((len(gt), low.shape[1]), torch.nan)
+    bound = torch.zeros(len(gt), low.shape[1])
     if w.cls:
-        bound += w.cls * cost.class_cost(logits).t()[tiles.column]
+        index = logits.clamp(-LIMIT, LIMIT).mul_(STEPS).ceil_().add_(LIMIT * STEPS).long()
+        bound += (w.cls * class_costs.take(index))[column]
     if w.l1:
-        sides = normalized_coordinates(tiles.sides.movedim(0, -1), whwh, cost.l1_format)
-        bound += w.l1 * _min_distance(sides, normalized_coordinates(gt, whwh, cost.l1_format))
+        coordinates = normalized_coordinates(sides.movedim(0, -1), whwh, cost.l1_format)
+        bound += w.l1 * _min_distance(coordinates, normalized_coordinates(gt, whwh, cost.l1_format))
     if w.iou or w.giou:
         iou, giou = _max_iou_and_giou(low, high, gt)
         bound += w.iou * (1 - iou) + w.giou * (1 - giou)
     if w.center:
-        points = [xy / unit for xy, unit in zip(tiles.points, whwh, strict=False)]
+        points = _group(output.points_xy).permute(2, 0, 1)
+        points = [xy / unit for xy, unit in zip(points, whwh, strict=False)]
         bound += w.center * _min_distance(points, normalized_coordinates(gt, whwh, "cxcywh")[:2])
     return bound - ROUNDING * (1 + bound.abs()).clamp_(max=MAX_COORDINATE)
 
 
+def _highest(values: Tensor) -> Tensor:
+    """The maximum over the slots of each tile: [T, TILE, U] -> [T, U]. Halving the tiles is much
+    faster than `amax`, which is not vectorized for a few columns."""
+    while values.shape[1] > 1:
+        values = torch.maximum(*values.chunk(2, dim=1))
+    return values[:, 0]
+
+
 def _min_distance(slots: Sequence[Tensor], objects: Sequence[Tensor]) -> Tensor:
-    """The lowest L1 distance possible in the ranges of each tile's coordinates: [TILE, T] each, [N]
-    each -> [N, T]."""
-    total = torch.zeros(())
-    for slot, gt in zip(slots, objects, strict=True):
-        low, high = slot.amin(dim=0), slot.amax(dim=0)
-        total = total + torch.maximum(low - gt[:, None], gt[:, None] - high).clamp_(min=0)
-    return total
+    """The lowest L1 distance possible in the ranges of each tile's C coordinates: C × [T, TILE],
+    C × [N] -> [N, T]."""
+    low = torch.stack([slot.amin(dim=1) for slot in slots])[:, None]  # [C, 1, T]
+    high = torch.stack([slot.amax(dim=1) for slot in slots])[:, None]
+    gt = torch.stack(list(objects))[..., None]  # [C, N, 1]
+    return (gt.clamp(low, high) - gt).abs_().sum(dim=0)
 
 
 def _max_iou_and_giou(low: Tensor, high: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
