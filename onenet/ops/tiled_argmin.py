@@ -27,9 +27,10 @@ from onenet.structures import HeadOutput, Target
 TILE = 32  # a power of two
 FEW_PAIRS = 120_000  # per batch; up to this number, evaluating all pairs is faster
 PAIRS_IN_MEMORY = 1 << 24  # per chunk on a GPU
-PAIRS_IN_CACHE = 1 << 16  # per chunk on a CPU
+PAIRS_IN_CACHE = 1 << 17  # per chunk on a CPU
 MANY_TILES = 0.04  # fraction; if more are left for an object, SAMPLE tiles lower its upper bound
 TOO_MANY_TILES = 0.3  # if still more are left, evaluating all slots is faster
+NEARLY_ALL_TILES = 0.9  # if more are left for the whole batch, SAMPLE tiles would not help
 SAMPLE = 16  # tiles per object
 LIMIT, STEPS = 32, 32  # class costs of logits from -LIMIT to LIMIT are tabulated in 1 / STEPS
 MAX_COORDINATE = 1e18  # pixels; its square is still finite
@@ -126,7 +127,9 @@ def _branch_and_bound(
     evaluate(gt, tile[gt])
     candidates = bound <= lowest[:, None]  # [M, T]
     gt = (candidates.sum(dim=1) > MANY_TILES * tiles).nonzero()[:, 0]
-    if len(gt):
+    if candidates.sum() > NEARLY_ALL_TILES * candidates.numel():
+        everywhere[:] = True
+    elif len(gt):
         sample = bound[gt].topk(min(SAMPLE, tiles), dim=1, largest=False).indices
         evaluate(gt.repeat_interleave(sample.shape[1]), sample.flatten())
         candidates = bound <= lowest[:, None]
@@ -175,14 +178,15 @@ def _evaluate_image(
     minima = []
     for chunk in torch.arange(len(column)).split(max(1, PAIRS_IN_CACHE // logits.shape[1])):
         pairs = Pairs(
-            logits=logits[column[chunk]],
+            logits=logits.index_select(0, column[chunk]),
             boxes_xyxy=sides,
             points_xy=points,
             gt_xyxy=target.gt_xyxy[gt[chunk], None],
             whwh=sides.new_tensor([width, height, width, height]),
         )
-        total = cost.of(pairs, None if class_cost is None else class_cost[column[chunk]])
-        if not total.isfinite().all():
+        known = None if class_cost is None else class_cost.index_select(0, column[chunk])
+        total = cost.of(pairs, known)
+        if not total.sum().isfinite():  # much faster than `isfinite().all()`
             cost(output, image, target)  # raises, unless only logits are -inf
         minima.append(total.min(dim=1))
     if not minima:
