@@ -184,8 +184,8 @@ def _evaluate_image(
             gt_xyxy=target.gt_xyxy[gt[chunk], None],
             whwh=sides.new_tensor([width, height, width, height]),
         )
-        known = None if class_cost is None else class_cost.index_select(0, column[chunk])
-        total = cost.of(pairs, known)
+        chunk_cost = None if class_cost is None else class_cost.index_select(0, column[chunk])
+        total = cost.of(pairs, chunk_cost)
         if not total.sum().isfinite():  # much faster than `isfinite().all()`
             cost(output, image, target)  # raises, unless only logits are -inf
         minima.append(total.min(dim=1))
