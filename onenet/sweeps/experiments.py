@@ -153,7 +153,10 @@ def specs_of(axes: Axes) -> list[RunSpec]:
 
 
 def _experiment_specs(experiment: Experiment, axes: Axes) -> list[RunSpec]:
-    row_axes = [axes_of(row.overrides) for row in experiment.rows]
+    try:
+        row_axes = [axes_of(row.overrides) for row in experiment.rows]
+    except UserError as error:
+        raise UserError(f"{loader().file(f'{GROUP}/{experiment.name}')}: {error}") from error
     for key, values in itertools.chain(*(row.items() for row in row_axes)):
         if len(values) > 1:
             raise UserError(f"{key} has several values in a row of {experiment.name}: use sweep.")
