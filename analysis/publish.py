@@ -48,8 +48,8 @@ def publish(args: argparse.Namespace) -> None:
     for file, text in pages(results).items():
         (RESULTS / file).parent.mkdir(parents=True, exist_ok=True)
         (RESULTS / file).write_text(text, encoding="utf-8")
-    for name, _, _, figure in figures.draw(results, figures.NAMES):
-        figures.save(figure, RESULTS / "figures" / name)
+    for drawing in figures.draw(results, figures.NAMES):
+        figures.save(drawing.figure, RESULTS / "figures" / drawing.name)
     for file in TEXTS:
         file.write_text(fill(file.read_text(), results))
     print(f"Wrote pages and figures to {RESULTS}, and the tables in {TEXTS[0]}")
@@ -192,10 +192,10 @@ def bccd_table() -> str:
 def beyond_text(results: Results) -> str:
     """Our own questions: the answer in a sentence, its figure, and all numbers."""
     parts = [
-        f"### {each.title}\n\n{each.question} (`{each.command}`)\n\n**{each.sentence}**\n\n"
-        f"![{each.title}](figures/{each.name}.svg)\n\n{each.caption}\n\n"
+        f"### {each.title}\n\n{each.question} (`{results.command(each.experiment)}`)\n\n"
+        f"**{each.sentence}**\n\n![{each.title}](figures/{each.name}.svg)\n\n{each.caption}\n\n"
         f"<details><summary>All numbers</summary>\n\n{_pipe(each.table, 'row')}\n\n</details>"
-        for each in beyond.answers(results)
+        for each in figures.draw(results, beyond.QUESTIONS)
     ]
     return "\n\n".join(parts)
 

@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -29,7 +28,7 @@ from analysis.core.claims import VERDICTS, Judgement, judge, read_claims
 from analysis.core.cli import command_line, execute, overrides_of, print_source
 from analysis.core.pages import page as table_page
 from analysis.core.plots import charts
-from analysis.core.render import TEMPLATES, Page
+from analysis.core.render import TEMPLATES, Page, template
 from analysis.core.samples import SAMPLES
 from analysis.core.settings import ELSEWHERE, EXPERIMENTS, SWEPT, Swept
 from analysis.core.table import Results, Table
@@ -62,14 +61,13 @@ def write_report(args: argparse.Namespace) -> None:
 
 def page(results: Results, judgements: list[Judgement], folder: Path, command: str) -> str:
     """Returns the HTML. Links to runs are relative to `folder`; `command` makes this page."""
-    templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
     curves, tables = charts(results), pages(results, folder)
     seeds = ", ".join(map(str, sorted({*results.table("table1").runs.seed})))
-    answers = [*beyond.answers(results)]
+    answers = [*draw(results, beyond.QUESTIONS)]
     names = ["answer", "scorecard", "tables", "beyond", "curves", "figures"]
     if not answers:
         names.remove("beyond")
-    return templates.get_template("report.html").render(
+    return template("report.html").render(
         title="OneNet, rebuilt: the evidence",
         question=QUESTION,
         sections=[{"id": name, "name": name} for name in names],
@@ -86,10 +84,12 @@ def page(results: Results, judgements: list[Judgement], folder: Path, command: s
         elsewhere=_other_verdicts(results),
         commands="\n".join(scorecard.missing_commands(judgements)),
         pages=tables,
-        beyond=[_beyond(each) for each in answers],
+        beyond=answers,
+        command_of=results.command,
         charts=curves,
         charts_json=Markup(json.dumps(curves, allow_nan=False).replace("<", "\\u003c")),
-        figures=_figures(results),
+        figures=[*draw(results, SAMPLES)],
+        source=_source,
         footer=_footer(results.table("table1").done),
     )
 
@@ -168,16 +168,7 @@ def _page(table: Table, folder: Path, swept: Swept) -> dict:
 
 def _entry(id_: str, page: Page, note: str, command: str, runs: Sequence = ()) -> dict:
     """What the template shows of a table. `runs`: link, title and seed of the runs of each row."""
-    tables = [(table.index.nlevels, table.reset_index()) for table in page.tables]
-    return {"id": id_, "page": page, "tables": tables, "note": note, "command": command,
-            "runs": runs}  # fmt: skip
-
-
-def _figures(results: Results) -> list[dict]:
-    return [
-        {"name": name, "title": title, "caption": caption, "source": _source(figure)}
-        for name, title, caption, figure in draw(results, list(SAMPLES))
-    ]
+    return {"id": id_, "page": page, "note": note, "command": command, "runs": runs}
 
 
 def _source(figure: Figure) -> str:
@@ -185,11 +176,6 @@ def _source(figure: Figure) -> str:
     content = io.BytesIO()
     figure.savefig(content, dpi=DPI)
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-def _beyond(answer: beyond.Answer) -> dict:
-    table = answer.table.reset_index()
-    return {"answer": answer, "table": table, "source": _source(answer.figure)}
 
 
 def _footer(runs: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 
 from onenet.system.files import REPOSITORY
@@ -65,15 +65,18 @@ def latex(page: Page) -> str:
     return "\n".join([*lines, "\\end{table*}"]) + "\n"
 
 
+def template(name: str) -> Template:
+    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template(name)
+
+
 def html_page(page: Page) -> str:
     """A self-contained page."""
-    templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
     with pd.option_context("display.max_colwidth", None):
         tables = [
             Markup(table.reset_index().to_html(index=False, border=0, table_id=f"table{number}"))
             for number, table in enumerate(page.tables, 1)
         ]
-    return templates.get_template("table.html").render(page=page, tables=tables) + "\n"
+    return template("table.html").render(page=page, tables=tables) + "\n"
 
 
 def _bullets(lines: list[str]) -> str:
