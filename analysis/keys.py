@@ -5,7 +5,6 @@
 To find out whether a key changes a run's id, the script changes its value and compares the ids.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, fields, is_dataclass
@@ -16,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from omegaconf import OmegaConf
 
+from analysis.core.cli import plain_parser
 from onenet.config import options
 from onenet.config.compose import compose, loader, override
 from onenet.config.schema import MODELS, NAMES, Config
@@ -194,8 +194,7 @@ def page() -> str:
 
 def main(arguments: list[str]) -> int:
     """Returns 0."""
-    about = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(description=__doc__, formatter_class=about).parse_args(arguments)
+    plain_parser(__doc__).parse_args(arguments)
     PAGE.write_text(page(), encoding="utf-8")
     print(f"Wrote {PAGE}")
     return 0

@@ -16,6 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from analysis.core.cli import plain_parser
 from analysis.core.render import Page, markdown
 from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import NECKS
@@ -42,16 +43,10 @@ RELEASED = {  # at SIZE_HW
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser, names = plain_parser(__doc__), ("H", "W")
+    about = "default: 512 864"
     parser.add_argument(
-        "--size",
-        nargs=2,
-        type=padded_side,
-        default=SIZE_HW,
-        metavar=("H", "W"),
-        help="default: 512 864",
+        "--size", nargs=2, type=padded_side, default=SIZE_HW, metavar=names, help=about
     )
     print(markdown(page(tuple(parser.parse_args(arguments).size))), end="")
     return 0

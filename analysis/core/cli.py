@@ -17,11 +17,15 @@ from onenet.runs.folder import RunFolder, find_runs
 from onenet.system.files import REPOSITORY
 
 
+def plain_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is the command's docstring."""
+    about = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=doc, formatter_class=about)
+
+
 def command_line(doc: str, overrides: bool = True) -> argparse.ArgumentParser:
     """The parser that the commands share: `--runs`, `--config-dir`, and run.py's overrides."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(doc)
     parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
     parser.add_argument("--config-dir", metavar="DIR", help="as in run.py")
     if overrides:

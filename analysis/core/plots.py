@@ -100,7 +100,7 @@ CURVES: dict[str, Callable[[RunSpec], pd.Series]] = {
 
 
 def chart(results: Results, name: str) -> dict | None:
-    """Returns a curve with the panels and rows that have data, as the script of the report reads it;
+    """Returns a curve with the panels and rows that have data, as the report's script reads it, or
     None if none has."""
     panels = []
     for data, rows in rows_by_data(results).items():

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
@@ -21,6 +22,7 @@ BATCH = 8
 SIZE = ImageSize(short=512, ratio=1.667)
 AUGMENTATION = Augmentation(flip=0.5, min_scale=0.8125)  # shortest sides of 416..512
 GOAL = 1.5
+TORCHVISION = GeneralizedRCNNTransform(0, 0, PIXEL_MEAN, PIXEL_STD)  # without its resizing
 WHAT = (
     "{images} JPEG files of COCO, decoded, resized to shortest sides of 416 to 512, flipped, and "
     "normalized, in padded float32 batches of {batch}: {plain:.0f} and {ours:.0f} images per "
@@ -78,9 +80,9 @@ def plain_batch(
         image = Image.open(source.path(key[1])).convert("RGB")
         image_boxes = torch.from_numpy(annotations.boxes_xyxy[annotations.rows(key[1])]).float()
         image, image_boxes = _transform(image, image_boxes, views[key])
-        images.append(_normalize(image) if normalized else image)
+        images.append(TORCHVISION.normalize(image) if normalized else image)
         boxes.append(image_boxes)
-    return _pad(images), boxes
+    return TORCHVISION.batch_images(images, SIZE_MULTIPLE), boxes
 
 
 def _transform(image: Image.Image, boxes: Tensor, view: View) -> tuple[Tensor, Tensor]:
@@ -93,17 +95,3 @@ def _transform(image: Image.Image, boxes: Tensor, view: View) -> tuple[Tensor, T
         boxes[:, [0, 2]] = new_width - boxes[:, [2, 0]]
     pixels = functional.pil_to_tensor(image)
     return functional.to_dtype(pixels, torch.float32, scale=True), boxes
-
-
-def _normalize(pixels: Tensor) -> Tensor:
-    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
-    return (pixels - mean[:, None, None]) / std[:, None, None]
-
-
-def _pad(images: list[Tensor]) -> Tensor:
-    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
-    height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in (height, width))
-    batch = images[0].new_full((len(images), 3, height, width), 0)
-    for padded, image in zip(batch, images, strict=True):
-        padded[:, : image.shape[1], : image.shape[2]].copy_(image)
-    return batch

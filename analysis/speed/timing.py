@@ -49,6 +49,27 @@ def least_seconds(
     return best
 
 
+def compare(
+    key: str,
+    what: str,
+    plain: Callable[[], object],
+    ours: Callable[[], object],
+    goal: float | None = None,
+    rounds: int = 5,
+    warmup: int = 1,
+) -> Timing:
+    """Times both, in milliseconds."""
+    seconds = least_seconds(plain, ours, rounds=rounds, warmup=warmup)
+    return Timing(key, what, *(1000 * each for each in seconds), "ms", goal)
+
+
+def compare_memory(
+    key: str, what: str, plain: Callable[[], object], ours: Callable[[], object], goal: float
+) -> Timing:
+    """Measures the peak memory of both, in MiB."""
+    return Timing(key, what, *(peak_bytes(work) / 2**20 for work in (plain, ours)), "MiB", goal)
+
+
 def peak_bytes(work: Callable[[], object]) -> int:
     """Returns the peak memory, in bytes, of the CPU tensors that `work` allocates."""
     work()

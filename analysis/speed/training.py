@@ -8,9 +8,12 @@ processes alternate.
 import multiprocessing
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +32,7 @@ from onenet.system.memory import keep_freed_memory
 from onenet.training.optim import make_optimizer
 
 SIDE, CLASSES, OBJECTS, ROUNDS = 512, 80, 7, 5
+LEARNED = ("class_logits", "boxes_xyxy")  # of a head's output
 SETTING = f"ResNet-18, neck=deconv, {SIDE}×{SIDE}, {OBJECTS} objects per image"
 
 
@@ -64,39 +68,28 @@ def rows() -> list[Timing]:
 def _fastest_steps(*variants: Variant) -> tuple[list[float], list[float]]:
     """Times the fastest step of each variant, in milliseconds: the whole steps, and their matching
     and losses."""
+    spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        steps = [stack.enter_context(_process(variant)) for variant in variants]
-        rounds = [[step() for step in steps] for _ in range(ROUNDS + 1)][1:]
-    best = [min(times) for times in zip(*rounds, strict=True)]
-    return [1e3 * step for step, _ in best], [1e3 * losses for _, losses in best]
+        processes = [stack.enter_context(ProcessPoolExecutor(1, spawn)) for _ in variants]
+        rounds = [
+            [each.submit(_step, v).result() for each, v in zip(processes, variants, strict=True)]
+            for _ in range(ROUNDS + 1)
+        ]
+    whole, losses = 1e3 * np.min(rounds[1:], axis=0).T
+    return whole.tolist(), losses.tolist()
 
 
-@contextmanager
-def _process(variant: Variant):
-    """Starts the variant's process. Yields a function that does a step in it and returns what the
-    function from `_steps` returns."""
-    context = multiprocessing.get_context("spawn")
-    connection, child_connection = context.Pipe()
-    process = context.Process(target=_serve, args=(variant, child_connection), daemon=True)
-    process.start()
-
-    def step() -> tuple[float, float]:
-        connection.send(None)
-        return connection.recv()
-
-    yield step
-    process.terminate()
-    process.join()
+def _step(variant: Variant) -> tuple[float, float]:
+    """Does a step in the variant's own process. Returns what the function from `_steps` returns."""
+    return _prepare(variant)()
 
 
-def _serve(variant: Variant, pipe) -> None:
+@cache
+def _prepare(variant: Variant) -> Callable[[], tuple[float, float]]:
     torch.set_num_threads(1)
     if not variant.plain:
         keep_freed_memory()
-    step = _steps(variant)
-    while True:
-        pipe.recv()
-        pipe.send(step())
+    return _steps(variant)
 
 
 def _steps(variant: Variant) -> Callable[[], tuple[float, float]]:
@@ -127,10 +120,9 @@ def _steps(variant: Variant) -> Callable[[], tuple[float, float]]:
         leaves = [_detach(output) for output in outputs]
         total_loss(leaves, targets).backward()
         loss_end = time.perf_counter()
-        tensors = [t for o in outputs for t in (o.class_logits, o.boxes_xyxy)]
-        torch.autograd.backward(
-            tensors, [t.grad for leaf in leaves for t in (leaf.class_logits, leaf.boxes_xyxy)]
-        )
+        pairs = [(getattr(o, name), getattr(leaf, name).grad)
+                 for o, leaf in zip(outputs, leaves, strict=True) for name in LEARNED]  # fmt: skip
+        torch.autograd.backward(*zip(*pairs, strict=True))
         optimizer.step()
         return time.perf_counter() - start, loss_end - loss_start
 
@@ -139,8 +131,5 @@ def _steps(variant: Variant) -> Callable[[], tuple[float, float]]:
 
 def _detach(output: HeadOutput) -> HeadOutput:
     """Returns the predictions as leaves, so that the losses' backward pass can be timed alone."""
-    leaves = {
-        name: getattr(output, name).detach().requires_grad_()
-        for name in ("class_logits", "boxes_xyxy")
-    }
+    leaves = {name: getattr(output, name).detach().requires_grad_() for name in LEARNED}
     return replace(output, **leaves)
