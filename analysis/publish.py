@@ -12,7 +12,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pandas as pd
-from tabulate import tabulate
 
 from analysis import figures
 from analysis.core import bccd, beyond, fps, scorecard
@@ -20,7 +19,7 @@ from analysis.core.claims import judge
 from analysis.core.cli import command_line, execute, with_root
 from analysis.core.frame import RECORDS, RESULTS
 from analysis.core.pages import ours, page
-from analysis.core.render import csv, markdown
+from analysis.core.render import csv, markdown, markdown_table
 from analysis.core.settings import SWEPT
 from analysis.core.table import Results
 from onenet.sweeps.experiments import expand
@@ -214,8 +213,7 @@ def claims_table(results: Results) -> str:
 
 
 def _pipe(frame: pd.DataFrame, corner: str = "") -> str:
-    header, lines = [corner, *frame.columns], frame.reset_index().to_numpy()
-    return tabulate(lines, header, "pipe", colalign=["left"] * len(header), disable_numparse=True)
+    return markdown_table(frame.rename_axis(corner), "left")
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ def markdown(page: Page) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def markdown_table(table: pd.DataFrame) -> str:
-    align = ["left"] * table.index.nlevels + ["right"] * len(table.columns)
+def markdown_table(table: pd.DataFrame, numbers: str = "right") -> str:
+    align = ["left"] * table.index.nlevels + [numbers] * len(table.columns)
     escaped = table.reset_index().map(lambda cell: cell.replace("|", r"\|"))
     return escaped.to_markdown(index=False, tablefmt="pipe", colalign=align, disable_numparse=True)
 
