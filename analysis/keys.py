@@ -8,6 +8,7 @@ To find out whether a key changes a run's id, the script changes its value and c
 import sys
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -85,19 +86,13 @@ def keys(node: type, prefix: str = "") -> Iterator[Key]:
             yield Key(name, field, kind)
 
 
-def value_of(config: Any, name: str) -> Any:
-    for part in name.split("."):
-        config = getattr(config, part)
-    return config
-
-
 def changes_the_id(key: Key, overrides: list[str]) -> str:
     """Whether another value makes it a different run: `yes`, `no`, or a remark from BY_HAND."""
     if key.name in BY_HAND:
         return BY_HAND[key.name]
     overrides = [*overrides, *PRECONDITIONS.get(key.name, ())]
     before = compose(overrides)
-    for other in other_values(key, value_of(before, key.name)):
+    for other in other_values(key, attrgetter(key.name)(before)):
         try:
             parsed = loader().parse(overrides)
             after = loader().compose([*parsed, override(key.name, other)])
@@ -134,9 +129,8 @@ def choices(key: Key) -> list[str]:
     group, _, name = key.name.partition(".")
     if loader().is_group(key.name):
         return loader().options(key.name)
-    return list(
-        key.field.metadata.get("choices") or (NAMES.get(group, ()) if name == "name" else ())
-    )
+    names = NAMES.get(group, ()) if name == "name" else ()
+    return list(key.field.metadata.get("choices") or names)
 
 
 def bounds(key: Key) -> str:

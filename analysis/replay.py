@@ -29,7 +29,7 @@ from hydra.core.override_parser.types import Override
 from torch import Tensor
 
 from analysis.core.cli import command_line, execute, named_runs, output, runs_folder
-from analysis.core.frame import is_sound, problem, read_arrays, run_folders
+from analysis.core.frame import is_sound, problem, read_arrays
 from analysis.core.render import Page, texts
 from onenet import build
 from onenet.boxes import iou_and_giou
@@ -104,21 +104,11 @@ def main(arguments: list[str]) -> int:
 
 def print_replays(args: argparse.Namespace) -> None:
     requested_variants = variants(args.overrides)
-    folders = select_folders(runs_folder(args.runs), args.run_names)
+    folders = named_runs(runs_folder(args.runs), args.run_names, "predictions.npz")
+    if not args.run_names:
+        folders = [folder for folder in folders if is_sound(folder)]
     results = replay_all(folders, requested_variants, skip=not args.run_names)
     output(texts("replay", args.format, partial(page, results), partial(tidy, results)), args.out)
-
-
-def select_folders(root: Path, names: Sequence[str]) -> list[RunFolder]:
-    """Returns the runs with these names, or if there are none, all runs of the root that have
-    predictions. Raises UserError."""
-    if names:
-        return named_runs(root, names)
-    folders = [folder for folder in run_folders(root) if is_sound(folder)]
-    with_predictions = [folder for folder in folders if folder.predictions_file.is_file()]
-    if not with_predictions:
-        raise UserError(f"No run in {root} has a predictions.npz. Name another root: --runs DIR")
-    return with_predictions
 
 
 def variants(overrides: Sequence[str]) -> Variants:

@@ -90,12 +90,14 @@ def print_source(overrides: Sequence[str]) -> None:
         print(f"These are the runs in runs/. For the committed records: {records}", file=sys.stderr)
 
 
-def named_runs(root: Path, names: Sequence[str]) -> list[RunFolder]:
+def named_runs(root: Path, names: Sequence[str], file: str = "result.json") -> list[RunFolder]:
     """Returns the runs with these names, each an id, the name of a folder in the root, or the path
-    of a folder. Raises UserError."""
+    of a folder; without names, all runs of the root that have the file. Raises UserError."""
     folders = [RunFolder(path) for path in sorted(root.glob("[!.]*/"))]
     names_in_root = {name for folder in folders for name in (folder.id, folder.path.name)}
-    runs = []
+    runs = [] if names else [folder for folder in folders if (folder.path / file).is_file()]
+    if not names and not runs:
+        raise UserError(f"No run in {root} has a {file}. Name another root: --runs DIR")
     for name in names:
         path = Path(name).expanduser().absolute()
         if name not in names_in_root and path.is_dir():
