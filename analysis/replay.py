@@ -22,7 +22,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import pandas as pd
 import torch
 from hydra.core.override_parser.types import Override
@@ -58,25 +57,16 @@ CONTEXT = [
 MOVED = "the first row differs from the snapshot: another device may break near ties differently"
 
 
-@dataclass(frozen=True, eq=False)
-class ReplayResult:
-    """The outcome of one matching for a run's objects. A fraction or mean over nothing is None."""
-
-    run: str  # the name of its folder
-    variant: str  # the overrides
-    changed: float | None  # % of objects, compared to the snapshot
-    nearest: float | None  # % of positives; None for queries
-    inside_box: float | None  # % of positives
-    inside_part: float | None  # % of positives of objects whose part is known
-    conflicts: float | None  # % of objects
-    iou: float | None  # mean over positives
-    score: float | None  # mean over positives
-    objects: int
-    slot: np.ndarray  # [A] int64, -1 for an object without a positive sample
-
-
-COLUMNS = tuple(ReplayResult.__dataclass_fields__)[2:-1]
-FORMATS = {"iou": ".3f", "score": ".3f", "objects": "d"}  # ".1f" for the other columns
+COLUMNS = {  # of a replay, with their formats. A fraction or mean over nothing is NaN.
+    "changed": ".1f",  # % of objects, compared to the snapshot
+    "nearest": ".1f",  # % of positives; NaN for queries
+    "inside_box": ".1f",  # % of positives
+    "inside_part": ".1f",  # % of positives of objects whose part is known
+    "conflicts": ".1f",  # % of objects
+    "iou": ".3f",  # mean over positives
+    "score": ".3f",  # mean over positives
+    "objects": "d",
+}
 
 
 @dataclass(frozen=True)
@@ -123,9 +113,7 @@ def variants(overrides: Sequence[str]) -> Variants:
     return [combination for combination in itertools.product(*axes.values()) if combination]
 
 
-def replay_all(
-    folders: Sequence[RunFolder], variants: Variants, skip: bool
-) -> list[list[ReplayResult]]:
+def replay_all(folders: Sequence[RunFolder], variants: Variants, skip: bool) -> list[pd.DataFrame]:
     """Replays each run. With `skip`, prints which runs cannot be replayed and leaves them out,
     unless none can. Raises UserError."""
     results = []
@@ -139,8 +127,10 @@ def replay_all(
     return results
 
 
-def replay(folder: Path, variants: Variants) -> list[ReplayResult]:
-    """Returns the result of the run's own matching, then that of each variant. Raises UserError."""
+def replay(folder: Path, variants: Variants) -> pd.DataFrame:
+    """Returns a row for the run's own matching, then one for each variant: the name of the folder
+    as `run`, the overrides as `variant`, COLUMNS, and `slot`: [A] int64, -1 for an object without a
+    positive sample. Raises UserError."""
     run, name, rows = RunFolder(folder), folder.name, []
     values = run.config() if run.config_file.is_file() else run.result().get("config")
     if "detector" not in (values or {}):
@@ -155,13 +145,14 @@ def replay(folder: Path, variants: Variants) -> list[ReplayResult]:
         images = read_images(run)
         for overrides in [(), *variants]:
             variant = " ".join(map(override_text, overrides)) or AS_TRAINED
-            rows.append(assign(images, config_with(values, overrides), name, variant))
+            row = assign(images, config_with(values, overrides))
+            rows.append({"run": name, "variant": variant, **row})
     except (UserError, FloatingPointError) as error:
         raise UserError(f"{name}: {error}") from error
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         files = f"{run.assignments_file.name} or {run.predictions_file.name}"
         raise UserError(f"{name}: {files} is damaged ({error!r}).") from error
-    return rows
+    return pd.DataFrame(rows)
 
 
 def config_with(values: dict, overrides: Sequence[Override]) -> Config:
@@ -204,27 +195,23 @@ def read_images(folder: RunFolder) -> list[Image]:
     return images
 
 
-def assign(images: Sequence[Image], config: Config, run: str, variant: str) -> ReplayResult:
-    """Matches the objects of each image as in training."""
-    loss, rows, conflicts = build.detection_loss(config), [], 0
+def assign(images: Sequence[Image], config: Config) -> dict:
+    """Matches the objects of each image as in training. Returns COLUMNS and `slot`."""
+    loss, rows, conflicts = build.detection_loss(config), [], torch.tensor(0)
     for image in images:
         (match,) = loss.match(image.output, [image.target])
         slot = torch.full_like(image.recorded, -1)
         slot[match.gt_idx] = match.pred_idx
-        conflicts += match.conflicts.item()
+        conflicts = conflicts + match.conflicts
         rows.append({"slot": slot, "changed": slot != image.recorded, **_positives(image, slot)})
     columns = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
-    slot, iou, score = (columns.pop(key) for key in ("slot", "iou", "score"))
-    return ReplayResult(
-        run,
-        variant,
-        **{key: _mean(100 * column.double()) for key, column in columns.items()},
-        conflicts=100 * conflicts / len(slot) if len(slot) else None,
-        iou=_mean(iou),
-        score=_mean(score),
-        objects=len(slot),
-        slot=slot.numpy(),
-    )
+    slot = columns.pop("slot")
+    means = {
+        key: ((1 if key in ("iou", "score") else 100) * values.double()).mean().item()
+        for key, values in columns.items()
+    }
+    conflicts = (100 * conflicts.double() / len(slot)).item()
+    return {**means, "conflicts": conflicts, "objects": len(slot), "slot": slot.numpy()}
 
 
 def _positives(image: Image, slot: Tensor) -> dict[str, Tensor]:
@@ -251,26 +238,24 @@ def _inside(location_xy: Tensor, xyxy: Tensor) -> Tensor:
     return ((location_xy >= xyxy[:, :2]) & (location_xy <= xyxy[:, 2:])).all(dim=1)
 
 
-def _mean(values: Tensor) -> float | None:
-    return values.double().mean().item() if len(values) else None
-
-
-def page(results: Sequence[Sequence[ReplayResult]]) -> Page:
+def page(results: Sequence[pd.DataFrame]) -> Page:
     """The printed page, with one table per run."""
-    tables = []
+    tables, notes = [], []
     for rows in results:
-        frame = pd.DataFrame(rows).set_index("variant").rename_axis(rows[0].run)[[*COLUMNS]]
-        for name, values in frame.items():
-            frame[name] = [number(value, FORMATS.get(name, ".1f")) for value in values]
-        tables.append(frame.rename(columns=lambda name: name.replace("_", " ")))
-    notes = [f"{rows[0].run}: {MOVED}" for rows in results if rows[0].changed]
+        name = rows.run[0]
+        cells = {
+            column.replace("_", " "): [number(value, pattern) for value in rows[column]]
+            for column, pattern in COLUMNS.items()
+        }
+        tables.append(pd.DataFrame(cells, pd.Index(rows.variant, name=name)))
+        notes += [f"{name}: {MOVED}"] if rows.changed[0] > 0 else []
     question = "Which positive samples would another matching choose from the same predictions?"
     return Page("Replay", question, CONTEXT, tables, notes)
 
 
-def tidy(results: Sequence[Sequence[ReplayResult]]) -> pd.DataFrame:
+def tidy(results: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """One line per run and variant."""
-    return pd.DataFrame(itertools.chain(*results)).drop(columns="slot")
+    return pd.concat(results)[["run", "variant", *COLUMNS]]
 
 
 if __name__ == "__main__":
