@@ -15,7 +15,7 @@ from analysis.core.statistics import Interval, t_interval
 from analysis.core.table import Results
 from onenet.sweeps import summary
 from onenet.sweeps.experiments import NoRow, expand
-from onenet.sweeps.summary import cell, with_std
+from onenet.sweeps.summary import cell
 
 OF_SHAPES = {"crowded": ["crowded"], "conflicts": ["rigid", "crowded"]}  # kinds of shapes
 SEEDS = "seed=0,1,2"
@@ -59,10 +59,6 @@ def finished(results: Results, experiment: str) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def _by_label(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return dict([*runs.groupby("label", sort=False)])
-
-
 def mean_of(runs: pd.DataFrame, metric: str) -> Interval | None:
     """Returns the mean over the seeds of a row, None if there are none."""
     values = runs[metric].dropna()
@@ -74,8 +70,8 @@ def mean_of(runs: pd.DataFrame, metric: str) -> Interval | None:
 
 def score_gap(results: Results) -> Drawing | None:
     runs = finished(results, "table1")
-    groups = _by_label(runs[runs.score_gap.notna()])
-    if len(groups) < 4:
+    runs = runs[runs.score_gap.notna()]
+    if runs.label.nunique() < 4:
         return None
     figure, axis = _gain_figure("score gap")
     for name in QUESTIONS:
@@ -84,8 +80,10 @@ def score_gap(results: Results) -> Drawing | None:
             axis.scatter(own.score_gap, own.nms_gain, s=14, alpha=0.7, label=experiment)
     axis.axvline(0, color="0.3", linewidth=0.8)
     axis.legend(frameon=False, fontsize=8)
-    table = _table(groups, ("score_gap", "nms_gain", "duplicates_per_object", "dAP_dupe"))
-    gaps = {label: mean_of(own, "score_gap").sentence(".2f") for label, own in groups.items()}
+    table = _table(runs, ("score_gap", "nms_gain", "duplicates_per_object", "dAP_dupe"))
+    gaps = {
+        label: mean_of(own, "score_gap").sentence(".2f") for label, own in runs.groupby("label")
+    }
     return drawing("score_gap", figure, table, **gaps)
 
 
@@ -97,16 +95,13 @@ def _gain_figure(x: str) -> tuple[Figure, Axes]:
     return figure, axis
 
 
-def _table(groups: dict[str, pd.DataFrame], metrics: Sequence[str]) -> pd.DataFrame:
-    """Mean ± standard deviation over seeds, a line for each group."""
-    return pd.DataFrame(
-        {
-            name: [cell([*own[metric]], pattern) for own in groups.values()]
-            for name, (metric, pattern) in COLUMNS.items()
-            if metric in metrics
-        },
-        index=pd.Index([*groups], name="row"),
-    )
+def _table(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Mean ± standard deviation over seeds, a line for each label."""
+    groups = runs.groupby("label", sort=False)
+    return pd.DataFrame({
+        name: groups[metric].agg(lambda own, pattern=pattern: cell([*own], pattern))
+        for name, (metric, pattern) in COLUMNS.items() if metric in metrics
+    }).rename_axis("row")  # fmt: skip
 
 
 # --- how much class, and where ---
@@ -128,7 +123,7 @@ def decoupling(results: Results) -> Drawing | None:
         _heat_map(axis, runs, metric, pattern)
         axis.set_title(title)
     figure.axes[0].set_ylabel("class weight of the matching cost")
-    table = _table(_by_label(runs), (*PANELS, "duplicates_per_object"))
+    table = _table(runs, (*PANELS, "duplicates_per_object"))
     texts = {"without": ", ".join(without), "enough": enough[0] if enough else ""}
     return drawing("decoupling", figure, table, **texts)
 
@@ -150,20 +145,19 @@ def _heat_map(axis: Axes, runs: pd.DataFrame, metric: str, pattern: str) -> None
 def crowded(results: Results) -> Drawing | None:
     runs = finished(results, "crowded")
     runs = runs.assign(**{iou: runs[metric] - runs.AP for iou, metric in NMS.items()})
-    groups = _by_label(runs)
-    if "predicted + class" not in groups:
+    own = runs[runs.label == "predicted + class"]
+    if own.empty:
         return None
-    own = groups["predicted + class"]
     changes = [f"at {iou} by {change.sentence('+.1f')}"
                for iou in NMS if (change := mean_of(own, iou))]  # fmt: skip
     figure, axis = _gain_figure("IoU threshold of NMS")
-    for number, (label, own) in enumerate(groups.items()):
+    for number, (label, own) in enumerate(runs.groupby("label", sort=False)):
         x = np.arange(len(NMS)) + 0.18 * (number - 1.5)
         mean, std = own[[*NMS]].mean(), own[[*NMS]].std().fillna(0)
         axis.bar(x, mean, width=0.18, label=label, yerr=std, color=COLORS[label])
     axis.set_xticks(range(len(NMS)), NMS)
     axis.legend(frameon=False, fontsize=8)
-    table = _table(groups, ("AP", *NMS.values(), "duplicates_per_object", "score_gap"))
+    table = _table(runs, ("AP", *NMS.values(), "duplicates_per_object", "score_gap"))
     return drawing("crowded", figure, table, changes=", ".join(changes))
 
 
@@ -192,13 +186,11 @@ def shared_slots(results: Results) -> Drawing | None:
         axis.set(title=kind, xlabel="weight of the centre in the cost")
     figure.axes[0].set_ylabel("AP")
     figure.axes[-1].legend(frameon=False, fontsize=8)
-    table = runs.groupby(["kind", "center", "way"], sort=False).AP.agg(["mean", "std"])
-    cells = [with_std(mean, std) for mean, std in table.itertuples(index=False)]
-    by_way = pd.Series(cells, table.index).unstack("way", fill_value="-")
-    by_way.index = pd.Index(
-        [f"{kind}, centre {weight:g}" for kind, weight in by_way.index], name="row"
-    )
-    return drawing("shared_slots", figure, by_way, changes=", by ".join(changes))
+    table = runs.groupby(["kind", "center", "way"], sort=False).AP.agg(lambda own: cell([*own]))
+    table = table.unstack("way", fill_value="-")
+    rows = [f"{kind}, centre {weight:g}" for kind, weight in table.index]
+    table.index = pd.Index(rows, name="row")
+    return drawing("shared_slots", figure, table, changes=", by ".join(changes))
 
 
 QUESTIONS: dict[str, Callable[[Results], Drawing | None]] = {  # by the name of the figure
