@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import yaml
 from omegaconf import OmegaConf
 
 from analysis.core.cli import plain_parser
@@ -28,34 +29,7 @@ from onenet.system.terminal import run_command
 
 PAGE = REPOSITORY / "conf" / "README.md"
 HEAD = TEMPLATES / "keys.md"
-BY_HAND = {  # keys that cannot be tried out, because they need files
-    **dict.fromkeys(("preset", "reference", "debug"), "through the keys it sets"),
-    "data.name": "yes",
-    "data.root": "no",
-    "data.train.images": "no",
-    "data.val.images": "no",
-    "data.train.annotations": "its content",
-    "data.val.annotations": "its content",
-    "data.on_bad_image": "yes, with files",
-    "data.crowd": "yes, with files",
-    "backbone.weights": "yes; of a file, its content",
-    "optim.lr_factors": "yes",
-    "assigner.own": "yes",
-    "neck.own": "yes",
-    "data.own": "yes",
-    "cost.terms": "yes",
-}
-PRECONDITIONS = {  # overrides without which a key has no effect
-    "cost.weights.center": ["location=predefined"],
-    "data.shapes.body_scale": ["data.shapes.kind=parts"],
-    "data.shapes.part_side": ["data.shapes.kind=parts"],
-    "optim.milestones": ["optim.decay=multistep"],
-    "infer_heads": ["heads=3"],
-    "batch": ["optim.batch_rule=none"],
-    "optim.batch_rule": ["batch=4"],
-    "accumulate": ["batch=64"],
-    "processes": ["batch=64"],
-}
+REMARKS = yaml.safe_load((TEMPLATES / "keys.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -77,10 +51,10 @@ def keys(node: type, prefix: str = "") -> Iterator[Key]:
 
 
 def changes_the_id(key: Key, overrides: list[str]) -> str:
-    """Whether another value makes it a different run: `yes`, `no`, or a remark from BY_HAND."""
-    if key.name in BY_HAND:
-        return BY_HAND[key.name]
-    overrides = [*overrides, *PRECONDITIONS.get(key.name, ())]
+    """Whether another value makes it a different run: `yes`, `no`, or what keys.yaml says."""
+    if key.name in REMARKS["by_hand"]:
+        return REMARKS["by_hand"][key.name]
+    overrides = [*overrides, *REMARKS["preconditions"].get(key.name, ())]
     before = compose(overrides)
     for other in other_values(key, attrgetter(key.name)(before)):
         try:
@@ -90,7 +64,7 @@ def changes_the_id(key: Key, overrides: list[str]) -> str:
             continue  # the key does not allow this value
         return "yes" if run_id(after) != run_id(before) else "no"
     raise ValueError(
-        f"{key.name}: none of the other values is allowed; add it to BY_HAND or PRECONDITIONS"
+        f"{key.name}: none of the other values is allowed; add it to {TEMPLATES}/keys.yaml"
     )
 
 

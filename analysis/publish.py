@@ -62,7 +62,7 @@ def pages(results: Results) -> dict[str, str]:
         "claims.csv": csv(scorecard.data(judgements)),
     }
     for swept in SWEPT:
-        table = results.table(swept.experiment, swept.setting, swept.more)
+        table = results.table(swept.experiment, swept.setting, tuple(swept.more.split()))
         if table.runs.done.any():
             text = markdown(page(table))  # without paths of this machine
             text = text.replace(f" runs_root={RECORDS}", "").replace(str(RECORDS), "runs")

@@ -3,16 +3,19 @@
 import numpy as np
 import pandas as pd
 
-from analysis.core.per_image import per_image
+from analysis.core.frame import DAMAGE, problem, read_arrays
 from analysis.core.render import Page
 from analysis.core.table import Table
 from onenet.config.options import TIDE
 from onenet.errors import UserError
 from onenet.evaluation.per_image import by_class
 from onenet.runs.classes import Classes
+from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder
 
 COMMAND = "python analysis/errors.py RUN  # further: its worst images; RUN is a run's folder or id"
+ARRAYS = {"objects", *(f"{side}_{name}" for side in ("raw", "nms")
+                       for name in ("image", "label", "hits"))}  # fmt: skip
 MEANING = {
     "cls": "the class is wrong",
     "loc": "the box is off (IoU 0.1 to 0.5)",
@@ -67,3 +70,22 @@ def _by_class(runs: list[RunFolder]) -> dict[str, str]:
 def _cells(without: pd.Series, with_nms: pd.Series) -> pd.Series:
     texts = without.map("{:.1f}".format) + " → " + with_nms.map("{:.1f}".format)
     return texts.where(without.notna(), "-")
+
+
+def per_image(folder: RunFolder) -> dict[str, np.ndarray]:
+    """Reads per_image.npz of the run's default evaluation. Raises UserError."""
+    if not folder.result_file.is_file():
+        raise UserError(f"{folder.path} has no result.json: the run is not finished.")
+    if reason := problem(folder):
+        raise UserError(reason)
+    try:
+        spec = EvalSpec(**folder.result()["evaluation"])
+    except DAMAGE as error:
+        raise UserError(f"{folder.result_file} is damaged: {error!r}") from error
+    file = folder.evaluation(spec) / "per_image.npz"
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: copy it from the machine that made the run.")
+    arrays = read_arrays(file)
+    if missing := ARRAYS - arrays.keys():
+        raise UserError(f"{file} is damaged: it has no {', '.join(sorted(missing))}.")
+    return arrays

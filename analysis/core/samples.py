@@ -1,6 +1,7 @@
 """Draws Figures 5 and 6 of the paper, and heat maps of positive samples inside their boxes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +21,16 @@ from onenet.system.files import read_json
 
 IMAGES = 4
 BINS = 15
+THRESHOLD = "\nscore ≥ {threshold:.2f}"
 
 
 def heat_maps(results: Results) -> Drawing | None:
     """Maps all objects of the last snapshots, over all seeds, to one unit box."""
-    tables = {
-        name: {
-            label: arrays
-            for label, runs in rows.items()
-            if (arrays := [run for spec in runs.spec if assignments(run := spec.folder)])
-        }
-        for name, rows in rows_by_data(results).items()
-    }
-    tables = {name: rows for name, rows in tables.items() if rows}
+    tables: dict[str, dict[str, list[RunFolder]]] = {}
+    for data, rows in rows_by_data(results).items():
+        for label, runs in rows.items():
+            if folders := [spec.folder for spec in runs.spec if assignments(spec.folder)]:
+                tables.setdefault(data, {})[label] = folders
     if not tables:
         return None
     columns = max(map(len, tables.values()))
@@ -46,30 +44,14 @@ def heat_maps(results: Results) -> Drawing | None:
     return drawing("positives", figure)
 
 
-def figure5(results: Results) -> Drawing | None:
-    """Prefers runs on images that show the class in a part of the object."""
-    return _pictures(
-        results,
-        "figure5",
-        -1,
-        lambda image, entry: with_positives(image, entry["ground_truth"], entry["positives"]),
-    )
-
-
-def figure6(results: Results) -> Drawing | None:
-    note = "\nscore ≥ {threshold:.2f}"
-    return _pictures(
-        results, "figure6", 0, lambda image, entry: with_boxes(image, entry["before_nms"]), note
-    )
-
-
 def _pictures(
-    results: Results, name: str, which: int, draw: Callable, note: str = ""
+    results: Results, name: str, which: int, draw: Callable, keys: Sequence[str], note: str = ""
 ) -> Drawing | None:
     """Draws one line of images per row that has pictures. Of several data sets with pictures it
     takes the one at the index `which`, and of several seeds the one with most rows.
 
-    `note`: what is written below a row's label, from the listing of its pictures.
+    `keys`: what to draw on an image, from its entry in the listing of pictures. `note`: what is
+    written below a row's label, from that listing.
     """
     candidates = []
     for data, rows in rows_by_data(results).items():
@@ -91,7 +73,7 @@ def _pictures(
     for line, (label, folder, listing) in zip(axes, lines, strict=True):
         for axis, entry in zip(line, listing["images"], strict=False):
             with Image.open(folder / entry["file"]) as picture:
-                axis.imshow(draw(picture, entry))
+                axis.imshow(draw(picture, *(entry[key] for key in keys)))
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(label + note.format_map(listing))
@@ -116,7 +98,11 @@ def _heat_map(axis: Axes, runs: list[RunFolder], title: str, parts: bool) -> Non
 
 
 SAMPLES: dict[str, Callable[[Results], Drawing | None]] = {
-    "figure5": figure5,
-    "figure6": figure6,
+    "figure5": partial(  # prefers runs on images that show the class in a part of the object
+        _pictures, name="figure5", which=-1, draw=with_positives, keys=("ground_truth", "positives")
+    ),
+    "figure6": partial(
+        _pictures, name="figure6", which=0, draw=with_boxes, keys=("before_nms",), note=THRESHOLD
+    ),
     "positives": heat_maps,
 }
