@@ -28,15 +28,13 @@ from analysis.core.claims import VERDICTS, Judgement, judge, read_claims
 from analysis.core.cli import command_line, execute, overrides_of, print_source
 from analysis.core.pages import page as table_page
 from analysis.core.plots import charts
-from analysis.core.render import TEMPLATES, Page, template
+from analysis.core.render import Page, template
 from analysis.core.samples import SAMPLES
 from analysis.core.settings import ELSEWHERE, EXPERIMENTS, SWEPT, Swept
 from analysis.core.table import Results, Table
 from analysis.figures import DPI, draw
 from onenet.system.files import write_atomically
 from onenet.system.terminal import run_command
-
-QUESTION = "What makes a dense detector need NMS, and what removes the need?"
 
 
 def main(arguments: list[str]) -> int:
@@ -61,36 +59,25 @@ def write_report(args: argparse.Namespace) -> None:
 
 def page(results: Results, judgements: list[Judgement], folder: Path, command: str) -> str:
     """Returns the HTML. Links to runs are relative to `folder`; `command` makes this page."""
+    table1 = results.table("table1")
     curves, tables = charts(results), pages(results, folder)
-    seeds = ", ".join(map(str, sorted({*results.table("table1").runs.seed})))
-    answers = [*draw(results, beyond.QUESTIONS)]
-    names = ["answer", "scorecard", "tables", "beyond", "curves", "figures"]
-    if not answers:
-        names.remove("beyond")
+    seeds = ", ".join(map(str, sorted({*table1.runs.seed})))
     return template("report.html").render(
-        title="OneNet, rebuilt: the evidence",
-        question=QUESTION,
-        sections=[{"id": name, "name": name} for name in names],
-        css=Markup((TEMPLATES / "report.css").read_text()),
-        js=Markup((TEMPLATES / "report.js").read_text()),
         answer=answer(judgements),
         scale=f"{tables[0]['page'].context[0]}; seeds {seeds}",
-        rerun=f"{results.table('table1').command}\n{command}",
-        summary=scorecard.summary(judgements),
+        rerun=f"{table1.command}\n{command}",
+        results=results,
         claims=judgements,
+        scorecard=scorecard,
         ranks=VERDICTS,
-        numbers=scorecard.numbers,
-        printed=scorecard.printed,
         elsewhere=_other_verdicts(results),
-        commands="\n".join(scorecard.missing_commands(judgements)),
         pages=tables,
-        beyond=answers,
-        command_of=results.command,
+        beyond=[*draw(results, beyond.QUESTIONS)],
         charts=curves,
         charts_json=Markup(json.dumps(curves, allow_nan=False).replace("<", "\\u003c")),
         figures=[*draw(results, SAMPLES)],
         source=_source,
-        footer=_footer(results.table("table1").done),
+        footer=_footer(table1.done),
     )
 
 
