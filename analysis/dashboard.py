@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.core.cli import command_line, execute, runs_folder, with_root
+from analysis.core.cli import command_line, execute, overrides_of
 from analysis.core.table import Results, Table
 from analysis.tables import experiments
 from onenet.config.compose import compose
@@ -82,8 +82,7 @@ def save_view(args: argparse.Namespace) -> None:
         )
     tracker = compose(["tracker=wandb"]).tracker
     entity, project = args.entity or tracker.entity, args.project or tracker.project
-    results = Results(with_root(args.overrides, runs_folder(args.runs)) if args.runs
-                      else args.overrides)  # fmt: skip
+    results = Results(overrides_of(args))
     tables = [results.table(experiment.name) for experiment in experiments(args.table)]
     make = workspace if args.workspace else report
     if args.json:

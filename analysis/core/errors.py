@@ -1,5 +1,7 @@
 """Why the runs of a table were wrong: TIDE's errors, and the AP of each class."""
 
+from contextlib import suppress
+
 import numpy as np
 import pandas as pd
 
@@ -51,20 +53,18 @@ def page(table: Table) -> Page:
 
 def _by_class(runs: list[RunFolder]) -> dict[str, str]:
     """The AP of each class, of the runs that keep their detections per image."""
-    numbers, names = {"raw": [], "nms": []}, None
+    tables = []
     for run in runs:
-        try:
+        with suppress(UserError):
             arrays, classes = per_image(run), Classes.read(run.classes_file)
-        except UserError:
-            continue
-        names = classes.names if classes else names
-        for prefix, own in numbers.items():
-            own.append(by_class(arrays, prefix).mean(axis=1))
-    if not numbers["raw"]:
+            numbers = range(arrays["objects"].shape[1])
+            labels = classes.names if classes else [f"class {number}" for number in numbers]
+            aps = {prefix: by_class(arrays, prefix).mean(axis=1) for prefix in ("raw", "nms")}
+            tables.append(pd.DataFrame(aps, labels))
+    if not tables:
         return {}
-    raw, nms = (pd.Series(np.mean(own, axis=0)) for own in numbers.values())
-    labels = names or [f"class {k}" for k in range(len(raw))]
-    return dict(zip(labels, _cells(raw, nms), strict=True))
+    means = pd.concat(tables).groupby(level=0, sort=False).mean()
+    return _cells(means.raw, means.nms).to_dict()
 
 
 def _cells(without: pd.Series, with_nms: pd.Series) -> pd.Series:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, Template
-from markupsafe import Markup
 
 from onenet.system.files import REPOSITORY
 
@@ -72,11 +71,7 @@ def template(name: str) -> Template:
 def html_page(page: Page) -> str:
     """A self-contained page."""
     with pd.option_context("display.max_colwidth", None):
-        tables = [
-            Markup(table.reset_index().to_html(index=False, border=0, table_id=f"table{number}"))
-            for number, table in enumerate(page.tables, 1)
-        ]
-    return template("table.html").render(page=page, tables=tables) + "\n"
+        return template("table.html").render(page=page) + "\n"
 
 
 def _bullets(lines: list[str]) -> str:
