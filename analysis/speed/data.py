@@ -9,7 +9,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from analysis.speed.timing import Timing, least_seconds
+from analysis.speed.timing import Timing, least_seconds, row
 from onenet.data.augment import Augmentation, View
 from onenet.data.coco import read_coco
 from onenet.data.images import ImageFiles
@@ -21,14 +21,7 @@ from onenet.data.sizes import SIZE_MULTIPLE, ImageSize
 BATCH = 8
 SIZE = ImageSize(short=512, ratio=1.667)
 AUGMENTATION = Augmentation(flip=0.5, min_scale=0.8125)  # shortest sides of 416..512
-GOAL = 1.5
 TORCHVISION = GeneralizedRCNNTransform(0, 0, PIXEL_MEAN, PIXEL_STD)  # without its resizing
-WHAT = (
-    "{images} JPEG files of COCO, decoded, resized to shortest sides of 416 to 512, flipped, and "
-    "normalized, in padded float32 batches of {batch}: {plain:.0f} and {ours:.0f} images per "
-    "second and core. Without normalization, which the GPU does in a training on GPUs: "
-    "{plain_raw:.0f} and {ours_raw:.0f}"
-)
 
 
 def rows(folder: Path) -> list[Timing]:
@@ -59,10 +52,9 @@ def rows(folder: Path) -> list[Timing]:
         lambda: plain(True), lambda: ours(True), lambda: plain(False), lambda: ours(False)
     )
     images = steps * BATCH
-    names = ("plain", "ours", "plain_raw", "ours_raw")
+    names = ("plain_rate", "our_rate", "plain_raw", "ours_raw")
     rates = dict(zip(names, (images / s for s in seconds), strict=True))
-    what = WHAT.format(images=images, batch=BATCH, **rates)
-    return [Timing("jpeg", what, 1e3 / rates["plain"], 1e3 / rates["ours"], "ms", GOAL)]
+    return [row("jpeg", 1e3 / rates["plain_rate"], 1e3 / rates["our_rate"], images=images, **rates)]
 
 
 def plain_batch(
