@@ -21,8 +21,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from analysis.core.cli import command_line, execute, output
-from analysis.core.errors import MEANING
-from analysis.core.render import Page, markdown
+from analysis.core.render import NOTES, Page, markdown
 from onenet.data.annotations import Annotations
 from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset
@@ -120,7 +119,7 @@ def by_error(metrics: dict) -> pd.DataFrame:
     """What each of TIDE's errors is, and costs."""
     rows = {
         f"dAP_{error}": [meaning, metrics[f"dAP_{error}"], metrics[f"dAP_{error}_nms"]]
-        for error, meaning in MEANING.items()
+        for error, meaning in NOTES["errors"].items()
     }
     names = ["what it is", "costs in AP50", "with NMS"]
     frame = pd.DataFrame.from_dict(rows, "index", columns=names).rename_axis("error")

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from analysis.core.cli import plain_parser
-from analysis.core.render import Page, markdown
+from analysis.core.render import NOTES, Page, markdown
 from analysis.core.table import PAPER
 from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import NECKS
@@ -50,20 +50,10 @@ def main(arguments: list[str]) -> int:
 
 def page(size_hw: tuple[int, int]) -> Page:
     """The printed page, for one image of this padded size."""
-    return Page(
-        heading="Size of the networks",
-        question="Are our networks as large as the released ones?",
-        context=[
-            "image {} × {}".format(*size_hw),
-            f"{CLASSES} classes, 1 head, neck.channels={CHANNELS}",
-        ],
-        tables=[_table(size_hw)],
-        notes=[
-            "M: million parameters. GMAC: 10^9 multiply-accumulates of the convolutions; all other "
-            "operations (normalisation, activations, sampling, upsampling) are not counted.",
-            "released: the released code, whose GMAC are known for {} × {} only.".format(*SIZE_HW),
-        ],
-    )
+    question = "Are our networks as large as the released ones?"
+    context = ["image {} × {}".format(*size_hw)]
+    context.append(f"{CLASSES} classes, 1 head, neck.channels={CHANNELS}")
+    return Page("Size of the networks", question, context, [_table(size_hw)], NOTES["sizes"])
 
 
 def _table(size_hw: tuple[int, int]) -> pd.DataFrame:

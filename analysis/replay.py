@@ -29,7 +29,7 @@ from torch import Tensor
 
 from analysis.core.cli import command_line, execute, named_runs, output, runs_folder
 from analysis.core.frame import is_sound, problem, read_arrays
-from analysis.core.render import Page, texts
+from analysis.core.render import NOTES, Page, texts
 from onenet import build
 from onenet.boxes import iou_and_giou
 from onenet.config.compose import loader, override, override_text
@@ -46,14 +46,6 @@ from onenet.system.terminal import run_command
 Variants = Sequence[tuple[Override, ...]]
 MATCHING = ("cost", "assigner", "location")  # the groups of keys that decide an assignment
 AS_TRAINED = "as trained"
-CONTEXT = [
-    "changed: % of objects whose positive sample differs from the run's last snapshot",
-    "nearest, inside box, inside part: % of positives at a grid point nearest to the object's "
-    "centre, inside its box, inside the part that shows its class; a query's location is its box's "
-    "centre",
-    "conflicts: % of objects whose cheapest slot goes to another object (as conflict_rate)",
-    "iou, score: means over positives, of the IoU with the object and of the score for its class",
-]
 MOVED = "the first row differs from the snapshot: another device may break near ties differently"
 
 
@@ -250,7 +242,7 @@ def page(results: Sequence[pd.DataFrame]) -> Page:
         tables.append(pd.DataFrame(cells, pd.Index(rows.variant, name=name)))
         notes += [f"{name}: {MOVED}"] if rows.changed[0] > 0 else []
     question = "Which positive samples would another matching choose from the same predictions?"
-    return Page("Replay", question, CONTEXT, tables, notes)
+    return Page("Replay", question, NOTES["replay"], tables, notes)
 
 
 def tidy(results: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.core.frame import DAMAGE, problem, read_arrays
-from analysis.core.render import Page
+from analysis.core.render import NOTES, Page
 from analysis.core.table import Table
 from onenet.config.options import TIDE
 from onenet.errors import UserError
@@ -18,14 +18,6 @@ from onenet.runs.folder import RunFolder
 COMMAND = "python analysis/errors.py RUN  # further: its worst images; RUN is a run's folder or id"
 ARRAYS = {"objects", *(f"{side}_{name}" for side in ("raw", "nms")
                        for name in ("image", "label", "hits"))}  # fmt: skip
-MEANING = {
-    "cls": "the class is wrong",
-    "loc": "the box is off (IoU 0.1 to 0.5)",
-    "both": "class and box are wrong",
-    "dupe": "the object already has a detection",
-    "bkg": "there is no object",
-    "miss": "an object without any detection",
-}
 
 
 def page(table: Table) -> Page:
@@ -47,7 +39,7 @@ def page(table: Table) -> Page:
         question="Why is a detection wrong, without and with NMS?",
         context=["Means over seeds, without NMS → with NMS at IoU 0.5"],
         tables=tables,
-        notes=["; ".join(f"{error}: {meaning}" for error, meaning in MEANING.items())],
+        notes=["; ".join(f"{error}: {meaning}" for error, meaning in NOTES["errors"].items())],
     )
 
 

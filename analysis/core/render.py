@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
+import yaml
 from jinja2 import Environment, FileSystemLoader, Template
 
 from onenet.system.files import REPOSITORY
 
 TEMPLATES = REPOSITORY / "analysis" / "page"
+NOTES = yaml.safe_load((TEMPLATES / "notes.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

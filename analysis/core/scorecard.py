@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.core.claims import VERDICTS, Condition, Judgement
 from analysis.core.frame import OWN_RUNS, RECORDS
-from analysis.core.render import Page
+from analysis.core.render import NOTES, Page
 from analysis.core.statistics import Interval
 from analysis.core.table import command_of
 from onenet.sweeps.experiments import RunSpec, read_experiment
@@ -51,12 +51,7 @@ def page(judgements: Sequence[Judgement]) -> Page:
     return Page(
         heading="The paper's claims",
         question="Which claims hold for our runs, and with what confidence?",
-        context=[
-            summary(judgements),
-            "ours: the left side of the condition, as a mean over seeds (differences are paired by "
-            "seed) with Student's interval; a claim is reproduced if the intervals of all its "
-            "conditions lie entirely on the stated side",
-        ],
+        context=[summary(judgements), NOTES["claims"]],
         tables=[pd.DataFrame(lines, columns=names).set_index(names[:3])],
         notes=notes,
         todo="Not run yet:" if commands else "",
