@@ -133,15 +133,11 @@ def main_job(results: Results) -> str:
 def speed_table() -> str:
     """The plain versions against ours, as `benchmark.py --json` wrote them to the records."""
     benchmark = read_json(BENCHMARK)
-    lines = {
-        f"`{row['key']}`": {
-            "what": row["what"],
-            **{side: f"{row[side]:,.4g} {row['unit']}" for side in ("plain", "ours")},
-            "plain / ours": f"{row['plain'] / row['ours']:.2g}",
-        }
-        for row in benchmark["timings"]
-    }
-    return f"On {benchmark['device']}:\n\n{_pipe(pd.DataFrame(lines).T, corner='key')}"
+    rows = pd.DataFrame(benchmark["timings"])
+    sides = {side: rows[side].map("{:,.4g} ".format) + rows.unit for side in ("plain", "ours")}
+    ratio = (rows.plain / rows.ours).map("{:.2g}".format)
+    frame = pd.DataFrame({"what": rows.what, **sides, "plain / ours": ratio})
+    return f"On {benchmark['device']}:\n\n{_pipe(frame.set_index('`' + rows.key + '`'), 'key')}"
 
 
 def fps_table() -> str:

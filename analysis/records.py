@@ -94,9 +94,9 @@ def _copy(folder: RunFolder, record: RunFolder, patterns: Sequence[str]) -> None
 
 def _short(line: dict) -> str:
     """A line with its numbers rounded to five digits, without the timing of the step."""
-    numbers = {k: v for k, v in line.items() if k != "seconds"}
-    return json.dumps({k: float(f"{v:.5g}") if isinstance(v, float) else v
-                       for k, v in numbers.items()})  # fmt: skip
+    numbers = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in line.items()}
+    numbers.pop("seconds", None)
+    return json.dumps(numbers)
 
 
 def _shorten_override(override: str) -> str:
