@@ -63,7 +63,8 @@ def main(arguments: list[str]) -> int:
         print(markdown(Page("Frames per second", "Batch size 1.", [_machine()], [table], [])))
         print(f"Wrote the frames per second, for the tables, to {fps.write(args.runs, speeds)}")
     if args.what == "ratios" and not args.only:
-        print(f"Plotted how the times grow: {_plot(_curves(), args.runs / 'benchmark.png')}")
+        curves = [*matching.growth(), Curve("evaluation", "images", evaluation.growth())]
+        print(f"Plotted how the times grow: {_plot(curves, args.runs / 'benchmark.png')}")
     if speeds:
         _write(args.json, rows, speeds)
     return 0
@@ -130,10 +131,6 @@ def _machine() -> str:
         name = torch.cpu.get_capabilities().get("cpu_name", name)
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{name} ({os.cpu_count()} cores, 1 thread used){gpu}, torch {torch.__version__}"
-
-
-def _curves() -> list[Curve]:
-    return [*matching.growth(), Curve("evaluation", "images", evaluation.growth())]
 
 
 def _plot(curves: list[Curve], file: Path) -> Path:

@@ -64,7 +64,6 @@ def bootstrap(
     other: dict[str, np.ndarray] | None,
     draws: int = 1000,
     seed: int = 0,
-    level: float = LEVEL,
 ) -> dict[str, Interval]:
     """Returns each metric of `one`, minus that of `other` unless it is None, with percentile bounds
     over resampled images; n is the number of images.
@@ -73,7 +72,7 @@ def bootstrap(
     images differ, or contain no objects.
     """
     minus = 0 if other is None else numbers(other)
-    intervals = bounds(one, other, draws, seed, level)
+    intervals = bounds(one, other, draws, seed, LEVEL)
     values = dict(zip(METRICS, (numbers(one) - minus).tolist(), strict=True))
     images = len(one["objects"])
     return {metric: Interval(values[metric], *intervals[metric], images) for metric in METRICS}

@@ -53,7 +53,10 @@ def copy_runs(args: argparse.Namespace) -> None:
         record = RunFolder(out / folder.path.name)
         copy_results(folder, record)
         if not args.results_only:
-            copy_details(folder, record)
+            _copy(folder, record, DETAILS)
+            lines = "".join(f"{_short(line)}\n" for line in metric_lines(folder))
+            if lines:
+                write_atomically(record.metrics_file, lines)
         if folder.id in args.samples:
             _copy(folder, record, SAMPLES)
     if (root / fps.FILE).is_file():
@@ -74,14 +77,6 @@ def copy_results(folder: RunFolder, record: RunFolder) -> None:
         root = Path(result["config"]["runs_root"])
         result["config"] = _shorten_paths(result["config"], root.parent)
         write_json(record.path / file.relative_to(folder.path), result)
-
-
-def copy_details(folder: RunFolder, record: RunFolder) -> None:
-    """Copies curves, snapshots, and the detections per image that the bootstrap needs."""
-    _copy(folder, record, DETAILS)
-    if folder.metrics_file.is_file():
-        lines = map(_short, metric_lines(folder))
-        write_atomically(record.metrics_file, "".join(f"{line}\n" for line in lines))
 
 
 def _copy(folder: RunFolder, record: RunFolder, patterns: Sequence[str]) -> None:

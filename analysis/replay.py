@@ -28,7 +28,7 @@ from hydra.core.override_parser.types import Override
 from torch import Tensor
 
 from analysis.core.cli import command_line, execute, named_runs, output, runs_folder
-from analysis.core.frame import is_sound, problem, read_arrays
+from analysis.core.frame import problem, read_arrays
 from analysis.core.render import NOTES, Page, texts
 from onenet import build
 from onenet.boxes import iou_and_giou
@@ -85,11 +85,17 @@ def main(arguments: list[str]) -> int:
 
 
 def print_replays(args: argparse.Namespace) -> None:
-    requested_variants = variants(args.overrides)
+    """Replays the named runs, or if none is named, all that can be replayed, at least one; prints
+    which others are skipped. Raises UserError."""
+    requested_variants, results = variants(args.overrides), []
     folders = named_runs(runs_folder(args.runs), args.run_names, "predictions.npz")
-    if not args.run_names:
-        folders = [folder for folder in folders if is_sound(folder)]
-    results = replay_all(folders, requested_variants, skip=not args.run_names)
+    for folder in folders:
+        try:
+            results.append(replay(folder.path, requested_variants))
+        except UserError as error:
+            if args.run_names or (folder is folders[-1] and not results):
+                raise
+            print(f"skipped: {error}", file=sys.stderr)
     output(texts("replay", args.format, partial(page, results), partial(tidy, results)), args.out)
 
 
@@ -103,20 +109,6 @@ def variants(overrides: Sequence[str]) -> Variants:
                 f"assigner.*, location). To train with it: python run.py {key}=VALUE"
             )
     return [combination for combination in itertools.product(*axes.values()) if combination]
-
-
-def replay_all(folders: Sequence[RunFolder], variants: Variants, skip: bool) -> list[pd.DataFrame]:
-    """Replays each run. With `skip`, prints which runs cannot be replayed and leaves them out,
-    unless none can. Raises UserError."""
-    results = []
-    for folder in folders:
-        try:
-            results.append(replay(folder.path, variants))
-        except UserError as error:
-            if not skip or (folder is folders[-1] and not results):
-                raise
-            print(f"skipped: {error}", file=sys.stderr)
-    return results
 
 
 def replay(folder: Path, variants: Variants) -> pd.DataFrame:

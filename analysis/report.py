@@ -134,8 +134,8 @@ def pages(results: Results, folder: Path) -> list[dict]:
             if not swept.setting or (results.proxy and differs and table.runs.done.any()):
                 tables.append(_page(table, folder, swept))
         if experiment == "table1" and base.has_tide:
-            note = "of the rows of Table 1"
-            tables.append(_entry("table1-errors", errors.page(base), note, errors.COMMAND))
+            own = errors.page(base), "of the rows of Table 1", errors.COMMAND
+            tables.append(_entry("table1-errors", *own))
         if experiment == "table1" and results.is_committed:
             command = "The commands are in analysis/results/README.md, “Real images”"
             tables.append(_entry("table1-bccd", bccd.page(), "real images", command))
@@ -168,9 +168,8 @@ def _source(figure: Figure) -> str:
 def _footer(runs: pd.DataFrame) -> str:
     if runs.empty:
         return ""
-    devices, commits = (
-        ", ".join(sorted({*values.fillna("?")})) for values in (runs.device, runs.commit.str[:7])
-    )
+    devices = ", ".join(sorted({*runs.device.fillna("?")}))
+    commits = ", ".join(sorted({*runs.commit.str[:7].fillna("?")}))
     return (
         f"Table 1 was run on {devices}, at commit {commits}. The versions, "
         "settings and times of each run are in its result.json."

@@ -13,7 +13,6 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -45,19 +44,15 @@ def main(arguments: list[str]) -> int:
 
 
 def sync_runs(args: argparse.Namespace) -> int:
+    """Rebuilds the runs one by one and prints a line for each. Returns the exit status."""
     if os.environ.get("WANDB_MODE") == "disabled":
         raise UserError("WANDB_MODE=disabled turns W&B off: unset it to rebuild runs.")
     if args.wait <= 0:
         raise UserError(f"--wait {args.wait:g}: must be above 0.")
-    root = runs_folder(args.runs or OWN_RUNS)
-    return sync(named_runs(root, args.run_names, "config.yaml"), args.wait)
-
-
-def sync(folders: Sequence[RunFolder], seconds: float) -> int:
-    """Rebuilds the runs one by one and prints a line for each. Returns the exit status."""
+    folders = named_runs(runs_folder(args.runs or OWN_RUNS), args.run_names, "config.yaml")
     counts, offline = Counter(), []
     for number, folder in enumerate(folders, 1):
-        outcome, line = rebuild(folder, seconds)
+        outcome, line = rebuild(folder, args.wait)
         print(f"{folder.path.name}: {line}", flush=True)
         counts[outcome] += 1
         if outcome == "rebuilt":

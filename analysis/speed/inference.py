@@ -6,6 +6,7 @@ All weights are random. The time of a frame starts with the image as a tensor on
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 
 import torch
 from torchvision.models import detection
@@ -71,12 +72,8 @@ def fps(device: str = "cpu", compared: bool = False) -> list[Speed]:
 
 def all_networks() -> list[Network]:
     """The networks of the paper's tables at both scales, and OneNet with every neck."""
-    onenets = [
-        our_network(size_hw, backbone, neck)
-        for size_hw in PAPER_SIZES
-        for backbone in ("resnet18", "resnet50", "resnet101")
-        for neck in ("deconv", "deconv_dcn", "fpn")
-    ]
+    backbones, necks = ("resnet18", "resnet50", "resnet101"), ("deconv", "deconv_dcn", "fpn")
+    onenets = [our_network(*each) for each in product(PAPER_SIZES, backbones, necks)]
     return list(dict.fromkeys([*onenets, *networks(TABLES, ((), NETWORKS))]))
 
 
