@@ -1,4 +1,5 @@
-"""What is swept where: the settings of our committed runs, beside those of the experiments."""
+"""What is swept where (analysis/results/swept.csv), and the settings of our committed runs, beside
+those of the experiments."""
 
 from dataclasses import dataclass
 
