@@ -53,18 +53,14 @@ def write_figures(args: argparse.Namespace) -> None:
     for drawing in draw(results, args.only or NAMES):
         save(drawing.figure, folder / drawing.name)
         names.append(drawing.name)
-    for name in args.only or NAMES:
-        if name not in names:
-            print(f"{name}: no run has the data for it. {_way_out(results, name)}")
+    for name in (each for each in args.only or NAMES if each not in names):
+        experiment = TEXTS[name].get("experiment", "table1")
+        way_out = f"To run them: {results.command(experiment)}"
+        if experiment == "table1" and not results.table("table1").missing:
+            way_out = "The runs of Table 1 have only their results."
+        print(f"{name}: no run has the data for it. {way_out}")
     print_source(overrides)
     print(f"Wrote {plural(len(names), 'figure')}, as SVG and PNG, to {folder}")
-
-
-def _way_out(results: Results, name: str) -> str:
-    experiment = TEXTS[name].get("experiment", "table1")
-    if experiment == "table1" and not results.table("table1").missing:
-        return "The runs of Table 1 have only their results."
-    return f"To run them: {results.command(experiment)}"
 
 
 def draw(results: Results, names: Iterable[str]) -> Iterator[Drawing]:

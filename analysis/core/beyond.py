@@ -2,7 +2,7 @@
 NMS costs where objects overlap, and when two objects that share a slot do harm.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -193,9 +193,4 @@ def shared_slots(results: Results) -> Drawing | None:
     return drawing("shared_slots", figure, table, changes=", by ".join(changes))
 
 
-QUESTIONS: dict[str, Callable[[Results], Drawing | None]] = {  # by the name of the figure
-    "score_gap": score_gap,
-    "decoupling": decoupling,
-    "crowded": crowded,
-    "shared_slots": shared_slots,
-}
+QUESTIONS = {each.__name__: each for each in (score_gap, decoupling, crowded, shared_slots)}
