@@ -244,12 +244,10 @@ class Results:
                 f"{experiment} has {row.row.nunique()} rows '{label}' under {overrides}: give each "
                 "key a single value."
             )
-        results = runs.spec.map(lambda spec: (spec.id, spec.evaluation)).groupby(
-            runs.row, sort=False
-        )
-        same = [
-            name for name, own in results if set(own) == set(results.get_group(row.row.iloc[0]))
-        ]
+        rows: dict[str, list] = {}
+        for name, spec in zip(runs.row, runs.spec, strict=True):
+            rows.setdefault(name, []).append((spec.id, spec.evaluation))
+        same = [name for name, own in rows.items() if own == rows[row.row.iloc[0]]]
         if len(same) > 1:
             labels = " and ".join(f"'{name}'" for name in same)
             raise NoRow(f"{experiment}: {labels} are the same runs under {overrides}.")
