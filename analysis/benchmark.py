@@ -24,8 +24,11 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # silences its messages a
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from analysis.core import fps
+from analysis.core.cli import plain_parser
+from analysis.core.frame import OWN_RUNS
 from analysis.core.render import Page, markdown
 from analysis.speed import data, evaluation, inference, matching, training
 from analysis.speed.timing import Curve, Timing
@@ -60,19 +63,21 @@ def main(arguments: list[str]) -> int:
         print(markdown(Page("Frames per second", "Batch size 1.", [_machine()], [table], [])))
         print(f"Wrote the frames per second, for the tables, to {fps.write(args.runs, speeds)}")
     if args.what == "ratios" and not args.only:
-        print(f"Plotted how the times grow: {_plot(_curves(), args.runs / 'benchmark.png')}")
+        curves = [*matching.growth(), Curve("evaluation", "images", evaluation.growth())]
+        print(f"Plotted how the times grow: {_plot(curves, args.runs / 'benchmark.png')}")
     if speeds:
         _write(args.json, rows, speeds)
     return 0
 
 
-def _write(file: Path | None, rows: list[Timing], speeds: list) -> None:
+def _write(file: Path | None, rows: list[Timing], speeds: list[fps.Speed]) -> None:
     """Writes what has been measured so far."""
     if file:
+        without_nms = {speed.key: speed.fps for speed in speeds if speed.fps}
         numbers = {
             "ratios": {row.key: row.ratio for row in rows},
             "timings": [asdict(row) for row in rows],
-            "fps": _fps_by_key(speeds),
+            "fps": without_nms | {f"{speed.key} +NMS": speed.fps_nms for speed in speeds},
             "device": _machine(),
         }
         write_json(file, numbers)
@@ -80,25 +85,15 @@ def _write(file: Path | None, rows: list[Timing], speeds: list) -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", nargs="?", choices=("ratios", "fps"), default="ratios")
-    parser.add_argument("--only", nargs="+", choices=RATIOS, help="measure only these ratios")
-    parser.add_argument(
-        "--compared", action="store_true", help="fps: only networks that claims compare"
-    )
-    parser.add_argument("--json", type=_path, metavar="FILE", help="also write the numbers to FILE")
-    parser.add_argument(
-        "--images",
-        type=_path,
-        metavar="DIR",
-        default=IMAGES,
-        help="folder of COCO, whose images jpeg decodes",
-    )
-    parser.add_argument(
-        "--runs", type=_path, metavar="DIR", default=REPOSITORY / "runs", help="runs root"
-    )
+    parser = plain_parser(__doc__)
+    add = parser.add_argument
+    add("what", nargs="?", choices=("ratios", "fps"), default="ratios")
+    add("--only", nargs="+", choices=RATIOS, help="measure only these ratios")
+    add("--compared", action="store_true", help="fps: only networks that claims compare")
+    add("--json", type=_path, metavar="FILE", help="also write the numbers to FILE")
+    about_images = "folder of COCO, whose images jpeg decodes"
+    add("--images", type=_path, metavar="DIR", default=IMAGES, help=about_images)
+    add("--runs", type=_path, metavar="DIR", default=OWN_RUNS, help="runs root")
     return parser.parse_args(arguments)
 
 
@@ -129,11 +124,6 @@ def _page(rows: list[Timing]) -> Page:
     return Page("Plain versions against ours", "", [_machine()], [table], notes)
 
 
-def _fps_by_key(speeds: list[fps.Speed]) -> dict[str, float]:
-    without_nms = {speed.key: speed.fps for speed in speeds if speed.fps}
-    return without_nms | {f"{speed.key} +NMS": speed.fps_nms for speed in speeds}
-
-
 def _machine() -> str:
     """Describes the machine in one line."""
     name = platform.processor() or platform.machine()
@@ -143,31 +133,20 @@ def _machine() -> str:
     return f"{name} ({os.cpu_count()} cores, 1 thread used){gpu}, torch {torch.__version__}"
 
 
-def _curves() -> list[Curve]:
-    return [*matching.growth(), Curve("evaluation", "images", evaluation.growth())]
-
-
 def _plot(curves: list[Curve], file: Path) -> Path:
     """Plots one panel per curve, both axes logarithmic. Returns the file."""
-    os.environ.setdefault("MPLCONFIGDIR", str(file.parent / ".matplotlib"))
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
-    for panel, curve in zip(panels.flat, curves, strict=True):
-        values, plain, ours = zip(*curve.points, strict=True)
-        panel.loglog(values, plain, "o-", color="0.55", label="plain")
-        panel.loglog(values, ours, "o-", color="#3454d1", label="ours")
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    for panel, curve in zip(figure.subplots(2, 3).flat, curves, strict=True):
+        values, *times = zip(*curve.points, strict=True)
+        for side, seconds, color in zip(("plain", "ours"), times, ("0.55", "#3454d1"), strict=True):
+            panel.loglog(values, seconds, "o-", color=color, label=side)
         panel.set(title=f"{curve.what} by {curve.against}", ylabel="seconds")
         panel.set_xticks(values, [f"{value:,}" for value in values])
         panel.xaxis.set_minor_formatter("")
         panel.grid(alpha=0.3)
-    panels.flat[0].legend()
+    figure.axes[0].legend()
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
-    plt.close(figure)
     return file
 
 

@@ -49,17 +49,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         images, file = write_data(Path(folder), IMAGES, BOXES)
         first, second = measure(images, file, Path(folder) / "cache")
-        lines = (
-            ("annotation file", file.stat().st_size / 1e6, "MB"),
-            ("first read", first.seconds, "s"),
-            ("", first.peak_mb, "MB peak memory"),
-            ("second read, with the index", second.seconds, "s"),
-            ("", second.peak_mb, "MB peak memory"),
-            ("arrays", second.array_mb, "MB"),
-            *((f"private to worker {n + 1}", mb, "MB") for n, mb in enumerate(second.worker_mb)),
-        )
-        for name, value, unit in lines:
-            print(f"{name:28}{value:8.1f} {unit}")
+        print(f"annotation file: {file.stat().st_size / 1e6:.1f} MB")
+        for name, reading in (("first read", first), ("second read, with the index", second)):
+            print(f"{name}: {reading.seconds:.1f} s, {reading.peak_mb:.1f} MB peak memory")
+        private = ", ".join(f"{mb:.1f}" for mb in second.worker_mb)
+        print(f"arrays: {second.array_mb:.1f} MB; private to each worker: {private} MB")
 
 
 def write_data(folder: Path, images: int, boxes: int) -> tuple[Path, Path]:
@@ -105,12 +99,10 @@ def _annotations(image_ids: list[int], boxes: int) -> Iterator[str]:
 
 def measure(images: Path, file: Path, cache: Path) -> tuple[Reading, Reading]:
     """Measures two reads of `file`, each in a fresh process; the second one uses the index."""
-    readings = []
-    for _ in range(2):
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, spawn) as process:
-            readings.append(process.submit(_reading, images, file, cache).result())
-    return tuple(readings)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as processes:
+        first, second = (processes.submit(_reading, images, file, cache).result() for _ in range(2))
+    return first, second
 
 
 def _reading(images: Path, file: Path, cache: Path) -> Reading:

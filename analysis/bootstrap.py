@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.core.cli import command_line, execute, named_runs, runs_folder
+from analysis.core.errors import per_image
 from analysis.core.frame import DAMAGE
-from analysis.core.per_image import per_image
 from analysis.core.render import Page, markdown
 from analysis.core.statistics import LEVEL, Interval
 from onenet.errors import UserError
@@ -50,10 +50,9 @@ def print_intervals(args: argparse.Namespace) -> None:
         raise UserError(f"{' and '.join(names)}: {error}.") from error
     cells = pd.DataFrame(dict(zip(names, values, strict=True)), index=METRICS).map("{:.1f}".format)
     if len(arrays) > 1:
-        cells["first - second"] = [f"{intervals[metric]:+.1f}" for metric in METRICS]
-    cells[f"{100 * LEVEL:g} % interval"] = [
-        f"{intervals[metric].low:.1f} … {intervals[metric].high:.1f}" for metric in METRICS
-    ]
+        cells["first - second"] = pd.Series(intervals).map("{:+.1f}".format)
+    bounds_text = pd.Series(intervals).map(lambda own: f"{own.low:.1f} … {own.high:.1f}")
+    cells[f"{100 * LEVEL:g} % interval"] = bounds_text
     images = intervals["AP"].n
     context = [f"{images} images, resampled {args.draws} times; seeds are not resampled"]
     table = cells.loc[args.metric].rename_axis("")
@@ -65,7 +64,6 @@ def bootstrap(
     other: dict[str, np.ndarray] | None,
     draws: int = 1000,
     seed: int = 0,
-    level: float = LEVEL,
 ) -> dict[str, Interval]:
     """Returns each metric of `one`, minus that of `other` unless it is None, with percentile bounds
     over resampled images; n is the number of images.
@@ -74,7 +72,7 @@ def bootstrap(
     images differ, or contain no objects.
     """
     minus = 0 if other is None else numbers(other)
-    intervals = bounds(one, other, draws, seed, level)
+    intervals = bounds(one, other, draws, seed, LEVEL)
     values = dict(zip(METRICS, (numbers(one) - minus).tolist(), strict=True))
     images = len(one["objects"])
     return {metric: Interval(values[metric], *intervals[metric], images) for metric in METRICS}

@@ -20,7 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.core.cli import command_line, execute, runs_folder, with_root
+import yaml
+
+from analysis.core.cli import command_line, execute, overrides_of
+from analysis.core.render import TEMPLATES
 from analysis.core.table import Results, Table
 from analysis.tables import experiments
 from onenet.config.compose import compose
@@ -42,22 +45,8 @@ except ImportError as error:
 ANSWER_SECONDS = 10  # time limit for W&B's first answer
 SAVE_SECONDS = 60
 TEARDOWN_SECONDS = 5  # time limit for wandb to end its own process
-BARS = {  # title -> metrics of a run's summary
-    "AP without and with NMS, default evaluation": ("AP", "AP_nms"),
-    "NMS gain in AP and AP50": ("nms_gain", "AP50_nms_gain"),
-    "Duplicates per object": ("duplicates_per_object",),
-}
+PANELS = yaml.safe_load((TEMPLATES / "dashboard.yaml").read_text(encoding="utf-8"))
 STEP = "train/step"
-CURVES = {
-    "Training loss": ("train/loss",),
-    "AP without and with NMS on the first 64 images": ("eval/first64/AP", "eval/first64/AP_nms"),
-    "Conflicts: objects whose cheapest slot is another object's": ("train/conflicts",),
-}
-IMAGES = {
-    "Boxes without NMS": "boxes/before_nms",
-    "Boxes with NMS": "boxes/after_nms",
-    "Positive samples": "positives",
-}
 WIDTH = 8  # of a panel: a third of a report's 24 columns
 MAX_RUNS = 100  # in a panel
 
@@ -82,8 +71,7 @@ def save_view(args: argparse.Namespace) -> None:
         )
     tracker = compose(["tracker=wandb"]).tracker
     entity, project = args.entity or tracker.entity, args.project or tracker.project
-    results = Results(with_root(args.overrides, runs_folder(args.runs)) if args.runs
-                      else args.overrides)  # fmt: skip
+    results = Results(overrides_of(args))
     tables = [results.table(experiment.name) for experiment in experiments(args.table)]
     make = workspace if args.workspace else report
     if args.json:
@@ -238,9 +226,10 @@ def runs_of(tables: Sequence[Table], *tags: str) -> "expr.And":
 
 def plots(row: "wr.Config | wr.Metric", evaluation_names: Sequence[str]) -> list:
     """Bar charts and curves: mean and standard deviation over each row's runs."""
-    bars = dict(BARS)
-    for name in evaluation_names:
-        bars[f"AP without and with NMS, evaluation {name}"] = (f"{name}/AP", f"{name}/AP_nms")
+    bars = PANELS["bars"] | {
+        f"AP without and with NMS, evaluation {name}": [f"{name}/AP", f"{name}/AP_nms"]
+        for name in evaluation_names
+    }
     grouping = {
         "groupby": row,
         "groupby_aggfunc": "mean",
@@ -248,13 +237,13 @@ def plots(row: "wr.Config | wr.Metric", evaluation_names: Sequence[str]) -> list
         "max_runs_to_show": MAX_RUNS,
     }
     return [
-        *(wr.BarPlot(title=t, metrics=list(m), **grouping) for t, m in bars.items()),
-        *(wr.LinePlot(title=t, x=STEP, y=list(m), **grouping) for t, m in CURVES.items()),
+        *(wr.BarPlot(title=t, metrics=m, **grouping) for t, m in bars.items()),
+        *(wr.LinePlot(title=t, x=STEP, y=m, **grouping) for t, m in PANELS["curves"].items()),
     ]
 
 
 def images() -> "list[wr.MediaBrowser]":
-    return [wr.MediaBrowser(title=title, media_keys=[key]) for title, key in IMAGES.items()]
+    return [wr.MediaBrowser(title=t, media_keys=keys) for t, keys in PANELS["images"].items()]
 
 
 def arrange(panels: list) -> list:

@@ -17,12 +17,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from PIL import Image
-from tabulate import tabulate
+import pandas as pd
+from PIL import Image, ImageOps
 
-from analysis.core.cli import command_line, execute
-from analysis.core.errors import MEANING
-from onenet.config.options import TIDE
+from analysis.core.cli import command_line, execute, output
+from analysis.core.render import NOTES, Page, markdown
 from onenet.data.annotations import Annotations
 from onenet.data.images import ImageSource
 from onenet.data.loading import DetectionDataset
@@ -35,6 +34,7 @@ from onenet.evaluation.predictions import Predictions, to_xywh
 from onenet.inference.load import find, load
 from onenet.runs.evaluations import default_evaluation
 from onenet.runs.folder import RunFolder
+from onenet.sweeps.summary import number
 from onenet.system.terminal import run_command
 
 WORST = 6
@@ -49,7 +49,14 @@ class Mistakes:
     false_positive: np.ndarray  # [D] bool
     shown: np.ndarray  # [D] bool: at or above the threshold
     missed: np.ndarray  # [N] bool
-    per_image: np.ndarray  # [I] int64: false positives and missed objects
+    per_image: pd.DataFrame  # a row per image: how many of both
+
+    @property
+    def worst(self) -> list[int]:
+        """The images with most mistakes, most first, without those that have none."""
+        total = self.per_image.sum(axis=1).to_numpy()
+        order = np.argsort(-total, kind="stable")[:WORST]
+        return [int(image) for image in order if total[image]]
 
 
 def main(arguments: list[str]) -> int:
@@ -66,23 +73,23 @@ def write(args: argparse.Namespace) -> None:
     detector = load(folder.path)
     spec = default_evaluation(detector.config)
     source = open_split(detector.config.data, spec.split, folder.cache)
-    annotations = source.annotations
     dataset = DetectionDataset(source, detector.size, on_bad_image="skip")
-    output = predict(detector.network, dataset, batch=BATCH, peaks=spec.peaks)
-    assert output is not None
-    predictions, _ = output
-    scorer = Scorer(annotations, spec.area_scale, detector.config.eval.backend)
+    predictions, _ = predict(detector.network, dataset, batch=BATCH, peaks=spec.peaks)
+    scorer = Scorer(source.annotations, spec.area_scale, detector.config.eval.backend)
     metrics = scorer.score(predictions).metrics
     threshold = metrics["score_threshold"] or 0.5
-    wrong = mistakes(predictions, annotations, threshold)
-    text = page(folder.path.name, metrics, scorer, predictions, wrong, threshold)
-    if args.out is None:
-        print(text)
-        return
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "errors.md").write_text(text, encoding="utf-8")
-    picture(source, predictions, wrong).save(args.out / "worst.png")
-    print(f"Wrote errors.md and worst.png to {args.out.absolute()}")
+    wrong = mistakes(predictions, source.annotations, threshold)
+    context = [
+        f"AP {number(metrics['AP'])}, with NMS {number(metrics['AP_nms'])}",
+        f"the worst images: at a score of {threshold:.2f} and above",
+    ]
+    tables = [by_error(metrics), by_class(scorer, predictions), wrong.per_image.iloc[wrong.worst]]
+    tables = [table.map(_text).rename(index=str) for table in tables]
+    page = Page(f"Errors of {folder.path.name}", "", context, tables, [])
+    output({"errors.md": markdown(page)}, args.out)
+    if args.out:
+        picture(source, predictions, wrong).save(args.out / "worst.png")
+        print("The worst images: worst.png")
 
 
 def mistakes(predictions: Predictions, annotations: Annotations, threshold: float) -> Mistakes:
@@ -97,82 +104,51 @@ def mistakes(predictions: Predictions, annotations: Annotations, threshold: floa
     missed = ~annotations.crowd
     missed[object_of[shown & (object_of >= 0)]] = False
     image_of = np.repeat(np.arange(len(annotations)), np.diff(annotations.first))
-    images = np.concatenate([predictions.image[false_positive], image_of[missed]])
-    return Mistakes(false_positive, shown, missed, np.bincount(images, minlength=len(annotations)))
-
-
-def page(
-    name: str,
-    metrics: dict,
-    scorer: Scorer,
-    predictions: Predictions,
-    wrong: Mistakes,
-    threshold: float,
-) -> str:
-    """Returns the three tables as Markdown."""
-    annotations = scorer.annotations
-    errors = [
-        [f"dAP_{error}", MEANING[error], metrics[f"dAP_{error}"], metrics[f"dAP_{error}_nms"]]
-        for error in TIDE
-    ]
-    classes = [
-        [label, int(count), *numbers]
-        for label, count, numbers in zip(
-            annotations.category_names,
-            np.bincount(
-                annotations.labels[~annotations.crowd], minlength=len(annotations.category_ids)
-            ),
-            scorer.by_class(predictions),
-            strict=True,
-        )
-    ]
-    images = [
-        [
-            int(annotations.image_ids[image]),
-            int((wrong.missed[annotations.rows(image)]).sum()),
-            int((wrong.false_positive & (predictions.image == image)).sum()),
-        ]
-        for image in worst(wrong)
-    ]
-    ap, ap_nms = _text(metrics["AP"]), _text(metrics["AP_nms"])
-    header = f"# Errors of {name}\n\nAP {ap}, with NMS {ap_nms}."
-    return "\n\n".join(
-        [
-            header,
-            _table(["error", "what it is", "costs in AP50", "with NMS"], errors),
-            _table(["class", "objects", "AP", "AP with NMS"], classes),
-            f"The worst images, at a score of {threshold:.2f} and above:",
-            _table(["image id", "objects missed", "detections without an object"], images),
-        ]
+    counts = {
+        "objects missed": image_of[missed],
+        "detections without an object": predictions.image[false_positive],
+    }
+    per_image = pd.DataFrame(
+        {name: np.bincount(of, minlength=len(annotations)) for name, of in counts.items()},
+        pd.Index(annotations.image_ids, name="image id"),
     )
+    return Mistakes(false_positive, shown, missed, per_image)
 
 
-def worst(wrong: Mistakes) -> list[int]:
-    """The images with most mistakes, most first, without those that have none."""
-    order = np.argsort(-wrong.per_image, kind="stable")[:WORST]
-    return [int(image) for image in order if wrong.per_image[image]]
+def by_error(metrics: dict) -> pd.DataFrame:
+    """What each of TIDE's errors is, and costs."""
+    rows = {
+        f"dAP_{error}": [meaning, metrics[f"dAP_{error}"], metrics[f"dAP_{error}_nms"]]
+        for error, meaning in NOTES["errors"].items()
+    }
+    names = ["what it is", "costs in AP50", "with NMS"]
+    frame = pd.DataFrame.from_dict(rows, "index", columns=names).rename_axis("error")
+    return frame.set_index("what it is", append=True)
+
+
+def by_class(scorer: Scorer, predictions: Predictions) -> pd.DataFrame:
+    annotations, names = scorer.annotations, pd.Index(scorer.annotations.category_names)
+    frame = pd.DataFrame(scorer.by_class(predictions), names, ["AP", "AP with NMS"], dtype=float)
+    labels = annotations.labels[~annotations.crowd]
+    frame.insert(0, "objects", np.bincount(labels, minlength=len(names)))
+    return frame.rename_axis("class")
 
 
 def picture(source: ImageSource, predictions: Predictions, wrong: Mistakes) -> Image.Image:
     """Returns a row for each of the worst images: its objects, and what was detected, with captions
     on the detections without an object."""
-    annotations = source.annotations
-    rows = []
-    for image in worst(wrong):
-        pixels = source.read(image)
-        scale = SIDE / min(pixels.shape[:2])
-        size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
-        resized = Image.fromarray(pixels).resize(size)
-        selected = annotations.rows(image)
+    annotations, rows = source.annotations, []
+    for image in wrong.worst:
+        original = Image.fromarray(source.read(image))
+        scale = SIDE / min(original.size)
+        resized = ImageOps.scale(original, scale)
+        selected, mask = annotations.rows(image), wrong.shown & (predictions.image == image)
         objects = np.column_stack(
             [annotations.boxes_xyxy[selected] * scale, annotations.labels[selected]]
         )
-        mask = wrong.shown & (predictions.image == image)
-        boxes = np.column_stack([predictions.boxes_xyxy[mask] * scale, predictions.labels[mask]])
-        columns = zip(
-            predictions.labels[mask], predictions.scores[mask], wrong.false_positive[mask],
-            strict=True,
-        )  # fmt: skip
+        labels = predictions.labels[mask]
+        boxes = np.column_stack([predictions.boxes_xyxy[mask] * scale, labels])
+        columns = zip(labels, predictions.scores[mask], wrong.false_positive[mask], strict=True)
         captions = [
             f"{annotations.category_names[label]} {score:.2f}" if is_wrong else ""
             for label, score, is_wrong in columns
@@ -192,13 +168,8 @@ def _stack(rows: Sequence[tuple[Image.Image, Image.Image]], gap: int = 8) -> Ima
     return canvas
 
 
-def _text(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.1f}"
-
-
-def _table(header: list[str], rows: list[list]) -> str:
-    cells = [[_text(v) if v is None or isinstance(v, float) else v for v in row] for row in rows]
-    return tabulate(cells, header, tablefmt="github", disable_numparse=True)
+def _text(value: object) -> str:
+    return number(value) if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

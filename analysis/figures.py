@@ -12,7 +12,8 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,9 +24,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.core import beyond
+from analysis.core.beyond import QUESTIONS
 from analysis.core.cli import command_line, execute, overrides_of, print_source
-from analysis.core.plots import COLORS, CURVES, charts
+from analysis.core.plots import COLORS, CURVES, TEXTS, Drawing, chart, row_of_axes
 from analysis.core.samples import SAMPLES
 from analysis.core.table import Results
 from onenet.system.plural import plural
@@ -33,7 +34,6 @@ from onenet.system.terminal import run_command
 
 DPI = 120
 STYLE = {"svg.hashsalt": "onenet", "svg.fonttype": "none", "font.size": 9}
-NAMES = [*SAMPLES, *(points.__name__ for points, *_ in CURVES), *beyond.QUESTIONS]
 
 
 def main(arguments: list[str]) -> int:
@@ -50,54 +50,56 @@ def write_figures(args: argparse.Namespace) -> None:
     folder = results.folder(args.out) / ("" if args.out else "figures")
     folder.mkdir(parents=True, exist_ok=True)
     names = []
-    for name, _, _, figure in draw(results, args.only or NAMES):
-        save(figure, folder / name)
-        names.append(name)
-    for name in args.only or NAMES:
-        if name not in names:
-            print(f"{name}: no run has the data for it. {_way_out(results, name)}")
+    for drawing in draw(results, args.only or NAMES):
+        save(drawing.figure, folder / drawing.name)
+        names.append(drawing.name)
+    for name in (each for each in args.only or NAMES if each not in names):
+        experiment = TEXTS[name].get("experiment", "table1")
+        way_out = f"To run them: {results.command(experiment)}"
+        if experiment == "table1" and not results.table("table1").missing:
+            way_out = "The runs of Table 1 have only their results."
+        print(f"{name}: no run has the data for it. {way_out}")
     print_source(overrides)
     print(f"Wrote {plural(len(names), 'figure')}, as SVG and PNG, to {folder}")
 
 
-def _way_out(results: Results, name: str) -> str:
-    experiment = beyond.EXPERIMENTS.get(name, "table1")
-    if experiment == "table1" and not results.table("table1").missing:
-        return "The runs of Table 1 have only their results."
-    return f"To run them: {results.command(experiment)}"
-
-
-def draw(results: Results, names: Sequence[str]) -> Iterator[tuple[str, str, str, Figure]]:
-    """Yields name, title, caption and figure of the named figures that have runs."""
+def draw(results: Results, names: Iterable[str]) -> Iterator[Drawing]:
+    """Yields the named figures that have runs."""
     with matplotlib.rc_context(STYLE):
         for name in names:
-            if name in SAMPLES and (drawing := SAMPLES[name](results)):
-                yield name, *drawing
-        for chart in charts(results, names):
-            yield chart["name"], chart["title"], chart["caption"], plot(chart)
-        for each in beyond.answers(results, names):
-            yield each.name, each.title, each.caption, each.figure
+            if drawing := DRAW[name](results):
+                yield drawing
 
 
-def plot(chart: dict) -> Figure:
-    """Plots the panels side by side; bands are one standard deviation over seeds."""
-    panels = chart["panels"]
-    figure = Figure(figsize=(0.8 + 3.4 * len(panels), 3), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)
-    for axis, panel in zip(axes.flat, panels, strict=True):
+def plot(results: Results, name: str) -> Drawing | None:
+    """Plots a curve's panels side by side; bands are one standard deviation over seeds."""
+    curve = chart(results, name)
+    if curve is None:
+        return None
+    panels = curve["panels"]
+    figure, axes = row_of_axes(len(panels), 0.8 + 3.4 * len(panels), 3, sharey=True)
+    for axis, panel in zip(axes, panels, strict=True):
         for series in panel["series"]:
             color, x = COLORS.get(series["label"]), series["x"]
             mean, std = np.array(series["mean"]), np.array(series["std"])
             axis.plot(x, mean, color=color, label=series["label"], marker=".")
             axis.fill_between(x, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
         seeds = sorted({series["n"] for series in panel["series"]})
-        axis.set_title(f"{panel['title']} (n = {', '.join(map(str, seeds))})")
-        axis.set_xlabel(chart["x"])
+        title = f"{panel['title']} (n = {', '.join(map(str, seeds))})"
+        axis.set(title=title, xlabel=curve["x"])
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel(chart["y"])
-    axes[0, -1].legend(frameon=False, fontsize=8)
-    return figure
+    figure.axes[0].set_ylabel(curve["y"])
+    figure.axes[-1].legend(frameon=False, fontsize=8)
+    return Drawing(name, figure, curve["title"], curve["caption"])
+
+
+DRAW: dict[str, Callable[[Results], Drawing | None]] = {
+    **SAMPLES,
+    **{name: partial(plot, name=name) for name in CURVES},
+    **QUESTIONS,
+}
+NAMES = tuple(DRAW)
 
 
 def save(figure: Figure, file: Path) -> None:

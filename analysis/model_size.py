@@ -6,8 +6,8 @@ python analysis/model_size.py --size 800 1344
 
 import argparse
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -16,42 +16,33 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from analysis.core.render import Page, markdown
+from analysis.core.cli import plain_parser
+from analysis.core.render import NOTES, Page, markdown
+from analysis.core.table import PAPER
 from onenet.detectors.backbones import make_backbone
 from onenet.detectors.necks import NECKS
 from onenet.detectors.onenet import OneNet
 from onenet.system.terminal import run_command
 
 BACKBONES = ("resnet18", "resnet50", "resnet101")
+PYRAMIDS = ("deconv_dcn", "deconv", "fpn")  # options of neck
 SIZE_HW = (512, 864)
 CHANNELS, CLASSES = 64, 80
 
 
-@dataclass(frozen=True)
-class ModelSize:
+class ModelSize(NamedTuple):
     parameters: float  # millions
     macs: float  # multiply-accumulates of one image, in 10^9
 
 
-RELEASED = {  # at SIZE_HW
-    ("resnet18", "deconv_dcn"): ModelSize(14.53, 23.0),
-    ("resnet18", "deconv"): ModelSize(14.31, 22.6),
-    ("resnet50", "deconv_dcn"): ModelSize(31.03, 45.7),
-    ("resnet50", "deconv"): ModelSize(30.44, 45.2),
-}
+RELEASED = pd.read_csv(PAPER.with_name("released_sizes.csv"), index_col=["backbone", "neck"])
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser, names = plain_parser(__doc__), ("H", "W")
+    about = "default: 512 864"
     parser.add_argument(
-        "--size",
-        nargs=2,
-        type=padded_side,
-        default=SIZE_HW,
-        metavar=("H", "W"),
-        help="default: 512 864",
+        "--size", nargs=2, type=padded_side, default=SIZE_HW, metavar=names, help=about
     )
     print(markdown(page(tuple(parser.parse_args(arguments).size))), end="")
     return 0
@@ -59,32 +50,26 @@ def main(arguments: list[str]) -> int:
 
 def page(size_hw: tuple[int, int]) -> Page:
     """The printed page, for one image of this padded size."""
-    return Page(
-        heading="Size of the networks",
-        question="Are our networks as large as the released ones?",
-        context=[
-            "image {} × {}".format(*size_hw),
-            f"{CLASSES} classes, 1 head, neck.channels={CHANNELS}",
-        ],
-        tables=[_table(size_hw)],
-        notes=[
-            "M: million parameters. GMAC: 10^9 multiply-accumulates of the convolutions; all other "
-            "operations (normalisation, activations, sampling, upsampling) are not counted.",
-            "released: the released code, whose GMAC are known for {} × {} only.".format(*SIZE_HW),
-        ],
-    )
+    question = "Are our networks as large as the released ones?"
+    context = ["image {} × {}".format(*size_hw)]
+    context.append(f"{CLASSES} classes, 1 head, neck.channels={CHANNELS}")
+    return Page("Size of the networks", question, context, [_table(size_hw)], NOTES["sizes"])
 
 
 def _table(size_hw: tuple[int, int]) -> pd.DataFrame:
-    rows = []
-    for backbone in BACKBONES:
-        for neck in ("deconv_dcn", "deconv", "fpn"):
-            ours, released = measure(backbone, neck, size_hw), RELEASED.get((backbone, neck))
-            macs = released.macs if released and size_hw == SIZE_HW else None
-            parameters = _compare(ours.parameters, released and released.parameters, ".2f")
-            rows.append([backbone, neck, *parameters, *_compare(ours.macs, macs, ".1f")])
-    header = ["backbone", "neck", "M", "M released", "gap", "GMAC", "GMAC released", "gap"]
-    return pd.DataFrame(rows, columns=header).set_index(header[:2])
+    index = pd.MultiIndex.from_product([BACKBONES, PYRAMIDS], names=RELEASED.index.names)
+    ours = pd.DataFrame([measure(*network, size_hw) for network in index], index)
+    released = RELEASED.reindex(index)
+    if size_hw != SIZE_HW:
+        released["macs"] = float("nan")
+    gap = (100 * (ours / released - 1)).map("{:+z.1f} %".format)
+    tables = []
+    for name, unit, digits in (("parameters", "M", "{:.2f}"), ("macs", "GMAC", "{:.1f}")):
+        columns = [each[name].map(digits.format) for each in (ours, released)]
+        names = [unit, f"{unit} released", "gap"]
+        tables.append(pd.concat([*columns, gap[name]], axis=1).set_axis(names, axis=1))
+        tables[-1].loc[released[name].isna(), names[1:]] = ""
+    return pd.concat(tables, axis=1)
 
 
 def measure(backbone: str, neck: str, size_hw: tuple[int, int]) -> ModelSize:
@@ -103,14 +88,6 @@ def measure(backbone: str, neck: str, size_hw: tuple[int, int]) -> ModelSize:
 def _deformable_flops(feature_shape, weight_shape, *_, out_shape, **__) -> int:
     """Counts a deformable convolution like an ordinary one of these shapes."""
     return conv_flop_count(feature_shape, weight_shape, out_shape)
-
-
-def _compare(ours: float, released: float | None, digits: str) -> list[str]:
-    """Formats ours, the released number and the gap; the last two are empty if it is unknown."""
-    if released is None:
-        return [format(ours, digits), "", ""]
-    gap = f"{100 * (ours / released - 1):+z.1f} %"
-    return [format(ours, digits), format(released, digits), gap]
 
 
 def padded_side(text: str) -> int:

@@ -12,7 +12,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pandas as pd
-from tabulate import tabulate
 
 from analysis import figures
 from analysis.core import bccd, beyond, fps, scorecard
@@ -20,7 +19,7 @@ from analysis.core.claims import judge
 from analysis.core.cli import command_line, execute, with_root
 from analysis.core.frame import RECORDS, RESULTS
 from analysis.core.pages import ours, page
-from analysis.core.render import csv, markdown
+from analysis.core.render import csv, markdown, markdown_table
 from analysis.core.settings import SWEPT
 from analysis.core.table import Results
 from onenet.sweeps.experiments import expand
@@ -48,8 +47,8 @@ def publish(args: argparse.Namespace) -> None:
     for file, text in pages(results).items():
         (RESULTS / file).parent.mkdir(parents=True, exist_ok=True)
         (RESULTS / file).write_text(text, encoding="utf-8")
-    for name, _, _, figure in figures.draw(results, figures.NAMES):
-        figures.save(figure, RESULTS / "figures" / name)
+    for drawing in figures.draw(results, figures.NAMES):
+        figures.save(drawing.figure, RESULTS / "figures" / drawing.name)
     for file in TEXTS:
         file.write_text(fill(file.read_text(), results))
     print(f"Wrote pages and figures to {RESULTS}, and the tables in {TEXTS[0]}")
@@ -63,7 +62,7 @@ def pages(results: Results) -> dict[str, str]:
         "claims.csv": csv(scorecard.data(judgements)),
     }
     for swept in SWEPT:
-        table = results.table(swept.experiment, swept.setting, swept.more)
+        table = results.table(swept.experiment, swept.setting, tuple(swept.more.split()))
         if table.runs.done.any():
             text = markdown(page(table))  # without paths of this machine
             text = text.replace(f" runs_root={RECORDS}", "").replace(str(RECORDS), "runs")
@@ -134,15 +133,11 @@ def main_job(results: Results) -> str:
 def speed_table() -> str:
     """The plain versions against ours, as `benchmark.py --json` wrote them to the records."""
     benchmark = read_json(BENCHMARK)
-    lines = {
-        f"`{row['key']}`": {
-            "what": row["what"],
-            **{side: f"{row[side]:,.4g} {row['unit']}" for side in ("plain", "ours")},
-            "plain / ours": f"{row['plain'] / row['ours']:.2g}",
-        }
-        for row in benchmark["timings"]
-    }
-    return f"On {benchmark['device']}:\n\n{_pipe(pd.DataFrame(lines).T, corner='key')}"
+    rows = pd.DataFrame(benchmark["timings"])
+    sides = {side: rows[side].map("{:,.4g} ".format) + rows.unit for side in ("plain", "ours")}
+    ratio = (rows.plain / rows.ours).map("{:.2g}".format)
+    frame = pd.DataFrame({"what": rows.what, **sides, "plain / ours": ratio})
+    return f"On {benchmark['device']}:\n\n{_pipe(frame.set_index('`' + rows.key + '`'), 'key')}"
 
 
 def fps_table() -> str:
@@ -192,10 +187,10 @@ def bccd_table() -> str:
 def beyond_text(results: Results) -> str:
     """Our own questions: the answer in a sentence, its figure, and all numbers."""
     parts = [
-        f"### {each.title}\n\n{each.question} (`{each.command}`)\n\n**{each.sentence}**\n\n"
-        f"![{each.title}](figures/{each.name}.svg)\n\n{each.caption}\n\n"
+        f"### {each.title}\n\n{each.question} (`{results.command(each.experiment)}`)\n\n"
+        f"**{each.sentence}**\n\n![{each.title}](figures/{each.name}.svg)\n\n{each.caption}\n\n"
         f"<details><summary>All numbers</summary>\n\n{_pipe(each.table, 'row')}\n\n</details>"
-        for each in beyond.answers(results)
+        for each in figures.draw(results, beyond.QUESTIONS)
     ]
     return "\n\n".join(parts)
 
@@ -214,8 +209,7 @@ def claims_table(results: Results) -> str:
 
 
 def _pipe(frame: pd.DataFrame, corner: str = "") -> str:
-    header, lines = [corner, *frame.columns], frame.reset_index().to_numpy()
-    return tabulate(lines, header, "pipe", colalign=["left"] * len(header), disable_numparse=True)
+    return markdown_table(frame.rename_axis(corner), "left")
 
 
 if __name__ == "__main__":

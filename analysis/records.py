@@ -53,7 +53,10 @@ def copy_runs(args: argparse.Namespace) -> None:
         record = RunFolder(out / folder.path.name)
         copy_results(folder, record)
         if not args.results_only:
-            copy_details(folder, record)
+            _copy(folder, record, DETAILS)
+            lines = "".join(f"{_short(line)}\n" for line in metric_lines(folder))
+            if lines:
+                write_atomically(record.metrics_file, lines)
         if folder.id in args.samples:
             _copy(folder, record, SAMPLES)
     if (root / fps.FILE).is_file():
@@ -76,14 +79,6 @@ def copy_results(folder: RunFolder, record: RunFolder) -> None:
         write_json(record.path / file.relative_to(folder.path), result)
 
 
-def copy_details(folder: RunFolder, record: RunFolder) -> None:
-    """Copies curves, snapshots, and the detections per image that the bootstrap needs."""
-    _copy(folder, record, DETAILS)
-    if folder.metrics_file.is_file():
-        lines = map(_short, metric_lines(folder))
-        write_atomically(record.metrics_file, "".join(f"{line}\n" for line in lines))
-
-
 def _copy(folder: RunFolder, record: RunFolder, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         for file in folder.path.glob(pattern):
@@ -94,9 +89,9 @@ def _copy(folder: RunFolder, record: RunFolder, patterns: Sequence[str]) -> None
 
 def _short(line: dict) -> str:
     """A line with its numbers rounded to five digits, without the timing of the step."""
-    numbers = {k: v for k, v in line.items() if k != "seconds"}
-    return json.dumps({k: float(f"{v:.5g}") if isinstance(v, float) else v
-                       for k, v in numbers.items()})  # fmt: skip
+    numbers = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in line.items()}
+    numbers.pop("seconds", None)
+    return json.dumps(numbers)
 
 
 def _shorten_override(override: str) -> str:

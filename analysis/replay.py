@@ -22,15 +22,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import pandas as pd
 import torch
 from hydra.core.override_parser.types import Override
 from torch import Tensor
 
 from analysis.core.cli import command_line, execute, named_runs, output, runs_folder
-from analysis.core.frame import is_sound, problem, read_arrays, run_folders
-from analysis.core.render import Page, texts
+from analysis.core.frame import problem, read_arrays
+from analysis.core.render import NOTES, Page, texts
 from onenet import build
 from onenet.boxes import iou_and_giou
 from onenet.config.compose import loader, override, override_text
@@ -47,36 +46,19 @@ from onenet.system.terminal import run_command
 Variants = Sequence[tuple[Override, ...]]
 MATCHING = ("cost", "assigner", "location")  # the groups of keys that decide an assignment
 AS_TRAINED = "as trained"
-CONTEXT = [
-    "changed: % of objects whose positive sample differs from the run's last snapshot",
-    "nearest, inside box, inside part: % of positives at a grid point nearest to the object's "
-    "centre, inside its box, inside the part that shows its class; a query's location is its box's "
-    "centre",
-    "conflicts: % of objects whose cheapest slot goes to another object (as conflict_rate)",
-    "iou, score: means over positives, of the IoU with the object and of the score for its class",
-]
 MOVED = "the first row differs from the snapshot: another device may break near ties differently"
 
 
-@dataclass(frozen=True, eq=False)
-class ReplayResult:
-    """The outcome of one matching for a run's objects. A fraction or mean over nothing is None."""
-
-    run: str  # the name of its folder
-    variant: str  # the overrides
-    changed: float | None  # % of objects, compared to the snapshot
-    nearest: float | None  # % of positives; None for queries
-    inside_box: float | None  # % of positives
-    inside_part: float | None  # % of positives of objects whose part is known
-    conflicts: float | None  # % of objects
-    iou: float | None  # mean over positives
-    score: float | None  # mean over positives
-    objects: int
-    slot: np.ndarray  # [A] int64, -1 for an object without a positive sample
-
-
-COLUMNS = tuple(ReplayResult.__dataclass_fields__)[2:-1]
-FORMATS = {"iou": ".3f", "score": ".3f", "objects": "d"}  # ".1f" for the other columns
+COLUMNS = {  # of a replay, with their formats. A fraction or mean over nothing is NaN.
+    "changed": ".1f",  # % of objects, compared to the snapshot
+    "nearest": ".1f",  # % of positives; NaN for queries
+    "inside_box": ".1f",  # % of positives
+    "inside_part": ".1f",  # % of positives of objects whose part is known
+    "conflicts": ".1f",  # % of objects
+    "iou": ".3f",  # mean over positives
+    "score": ".3f",  # mean over positives
+    "objects": "d",
+}
 
 
 @dataclass(frozen=True)
@@ -103,22 +85,18 @@ def main(arguments: list[str]) -> int:
 
 
 def print_replays(args: argparse.Namespace) -> None:
-    requested_variants = variants(args.overrides)
-    folders = select_folders(runs_folder(args.runs), args.run_names)
-    results = replay_all(folders, requested_variants, skip=not args.run_names)
+    """Replays the named runs, or if none is named, all that can be replayed, at least one; prints
+    which others are skipped. Raises UserError."""
+    requested_variants, results = variants(args.overrides), []
+    folders = named_runs(runs_folder(args.runs), args.run_names, "predictions.npz")
+    for folder in folders:
+        try:
+            results.append(replay(folder.path, requested_variants))
+        except UserError as error:
+            if args.run_names or (folder is folders[-1] and not results):
+                raise
+            print(f"skipped: {error}", file=sys.stderr)
     output(texts("replay", args.format, partial(page, results), partial(tidy, results)), args.out)
-
-
-def select_folders(root: Path, names: Sequence[str]) -> list[RunFolder]:
-    """Returns the runs with these names, or if there are none, all runs of the root that have
-    predictions. Raises UserError."""
-    if names:
-        return named_runs(root, names)
-    folders = [folder for folder in run_folders(root) if is_sound(folder)]
-    with_predictions = [folder for folder in folders if folder.predictions_file.is_file()]
-    if not with_predictions:
-        raise UserError(f"No run in {root} has a predictions.npz. Name another root: --runs DIR")
-    return with_predictions
 
 
 def variants(overrides: Sequence[str]) -> Variants:
@@ -133,24 +111,10 @@ def variants(overrides: Sequence[str]) -> Variants:
     return [combination for combination in itertools.product(*axes.values()) if combination]
 
 
-def replay_all(
-    folders: Sequence[RunFolder], variants: Variants, skip: bool
-) -> list[list[ReplayResult]]:
-    """Replays each run. With `skip`, prints which runs cannot be replayed and leaves them out,
-    unless none can. Raises UserError."""
-    results = []
-    for folder in folders:
-        try:
-            results.append(replay(folder.path, variants))
-        except UserError as error:
-            if not skip or (folder is folders[-1] and not results):
-                raise
-            print(f"skipped: {error}", file=sys.stderr)
-    return results
-
-
-def replay(folder: Path, variants: Variants) -> list[ReplayResult]:
-    """Returns the result of the run's own matching, then that of each variant. Raises UserError."""
+def replay(folder: Path, variants: Variants) -> pd.DataFrame:
+    """Returns a row for the run's own matching, then one for each variant: the name of the folder
+    as `run`, the overrides as `variant`, COLUMNS, and `slot`: [A] int64, -1 for an object without a
+    positive sample. Raises UserError."""
     run, name, rows = RunFolder(folder), folder.name, []
     values = run.config() if run.config_file.is_file() else run.result().get("config")
     if "detector" not in (values or {}):
@@ -165,13 +129,14 @@ def replay(folder: Path, variants: Variants) -> list[ReplayResult]:
         images = read_images(run)
         for overrides in [(), *variants]:
             variant = " ".join(map(override_text, overrides)) or AS_TRAINED
-            rows.append(assign(images, config_with(values, overrides), name, variant))
+            row = assign(images, config_with(values, overrides))
+            rows.append({"run": name, "variant": variant, **row})
     except (UserError, FloatingPointError) as error:
         raise UserError(f"{name}: {error}") from error
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         files = f"{run.assignments_file.name} or {run.predictions_file.name}"
         raise UserError(f"{name}: {files} is damaged ({error!r}).") from error
-    return rows
+    return pd.DataFrame(rows)
 
 
 def config_with(values: dict, overrides: Sequence[Override]) -> Config:
@@ -214,27 +179,23 @@ def read_images(folder: RunFolder) -> list[Image]:
     return images
 
 
-def assign(images: Sequence[Image], config: Config, run: str, variant: str) -> ReplayResult:
-    """Matches the objects of each image as in training."""
-    loss, rows, conflicts = build.detection_loss(config), [], 0
+def assign(images: Sequence[Image], config: Config) -> dict:
+    """Matches the objects of each image as in training. Returns COLUMNS and `slot`."""
+    loss, rows, conflicts = build.detection_loss(config), [], torch.tensor(0)
     for image in images:
         (match,) = loss.match(image.output, [image.target])
         slot = torch.full_like(image.recorded, -1)
         slot[match.gt_idx] = match.pred_idx
-        conflicts += match.conflicts.item()
+        conflicts = conflicts + match.conflicts
         rows.append({"slot": slot, "changed": slot != image.recorded, **_positives(image, slot)})
     columns = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
-    slot, iou, score = (columns.pop(key) for key in ("slot", "iou", "score"))
-    return ReplayResult(
-        run,
-        variant,
-        **{key: _mean(100 * column.double()) for key, column in columns.items()},
-        conflicts=100 * conflicts / len(slot) if len(slot) else None,
-        iou=_mean(iou),
-        score=_mean(score),
-        objects=len(slot),
-        slot=slot.numpy(),
-    )
+    slot = columns.pop("slot")
+    means = {
+        key: ((1 if key in ("iou", "score") else 100) * values.double()).mean().item()
+        for key, values in columns.items()
+    }
+    conflicts = (100 * conflicts.double() / len(slot)).item()
+    return {**means, "conflicts": conflicts, "objects": len(slot), "slot": slot.numpy()}
 
 
 def _positives(image: Image, slot: Tensor) -> dict[str, Tensor]:
@@ -261,26 +222,24 @@ def _inside(location_xy: Tensor, xyxy: Tensor) -> Tensor:
     return ((location_xy >= xyxy[:, :2]) & (location_xy <= xyxy[:, 2:])).all(dim=1)
 
 
-def _mean(values: Tensor) -> float | None:
-    return values.double().mean().item() if len(values) else None
-
-
-def page(results: Sequence[Sequence[ReplayResult]]) -> Page:
+def page(results: Sequence[pd.DataFrame]) -> Page:
     """The printed page, with one table per run."""
-    tables = []
+    tables, notes = [], []
     for rows in results:
-        frame = pd.DataFrame(rows).set_index("variant").rename_axis(rows[0].run)[[*COLUMNS]]
-        for name, values in frame.items():
-            frame[name] = [number(value, FORMATS.get(name, ".1f")) for value in values]
-        tables.append(frame.rename(columns=lambda name: name.replace("_", " ")))
-    notes = [f"{rows[0].run}: {MOVED}" for rows in results if rows[0].changed]
+        name = rows.run[0]
+        cells = {
+            column.replace("_", " "): [number(value, pattern) for value in rows[column]]
+            for column, pattern in COLUMNS.items()
+        }
+        tables.append(pd.DataFrame(cells, pd.Index(rows.variant, name=name)))
+        notes += [f"{name}: {MOVED}"] if rows.changed[0] > 0 else []
     question = "Which positive samples would another matching choose from the same predictions?"
-    return Page("Replay", question, CONTEXT, tables, notes)
+    return Page("Replay", question, NOTES["replay"], tables, notes)
 
 
-def tidy(results: Sequence[Sequence[ReplayResult]]) -> pd.DataFrame:
+def tidy(results: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """One line per run and variant."""
-    return pd.DataFrame(itertools.chain(*results)).drop(columns="slot")
+    return pd.concat(results)[["run", "variant", *COLUMNS]]
 
 
 if __name__ == "__main__":

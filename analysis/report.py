@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -29,15 +28,13 @@ from analysis.core.claims import VERDICTS, Judgement, judge, read_claims
 from analysis.core.cli import command_line, execute, overrides_of, print_source
 from analysis.core.pages import page as table_page
 from analysis.core.plots import charts
-from analysis.core.render import TEMPLATES, Page
+from analysis.core.render import Page, template
 from analysis.core.samples import SAMPLES
 from analysis.core.settings import ELSEWHERE, EXPERIMENTS, SWEPT, Swept
 from analysis.core.table import Results, Table
 from analysis.figures import DPI, draw
 from onenet.system.files import write_atomically
 from onenet.system.terminal import run_command
-
-QUESTION = "What makes a dense detector need NMS, and what removes the need?"
 
 
 def main(arguments: list[str]) -> int:
@@ -62,35 +59,25 @@ def write_report(args: argparse.Namespace) -> None:
 
 def page(results: Results, judgements: list[Judgement], folder: Path, command: str) -> str:
     """Returns the HTML. Links to runs are relative to `folder`; `command` makes this page."""
-    templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
+    table1 = results.table("table1")
     curves, tables = charts(results), pages(results, folder)
-    seeds = ", ".join(map(str, sorted({*results.table("table1").runs.seed})))
-    answers = [*beyond.answers(results)]
-    names = ["answer", "scorecard", "tables", "beyond", "curves", "figures"]
-    if not answers:
-        names.remove("beyond")
-    return templates.get_template("report.html").render(
-        title="OneNet, rebuilt: the evidence",
-        question=QUESTION,
-        sections=[{"id": name, "name": name} for name in names],
-        css=Markup((TEMPLATES / "report.css").read_text()),
-        js=Markup((TEMPLATES / "report.js").read_text()),
+    seeds = ", ".join(map(str, sorted({*table1.runs.seed})))
+    return template("report.html").render(
         answer=answer(judgements),
         scale=f"{tables[0]['page'].context[0]}; seeds {seeds}",
-        rerun=f"{results.table('table1').command}\n{command}",
-        summary=scorecard.summary(judgements),
+        rerun=f"{table1.command}\n{command}",
+        results=results,
         claims=judgements,
+        scorecard=scorecard,
         ranks=VERDICTS,
-        numbers=scorecard.numbers,
-        printed=scorecard.printed,
         elsewhere=_other_verdicts(results),
-        commands="\n".join(scorecard.missing_commands(judgements)),
         pages=tables,
-        beyond=[_beyond(each) for each in answers],
+        beyond=[*draw(results, beyond.QUESTIONS)],
         charts=curves,
         charts_json=Markup(json.dumps(curves, allow_nan=False).replace("<", "\\u003c")),
-        figures=_figures(results),
-        footer=_footer(results.table("table1").done),
+        figures=[*draw(results, SAMPLES)],
+        source=_source,
+        footer=_footer(table1.done),
     )
 
 
@@ -147,8 +134,8 @@ def pages(results: Results, folder: Path) -> list[dict]:
             if not swept.setting or (results.proxy and differs and table.runs.done.any()):
                 tables.append(_page(table, folder, swept))
         if experiment == "table1" and base.has_tide:
-            note = "of the rows of Table 1"
-            tables.append(_entry("table1-errors", errors.page(base), note, errors.COMMAND))
+            own = errors.page(base), "of the rows of Table 1", errors.COMMAND
+            tables.append(_entry("table1-errors", *own))
         if experiment == "table1" and results.is_committed:
             command = "The commands are in analysis/results/README.md, “Real images”"
             tables.append(_entry("table1-bccd", bccd.page(), "real images", command))
@@ -168,16 +155,7 @@ def _page(table: Table, folder: Path, swept: Swept) -> dict:
 
 def _entry(id_: str, page: Page, note: str, command: str, runs: Sequence = ()) -> dict:
     """What the template shows of a table. `runs`: link, title and seed of the runs of each row."""
-    tables = [(table.index.nlevels, table.reset_index()) for table in page.tables]
-    return {"id": id_, "page": page, "tables": tables, "note": note, "command": command,
-            "runs": runs}  # fmt: skip
-
-
-def _figures(results: Results) -> list[dict]:
-    return [
-        {"name": name, "title": title, "caption": caption, "source": _source(figure)}
-        for name, title, caption, figure in draw(results, list(SAMPLES))
-    ]
+    return {"id": id_, "page": page, "note": note, "command": command, "runs": runs}
 
 
 def _source(figure: Figure) -> str:
@@ -187,17 +165,11 @@ def _source(figure: Figure) -> str:
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def _beyond(answer: beyond.Answer) -> dict:
-    table = answer.table.reset_index()
-    return {"answer": answer, "table": table, "source": _source(answer.figure)}
-
-
 def _footer(runs: pd.DataFrame) -> str:
     if runs.empty:
         return ""
-    devices, commits = (
-        ", ".join(sorted({*values.fillna("?")})) for values in (runs.device, runs.commit.str[:7])
-    )
+    devices = ", ".join(sorted({*runs.device.fillna("?")}))
+    commits = ", ".join(sorted({*runs.commit.str[:7].fillna("?")}))
     return (
         f"Table 1 was run on {devices}, at commit {commits}. The versions, "
         "settings and times of each run are in its result.json."

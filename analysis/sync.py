@@ -13,15 +13,14 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.core.cli import command_line, execute, runs_folder
+from analysis.core.cli import command_line, execute, named_runs, runs_folder
 from analysis.core.frame import OWN_RUNS, problem
 from onenet.errors import UserError
-from onenet.runs.folder import RunFolder, find_runs
+from onenet.runs.folder import RunFolder
 from onenet.system.terminal import run_command
 from onenet.tracking.tracker import BUSY, UNANSWERED, rebuild_mirror
 
@@ -45,29 +44,15 @@ def main(arguments: list[str]) -> int:
 
 
 def sync_runs(args: argparse.Namespace) -> int:
+    """Rebuilds the runs one by one and prints a line for each. Returns the exit status."""
     if os.environ.get("WANDB_MODE") == "disabled":
         raise UserError("WANDB_MODE=disabled turns W&B off: unset it to rebuild runs.")
     if args.wait <= 0:
         raise UserError(f"--wait {args.wait:g}: must be above 0.")
-    folders = select_folders(runs_folder(args.runs or OWN_RUNS), args.run_names)
-    return sync(folders, args.wait)
-
-
-def select_folders(root: Path, names: Sequence[str]) -> list[RunFolder]:
-    """Returns the root's run folders with these names or ids, or all of them if there are no names.
-    Raises UserError."""
-    configs = root.glob("[!.]*/config.yaml")
-    folders = [RunFolder(file.parent) for file in sorted(configs)]
-    if not folders:
-        raise UserError(f"There is no run in {root}.")
-    return find_runs(root, folders, names) or folders
-
-
-def sync(folders: Sequence[RunFolder], seconds: float) -> int:
-    """Rebuilds the runs one by one and prints a line for each. Returns the exit status."""
+    folders = named_runs(runs_folder(args.runs or OWN_RUNS), args.run_names, "config.yaml")
     counts, offline = Counter(), []
     for number, folder in enumerate(folders, 1):
-        outcome, line = rebuild(folder, seconds)
+        outcome, line = rebuild(folder, args.wait)
         print(f"{folder.path.name}: {line}", flush=True)
         counts[outcome] += 1
         if outcome == "rebuilt":

@@ -12,6 +12,7 @@ from scipy import stats
 
 from analysis import figures, publish
 from analysis.core import beyond, errors
+from analysis.core.plots import Drawing
 from analysis.core.table import Results
 from onenet.sweeps.experiments import RunSpec, expand
 from tests.test_figures import run, table1
@@ -30,8 +31,12 @@ def specs(root: Path, name: str, *words: str) -> list[RunSpec]:
     return expand([f"+experiment={name}", *words, f"runs_root={root}"])
 
 
-def answer(root: Path, name: str) -> beyond.Answer:
-    [one] = beyond.answers(Results([f"runs_root={root}"]), [name])
+def answers(results: Results) -> list[Drawing]:
+    return [*figures.draw(results, beyond.QUESTIONS)]
+
+
+def answer(root: Path, name: str) -> Drawing:
+    [one] = figures.draw(Results([f"runs_root={root}"]), [name])
     return one
 
 
@@ -98,15 +103,15 @@ def test_the_score_gap_of_each_row_and_the_errors_of_table_1(root):
 
 
 def test_without_runs_or_with_other_data_there_are_no_answers(root, tmp_path):
-    assert [*beyond.answers(Results([f"runs_root={root}"]))] == []
+    assert answers(Results([f"runs_root={root}"])) == []
     for spec in table1(root):
         fill(spec, AP=60.0, nms_gain=1.0)  # an earlier version's, without score gap
-    assert [*beyond.answers(Results([f"runs_root={root}"]))] == []
+    assert answers(Results([f"runs_root={root}"])) == []
     (tmp_path / "annotations").mkdir()
     for split in ("train", "val"):
         (tmp_path / f"annotations/instances_{split}2017.json").write_text("{}")
     other = ["data=coco", f"data.root={tmp_path}", f"runs_root={root}"]
-    assert [*beyond.answers(Results(other))] == []
+    assert answers(Results(other)) == []
 
 
 def test_runs_of_another_kind_answer_no_question_about_crowded_shapes(root):
@@ -114,7 +119,7 @@ def test_runs_of_another_kind_answer_no_question_about_crowded_shapes(root):
     for spec in table1(root, parts):
         fill(spec, AP=60.0, AP_nms=61.0, AP_nms_06=61.0, AP_nms_07=61.0, score_gap=0.4)
     results = Results([parts, f"runs_root={root}"])
-    assert [each.name for each in beyond.answers(results)] == ["score_gap"]
+    assert [each.name for each in answers(results)] == ["score_gap"]
 
 
 def test_figures_and_text_are_written(root, tmp_path):

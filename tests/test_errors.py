@@ -69,7 +69,7 @@ def test_mistakes_equal_a_loop(seed, threshold):
     wrong, missed = mistakes_by_loop(predictions, annotations, threshold)
     assert set(np.flatnonzero(found.false_positive).tolist()) == wrong
     assert set(np.flatnonzero(found.missed).tolist()) == missed
-    assert found.per_image.sum() == len(wrong) + len(missed)
+    assert found.per_image.to_numpy().sum() == len(wrong) + len(missed)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -93,7 +93,7 @@ def test_the_command_writes_a_page_and_a_picture(tmp_path, capsys):
     assert "hourglass" in printed
     root, out = str(run.path.parent), str(tmp_path / "out")
     assert errors.main([run.id, "--runs", root, "--out", out]) == 0
-    assert (tmp_path / "out" / "errors.md").read_text() == printed.rstrip("\n")
+    assert (tmp_path / "out" / "errors.md").read_text() == printed
     assert Image.open(tmp_path / "out" / "worst.png").height > 500
     assert errors.main(["0123456789", "--runs", str(run.path.parent)]) == 2
     assert errors.main([run.path.as_posix(), "--out", "/dev/null/x"]) == 2

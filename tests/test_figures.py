@@ -87,7 +87,7 @@ def test_a_series_is_the_mean_over_seeds_and_knows_their_number(root):
     for spec in table1(root, "seed=0,1"):
         run(spec, seed_shift=float(spec.config.seed))
     by_name = {chart["name"]: chart for chart in charts(Results([f"runs_root={root}"]))}
-    assert set(by_name) == {points.__name__ for points, *_ in figures.CURVES}
+    assert set(by_name) == {*figures.CURVES}
     (panel,) = by_name["nms_threshold"]["panels"]
     assert panel["title"] == "rigid"
     assert [series["label"] for series in panel["series"]] == [*figures.COLORS]

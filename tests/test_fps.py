@@ -98,13 +98,13 @@ def test_tables_show_the_speed_of_a_rows_network_trained_or_not(tmp_path, capsys
 
 
 def test_a_frame_of_ours_is_what_an_evaluation_answers():
-    network = inference.our_network((60, 90), "tiny", "deconv", heads=2, infer_heads=1)
+    network = inference.our_network((60, 90), "tiny", "deconv", heads=2)
     assert network == Network("onenet", "tiny", "deconv", 64, 2, 1, "60x90")
-    detections = inference.our_detector(network, (60, 90))()
+    detections = inference.our_detector(network)()
     assert isinstance(detections, Detections)
     assert 0 < len(detections.scores) <= 100
     assert (detections.boxes_xyxy <= torch.tensor([90, 60, 90, 60])).all()
-    keep = inference.our_detector(network, (60, 90), nms=True)()
+    keep = inference.our_detector(network, nms=True)()
     assert 0 < keep.sum() <= len(keep) == len(detections.scores)
 
 

@@ -17,9 +17,9 @@ from onenet.detectors.necks import NECKS
 from onenet.detectors.onenet import OneNet
 
 
-@pytest.mark.parametrize(("backbone", "neck"), RELEASED)
+@pytest.mark.parametrize(("backbone", "neck"), RELEASED.index)
 def test_parameters_and_work_are_those_of_the_released_code(backbone, neck):
-    ours, released = measure(backbone, neck, SIZE_HW), RELEASED[backbone, neck]
+    ours, released = measure(backbone, neck, SIZE_HW), RELEASED.loc[(backbone, neck)]
     assert ours.parameters == pytest.approx(released.parameters, rel=0.02)
     assert ours.macs == pytest.approx(released.macs, rel=0.02)
 

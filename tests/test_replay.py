@@ -72,6 +72,10 @@ def refused(capsys, *arguments) -> str:
     return message.err
 
 
+def replayed_rows(folder: Path, variants) -> list:
+    return [*replay.replay(folder, overrides(variants)).itertuples()]
+
+
 def overrides(variants) -> list[tuple]:
     return [tuple(loader().parse(words)) for words in variants]
 
@@ -153,14 +157,14 @@ def least_total(cost: np.ndarray) -> float:
 def test_as_trained_is_what_was_recorded(root, name):
     folder = folder_of(root, name)
     assignments = arrays(folder / "assignments.npz")
-    (row,) = replay.replay(folder, [])
+    (row,) = replayed_rows(folder, [])
     rows = np.concatenate([rows for rows, *_ in images(folder)])
     assert (row.run, row.variant, row.objects) == (folder.name, AS_TRAINED, len(rows))
     np.testing.assert_array_equal(row.slot, assignments["slot"][-1, rows])
     assert row.changed == 0
     has = rows[row.slot >= 0]
     if name in QUERIES:
-        assert row.nearest is None
+        assert math.isnan(row.nearest)
     else:
         assert row.nearest == pytest.approx(100 * assignments["nearest"][-1, has].mean())
     place, gt, part = (assignments[key] for key in ("place_xy", "gt_xyxy", "part_xyxy"))
@@ -195,7 +199,7 @@ VARIANTS = [
 def test_each_variant_chooses_as_brute_force_does(root, name):
     folder = folder_of(root, name)
     assignments, values = arrays(folder / "assignments.npz"), RunFolder(folder).config()
-    replayed = replay.replay(folder, overrides(VARIANTS))
+    replayed = replayed_rows(folder, VARIANTS)
     assert [row.variant for row in replayed[1:]] == [" ".join(words) for words in VARIANTS]
     for words, row in zip(VARIANTS, replayed[1:], strict=True):
         config = config_with(values, *overrides([words]))
@@ -228,15 +232,15 @@ def test_what_becomes_of_two_objects_that_want_one_slot(tmp_path):
     twins = [(1, (8, 8, 40, 30)), (1, (8, 8, 40, 30)), (0, (40, 34, 60, 60))]
     source = Pictures(make_annotations([(64, 64)], [twins]))
     folder = finish(tmp_path / "twins", source=source)
-    keep, next_best, drop = replay.replay(
-        folder, overrides([("assigner.conflict=next_best",), ("assigner.conflict=drop",)])
+    keep, next_best, drop = replayed_rows(
+        folder, [("assigner.conflict=next_best",), ("assigner.conflict=drop",)]
     )
     assert keep.slot[0] == keep.slot[1] == next_best.slot[0] == drop.slot[0]
     assert next_best.slot[1] not in (-1, keep.slot[0])
     assert drop.slot[1] == -1
     for row in (keep, next_best, drop):
         assert row.conflicts == pytest.approx(100 / 3)
-        assert row.inside_part is None  # the parts are unknown
+        assert math.isnan(row.inside_part)  # the parts are unknown
     assert (keep.changed, next_best.changed) == (0, pytest.approx(100 / 3))
     assert drop.changed == pytest.approx(100 / 3)
     two, three = drop.iou * 2, keep.iou * 3
@@ -250,12 +254,12 @@ def test_what_becomes_of_two_objects_that_want_one_slot(tmp_path):
 def test_images_without_objects(tmp_path, objects, words):
     source = Pictures(make_annotations([(40, 56), (64, 64)], objects))
     folder = finish(tmp_path / "few", *words, source=source)
-    for row in replay.replay(folder, overrides([("cost=loc_only",), ("assigner=hungarian",)])):
+    for row in replayed_rows(folder, [("cost=loc_only",), ("assigner=hungarian",)]):
         if objects[1]:
             assert (row.objects, row.conflicts) == (1, 0)
         else:
             assert row.objects == 0
-            assert {getattr(row, name) for name in COLUMNS[:-1]} == {None}
+            assert all(math.isnan(getattr(row, name)) for name in [*COLUMNS][:-1])
 
 
 def test_lists_make_rows_and_runs_make_blocks(root, capsys):
@@ -269,9 +273,7 @@ def test_lists_make_rows_and_runs_make_blocks(root, capsys):
     ]
     for block in blocks:
         assert [line.split("|")[1].strip() for line in block[2:]] == [AS_TRAINED, *variants]
-    (_, row) = replay.replay(
-        root / runs[2], overrides([("cost.weights.cls=8", "assigner=min_cost")])
-    )
+    (_, row) = replayed_rows(root / runs[2], [("cost.weights.cls=8", "assigner=min_cost")])
     cells = [cell.strip() for cell in blocks[0][7].split("|")[2:-1]]
     assert cells[:2] == [f"{row.changed:.1f}", f"{row.nearest:.1f}"]
     assert cells[4:] == [
@@ -289,7 +291,7 @@ def test_csv_is_unrounded_and_out_says_where(root, tmp_path, capsys):
     assert printed(capsys, *arguments, "--", "cost=loc_cls") == (
         f"Wrote replay.md, replay.csv to {out}.\n"
     )
-    rows = replay.replay(root / "predefined-0000000001", overrides([("cost=loc_cls",)]))
+    rows = replayed_rows(root / "predefined-0000000001", [("cost=loc_cls",)])
     for line, row in zip(lines((out / "replay.csv").read_text()), rows, strict=True):
         assert (line["run"], line["variant"]) == (row.run, row.variant)
         for name in COLUMNS:
@@ -344,7 +346,7 @@ def test_the_config_of_result_json_serves_too(root, tmp_path):
     for name in ("assignments.npz", "predictions.npz"):
         (folder / name).symlink_to(source / name)
     write_json(folder / "result.json", {"config": RunFolder(source).config()})
-    recorded, other = replay.replay(folder, overrides([("cost=loc_only",)]))
+    recorded, other = replayed_rows(folder, [("cost=loc_only",)])
     assert recorded.changed == 0
     assert other.changed > 0
 

@@ -280,7 +280,7 @@ def test_input_that_cannot_work_is_an_error(tmp_path, asked, monkeypatch, capsys
     assert sync.main(["--runs", str(tmp_path), "--wait", "0"]) == 2
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert sync.main(["--runs", str(tmp_path)]) == 2
-    words = ("not a folder", "no run in", "--wait 0", "WANDB_MODE=disabled")
+    words = ("not a folder", "No run in", "--wait 0", "WANDB_MODE=disabled")
     for line, word in zip(capsys.readouterr().err.splitlines(), words, strict=True):
         assert word in line
 

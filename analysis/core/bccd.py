@@ -4,8 +4,9 @@
 import pandas as pd
 
 from analysis.core.frame import RESULTS
+from analysis.core.pages import ours
 from analysis.core.render import Page
-from onenet.sweeps.summary import COLUMNS, with_std
+from onenet.sweeps.summary import COLUMNS
 
 FOLDER = RESULTS / "bccd"
 NAMES = ("AP", "AP(+NMS)", "gain", "gain AP50", "dup/obj")
@@ -24,17 +25,12 @@ def verdicts() -> dict[str, str]:
 
 def page() -> Page:
     frame = numbers()
-    rows = frame.index.unique("row")
-    cells = {
-        name: [with_std(*frame.loc[(row, metric), ["ours_mean", "ours_std"]], ".2f")
-               for row in rows]
-        for name, (metric, _) in ((name, COLUMNS[name]) for name in NAMES)
-    }  # fmt: skip
-    n = [f"{frame.at[(row, 'AP'), 'n']:g}" for row in rows]
+    cells = {name: ours(frame, COLUMNS[name][0], ".2f") for name in NAMES}
+    n = frame.n.xs("AP", level="metric").map("{:g}".format)
     return Page(
         "Table 1. Ablation on label assignment",
         "The same rows, on photographs of blood cells (BCCD).",
         (FOLDER / "setting.txt").read_text().splitlines(),
-        [pd.DataFrame({"n": n, **cells}, index=rows)],
+        [pd.DataFrame({"n": n, **cells})],
         [],
     )

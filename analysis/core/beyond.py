@@ -2,8 +2,7 @@
 NMS costs where objects overlap, and when two objects that share a slot do harm.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -11,19 +10,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.core.plots import COLORS
+from analysis.core.plots import COLORS, TEXTS, Drawing, drawing, row_of_axes
 from analysis.core.statistics import Interval, t_interval
 from analysis.core.table import Results
 from onenet.sweeps import summary
 from onenet.sweeps.experiments import NoRow, expand
-from onenet.sweeps.summary import cell, with_std
+from onenet.sweeps.summary import cell
 
-EXPERIMENTS = {  # question -> the experiment that answers it
-    "score_gap": "table1",
-    "decoupling": "decoupling",
-    "crowded": "crowded",
-    "shared_slots": "conflicts",
-}
 OF_SHAPES = {"crowded": ["crowded"], "conflicts": ["rigid", "crowded"]}  # kinds of shapes
 SEEDS = "seed=0,1,2"
 MAX_GAIN = 1.0  # AP; a detector that gains less from NMS does not need it
@@ -40,27 +33,6 @@ PANELS = {  # of the heat map: metric -> title and format
     "score_gap": ("score gap", "+.2f"),
     "AP": ("AP", ".1f"),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """A question, and what our runs answer."""
-
-    name: str  # of the figure's file
-    title: str
-    question: str
-    sentence: str
-    caption: str
-    figure: Figure
-    table: pd.DataFrame  # of text
-    command: str
-
-
-def answers(results: Results, names: Sequence[str] | None = None) -> Iterator[Answer]:
-    """Yields the answers to the named questions (None: all), as far as there are runs for them."""
-    for name, question in QUESTIONS.items():
-        if (names is None or name in names) and (answer := question(results)):
-            yield answer
 
 
 @cache
@@ -96,88 +68,64 @@ def mean_of(runs: pd.DataFrame, metric: str) -> Interval | None:
 # --- what the score gap tells ---
 
 
-def score_gap(results: Results) -> Answer | None:
+def score_gap(results: Results) -> Drawing | None:
     runs = finished(results, "table1")
-    groups = dict([*runs[runs.score_gap.notna()].groupby("label", sort=False)])
-    if len(groups) < 4:
+    runs = runs[runs.score_gap.notna()]
+    if runs.label.nunique() < 4:
         return None
-    gaps = {label: mean_of(own, "score_gap").sentence(".2f") for label, own in groups.items()}
-    axis = _gain_axis()
-    for name in EXPERIMENTS.values():
-        if len(own := finished(results, name)):
-            axis.scatter(own.score_gap, own.nms_gain, s=14, alpha=0.7, label=name)
+    figure, axis = _gain_figure("score gap")
+    for name in QUESTIONS:
+        experiment = TEXTS[name]["experiment"]
+        if len(own := finished(results, experiment)):
+            axis.scatter(own.score_gap, own.nms_gain, s=14, alpha=0.7, label=experiment)
     axis.axvline(0, color="0.3", linewidth=0.8)
-    axis.set_xlabel("score gap")
     axis.legend(frameon=False, fontsize=8)
-    return Answer(
-        "score_gap",
-        "The score gap",
-        "How far is an object's positive sample ahead of the next box on the same object?",
-        f"Matched by predicted boxes, it is at {gaps['predicted']} without the class in the cost, "
-        f"and at {gaps['predicted + class']} with it; matched by grid points, at "
-        f"{gaps['predefined']} and {gaps['predefined + class']}.",
-        "Each dot is a run. Score gap: the score of an object's positive sample minus the highest "
-        "score of its class among other boxes with an IoU of at least 0.5 to it, as a mean over "
-        "objects. NMS has work where it is small or negative.",
-        axis.figure,
-        _table(groups, ("score_gap", "nms_gain", "duplicates_per_object", "dAP_dupe")),
-        results.command("table1"),
-    )
+    table = _table(runs, ("score_gap", "nms_gain", "duplicates_per_object", "dAP_dupe"))
+    gaps = {
+        label: mean_of(own, "score_gap").sentence(".2f") for label, own in runs.groupby("label")
+    }
+    return drawing("score_gap", figure, table, **gaps)
 
 
-def _gain_axis() -> Axes:
-    """Returns the only axes of a new figure, with the gain from NMS upwards."""
-    axis = Figure(figsize=(5.2, 3.6), layout="constrained").subplots()
+def _gain_figure(x: str) -> tuple[Figure, Axes]:
+    """Returns a new figure with its only axes: `x`, and the gain from NMS."""
+    figure, (axis,) = row_of_axes(1, 5.2, 3.6)
     axis.axhline(0, color="0.3", linewidth=0.8)
-    axis.set_ylabel("gain in AP from NMS")
-    return axis
+    axis.set(xlabel=x, ylabel="gain in AP from NMS")
+    return figure, axis
 
 
-def _table(groups: dict[str, pd.DataFrame], metrics: Sequence[str]) -> pd.DataFrame:
-    """Mean ± standard deviation over seeds, a line for each group."""
-    return pd.DataFrame(
-        {
-            name: [cell([*own[metric]], pattern) for own in groups.values()]
-            for name, (metric, pattern) in COLUMNS.items()
-            if metric in metrics
-        },
-        index=pd.Index([*groups], name="row"),
-    )
+def _table(runs: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Mean ± standard deviation over seeds, a line for each label."""
+    groups = runs.groupby("label", sort=False)
+    return pd.DataFrame({
+        name: groups[metric].agg(lambda own, pattern=pattern: cell([*own], pattern))
+        for name, (metric, pattern) in COLUMNS.items() if metric in metrics
+    }).rename_axis("row")  # fmt: skip
 
 
 # --- how much class, and where ---
 
 
-def decoupling(results: Results) -> Answer | None:
+def decoupling(results: Results) -> Drawing | None:
     runs = finished(results, "decoupling")
     gains = {key: mean_of(own, "nms_gain") for key, own in runs.groupby(["cost_cls", "loss_cls"])}
     seeds = {weight: gains[weight, PAPER_WEIGHT] for weight in runs.cost_cls.unique()
              if (weight, PAPER_WEIGHT) in gains and gains[weight, PAPER_WEIGHT].n > 1}  # fmt: skip
     if 0 not in seeds or runs.cost_cls.nunique() < 3:  # Table 1 has two
         return None
-    enough = min((w for w, gain in seeds.items() if gain.high < MAX_GAIN), default=None)
     without = [f"{gain.sentence()} AP with a class weight of the loss of {loss:g}"
                for (cost, loss), gain in gains.items() if cost == 0 and gain.n > 1]  # fmt: skip
-    sentence = f"Without the class in the cost, NMS adds {', '.join(without)}"
-    if enough:
-        sentence += f"; a weight of {enough:g} in the cost leaves {seeds[enough].sentence()}"
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    for axis, (metric, (title, pattern)) in zip(figure.subplots(1, 4), PANELS.items(), strict=True):
+    enough = [f"; a weight of {weight:g} in the cost leaves {gain.sentence()}"
+              for weight, gain in sorted(seeds.items()) if gain.high < MAX_GAIN]  # fmt: skip
+    figure, axes = row_of_axes(4, 11, 3.6)
+    for axis, (metric, (title, pattern)) in zip(axes, PANELS.items(), strict=True):
         _heat_map(axis, runs, metric, pattern)
         axis.set_title(title)
     figure.axes[0].set_ylabel("class weight of the matching cost")
-    groups = dict([*runs.groupby("label", sort=False)])
-    return Answer(
-        "decoupling",
-        "The class in the cost, or in the loss",
-        "Which removes duplicates, the class in the matching cost or in the loss, and how much of "
-        "it does it take?",
-        sentence + ".",
-        "Means over the seeds that were run: three where the answer turns, else one.",
-        figure,
-        _table(groups, (*PANELS, "duplicates_per_object")),
-        results.command("decoupling"),
-    )
+    table = _table(runs, (*PANELS, "duplicates_per_object"))
+    texts = {"without": ", ".join(without), "enough": enough[0] if enough else ""}
+    return drawing("decoupling", figure, table, **texts)
 
 
 def _heat_map(axis: Axes, runs: pd.DataFrame, metric: str, pattern: str) -> None:
@@ -194,40 +142,29 @@ def _heat_map(axis: Axes, runs: pd.DataFrame, metric: str, pattern: str) -> None
 # --- what NMS costs where objects overlap ---
 
 
-def crowded(results: Results) -> Answer | None:
+def crowded(results: Results) -> Drawing | None:
     runs = finished(results, "crowded")
     runs = runs.assign(**{iou: runs[metric] - runs.AP for iou, metric in NMS.items()})
-    groups = dict([*runs.groupby("label", sort=False)])
-    if "predicted + class" not in groups:
+    own = runs[runs.label == "predicted + class"]
+    if own.empty:
         return None
-    own = groups["predicted + class"]
     changes = [f"at {iou} by {change.sentence('+.1f')}"
                for iou in NMS if (change := mean_of(own, iou))]  # fmt: skip
-    axis = _gain_axis()
-    for number, (label, own) in enumerate(groups.items()):
+    figure, axis = _gain_figure("IoU threshold of NMS")
+    for number, (label, own) in enumerate(runs.groupby("label", sort=False)):
         x = np.arange(len(NMS)) + 0.18 * (number - 1.5)
         mean, std = own[[*NMS]].mean(), own[[*NMS]].std().fillna(0)
         axis.bar(x, mean, width=0.18, label=label, yerr=std, color=COLORS[label])
     axis.set_xticks(range(len(NMS)), NMS)
-    axis.set_xlabel("IoU threshold of NMS")
     axis.legend(frameon=False, fontsize=8)
-    return Answer(
-        "crowded",
-        "Objects that overlap",
-        "Where true neighbours overlap as duplicates do, how much AP does NMS cost?",
-        f"NMS changes the AP of predicted + class {', '.join(changes)}.",
-        "Built-in shapes, of which a third are the second of a pair: two of one class with an IoU "
-        "of 0.5 to 0.7. Mean and standard deviation over seeds.",
-        axis.figure,
-        _table(groups, ("AP", *NMS.values(), "duplicates_per_object", "score_gap")),
-        results.command("crowded"),
-    )
+    table = _table(runs, ("AP", *NMS.values(), "duplicates_per_object", "score_gap"))
+    return drawing("crowded", figure, table, changes=", ".join(changes))
 
 
 # --- two objects, one slot ---
 
 
-def shared_slots(results: Results) -> Answer | None:
+def shared_slots(results: Results) -> Drawing | None:
     runs = finished(results, "conflicts")
     kinds, changes = [*runs.kind.unique()], []
     for (center, kind), own in runs.groupby(["center", "kind"], sort=False):
@@ -238,8 +175,7 @@ def shared_slots(results: Results) -> Answer | None:
             changes.append(f"{interval} on {kind} shapes with a centre weight of {center:g}")
     if not changes:
         return None
-    figure = Figure(figsize=(0.8 + 3.4 * len(kinds), 3.2), layout="constrained")
-    axes = figure.subplots(1, len(kinds), squeeze=False).flat
+    figure, axes = row_of_axes(len(kinds), 0.8 + 3.4 * len(kinds), 3.2)
     for axis, kind in zip(axes, kinds, strict=True):
         for way, own in runs[runs.kind == kind].groupby("way", sort=False):
             means = own.groupby("center").AP.agg(["mean", "std"]).fillna(0)
@@ -247,33 +183,14 @@ def shared_slots(results: Results) -> Answer | None:
         axis.set_xscale("log")
         axis.set_xticks([*runs.center.unique()], [f"{value:g}" for value in runs.center.unique()])
         axis.minorticks_off()
-        axis.set_title(kind)
-        axis.set_xlabel("weight of the centre in the cost")
+        axis.set(title=kind, xlabel="weight of the centre in the cost")
     figure.axes[0].set_ylabel("AP")
     figure.axes[-1].legend(frameon=False, fontsize=8)
-    table = runs.groupby(["kind", "center", "way"], sort=False).AP.agg(["mean", "std"])
-    cells = [with_std(mean, std) for mean, std in table.itertuples(index=False)]
-    by_way = pd.Series(cells, table.index).unstack("way", fill_value="-")
-    by_way.index = pd.Index(
-        [f"{kind}, centre {weight:g}" for kind, weight in by_way.index], name="row"
-    )
-    return Answer(
-        "shared_slots",
-        "Two objects, one slot",
-        "When does it hurt that two objects may take the same slot, as in Algorithm 1?",
-        f"Matching one to one (Hungarian) changes AP by {', by '.join(changes)}.",
-        "Pre-defined + class. keep: both objects learn at the slot, as in Algorithm 1; next_best: "
-        "the second takes its next best slot; drop: the second has none. Bars: standard deviation "
-        "where there are several seeds.",
-        figure,
-        by_way,
-        results.command("conflicts"),
-    )
+    table = runs.groupby(["kind", "center", "way"], sort=False).AP.agg(lambda own: cell([*own]))
+    table = table.unstack("way", fill_value="-")
+    rows = [f"{kind}, centre {weight:g}" for kind, weight in table.index]
+    table.index = pd.Index(rows, name="row")
+    return drawing("shared_slots", figure, table, changes=", by ".join(changes))
 
 
-QUESTIONS = {  # by the name of the figure
-    "score_gap": score_gap,
-    "decoupling": decoupling,
-    "crowded": crowded,
-    "shared_slots": shared_slots,
-}
+QUESTIONS = {each.__name__: each for each in (score_gap, decoupling, crowded, shared_slots)}

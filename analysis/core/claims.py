@@ -119,18 +119,17 @@ def judge(results: Results, only: Sequence[str] | None = None) -> list[Judgement
     explanations = yaml.safe_load(EXPLANATIONS.read_text()) if results.is_committed else {}
     judgements = []
     for id_, claim in read_claims().iterrows():
-        if only is None or id_ in only:
-            why = ""
-            try:
-                its_conditions = [*conditions(results, claim)]
-            except NoRow as error:
-                its_conditions, why = [Condition(claim.predicate, pd.Series())], str(error)
-            judgement = Judgement(id_, claim.quotation, its_conditions, why)
-            own = explanations.get(id_, {}).get(judgement.verdict)
-            if judgement.verdict == "not run":
-                why = why or _missing_snapshots(its_conditions)
-            why = why or (explain(own, results, claim) if own else "")
-            judgements.append(replace(judgement, explanation=why))
+        if only is not None and id_ not in only:
+            continue
+        try:
+            judgement = Judgement(id_, claim.quotation, [*conditions(results, claim)])
+            why = _missing_snapshots(judgement) if judgement.verdict == "not run" else ""
+        except NoRow as error:
+            empty = Condition(claim.predicate, pd.Series())
+            judgement, why = Judgement(id_, claim.quotation, [empty]), str(error)
+        own = explanations.get(id_, {}).get(judgement.verdict)
+        why = why or (explain(own, results, claim) if own else "")
+        judgements.append(replace(judgement, explanation=why))
     return judgements
 
 
@@ -156,29 +155,26 @@ def conditions(results: Results, claim: Mapping) -> Iterator[Condition]:
 
 def _compare(
     kind: str, rows: Sequence[pd.DataFrame], metrics: Sequence[str], bound: str
-) -> Iterator[Condition]:
+) -> list[Condition]:
     side, _, text = bound.rpartition(" ")
-    limits = {"side": side, "bound": float(text)}
+    limits = [(side, float(text))]
     if kind == "value":
-        yield replace(_value(rows[0], metrics[0]), **limits)
-    elif kind == "difference":
-        for other in rows[1:]:
-            yield replace(_difference(rows[0], other, metrics), **limits)
+        compared = [_value(rows[0], metrics[0])]
     elif kind == "fraction":
-        yield replace(_difference(*rows, metrics, limits["bound"]), side=side)
-    elif kind == "within":
-        difference = _difference(*rows, metrics)
-        yield replace(difference, side=">=", bound=-limits["bound"])
-        yield replace(difference, side="<=", bound=limits["bound"])
-    elif kind == "rising":
-        for before, after in pairwise(rows):
-            yield replace(_difference(after, before, metrics), **limits)
+        compared, limits = [_difference(*rows, metrics, float(text))], [(side, 0.0)]
+    elif kind in ("rising", "slowing"):
+        compared = [_difference(after, before, metrics) for before, after in pairwise(rows)]
+    else:
+        compared = [_difference(rows[0], other, metrics) for other in rows[1:]]
+    if kind == "within":
+        limits = [(">=", -float(text)), ("<=", float(text))]
     elif kind == "slowing":
-        early, last = (_difference(after, before, metrics) for before, after in pairwise(rows))
+        early, last = compared
         first, second, third = map(_label, rows)
         text = f"{metrics[0]} gained from {second} to {third} - from {first} to {second}"
         values, paper = (last.values - early.values).dropna(), last.paper - early.paper
-        yield Condition(text, values, **limits, rows=rows, paper=paper)
+        compared = [Condition(text, values, rows=rows, paper=paper)]
+    return [replace(each, side=s, bound=limit) for each in compared for s, limit in limits]
 
 
 def _value(row: pd.DataFrame, metric: str) -> Condition:
@@ -233,12 +229,12 @@ def explain(explanation: dict, results: Results, claim: Mapping) -> str:
     return " ".join(explanation["text"].format(**numbers).split())
 
 
-def _missing_snapshots(its_conditions: Sequence[Condition]) -> str:
+def _missing_snapshots(judgement: Judgement) -> str:
     """Names the finished runs that lack snapshots for a claim about positive samples; empty if
     there are none."""
     folders = {
         spec.folder.path
-        for condition in its_conditions
+        for condition in judgement.conditions
         if condition.quantity.startswith("positives") and condition.values.empty
         for runs in condition.rows
         for spec in runs.spec[runs.done]

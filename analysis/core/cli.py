@@ -17,11 +17,15 @@ from onenet.runs.folder import RunFolder, find_runs
 from onenet.system.files import REPOSITORY
 
 
+def plain_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help is the command's docstring."""
+    about = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=doc, formatter_class=about)
+
+
 def command_line(doc: str, overrides: bool = True) -> argparse.ArgumentParser:
     """The parser that the commands share: `--runs`, `--config-dir`, and run.py's overrides."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(doc)
     parser.add_argument("--runs", metavar="DIR", help="runs root (default: run.py's)")
     parser.add_argument("--config-dir", metavar="DIR", help="as in run.py")
     if overrides:
@@ -86,12 +90,14 @@ def print_source(overrides: Sequence[str]) -> None:
         print(f"These are the runs in runs/. For the committed records: {records}", file=sys.stderr)
 
 
-def named_runs(root: Path, names: Sequence[str]) -> list[RunFolder]:
+def named_runs(root: Path, names: Sequence[str], file: str = "result.json") -> list[RunFolder]:
     """Returns the runs with these names, each an id, the name of a folder in the root, or the path
-    of a folder. Raises UserError."""
+    of a folder; without names, all runs of the root that have the file. Raises UserError."""
     folders = [RunFolder(path) for path in sorted(root.glob("[!.]*/"))]
     names_in_root = {name for folder in folders for name in (folder.id, folder.path.name)}
-    runs = []
+    runs = [] if names else [folder for folder in folders if (folder.path / file).is_file()]
+    if not names and not runs:
+        raise UserError(f"No run in {root} has a {file}. Name another root: --runs DIR")
     for name in names:
         path = Path(name).expanduser().absolute()
         if name not in names_in_root and path.is_dir():

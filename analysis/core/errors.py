@@ -1,26 +1,23 @@
 """Why the runs of a table were wrong: TIDE's errors, and the AP of each class."""
 
+from contextlib import suppress
+
 import numpy as np
 import pandas as pd
 
-from analysis.core.per_image import per_image
-from analysis.core.render import Page
+from analysis.core.frame import DAMAGE, problem, read_arrays
+from analysis.core.render import NOTES, Page
 from analysis.core.table import Table
 from onenet.config.options import TIDE
 from onenet.errors import UserError
 from onenet.evaluation.per_image import by_class
 from onenet.runs.classes import Classes
+from onenet.runs.evaluations import EvalSpec
 from onenet.runs.folder import RunFolder
 
 COMMAND = "python analysis/errors.py RUN  # further: its worst images; RUN is a run's folder or id"
-MEANING = {
-    "cls": "the class is wrong",
-    "loc": "the box is off (IoU 0.1 to 0.5)",
-    "both": "class and box are wrong",
-    "dupe": "the object already has a detection",
-    "bkg": "there is no object",
-    "miss": "an object without any detection",
-}
+ARRAYS = {"objects", *(f"{side}_{name}" for side in ("raw", "nms")
+                       for name in ("image", "label", "hits"))}  # fmt: skip
 
 
 def page(table: Table) -> Page:
@@ -42,28 +39,45 @@ def page(table: Table) -> Page:
         question="Why is a detection wrong, without and with NMS?",
         context=["Means over seeds, without NMS → with NMS at IoU 0.5"],
         tables=tables,
-        notes=["; ".join(f"{error}: {meaning}" for error, meaning in MEANING.items())],
+        notes=["; ".join(f"{error}: {meaning}" for error, meaning in NOTES["errors"].items())],
     )
 
 
 def _by_class(runs: list[RunFolder]) -> dict[str, str]:
     """The AP of each class, of the runs that keep their detections per image."""
-    numbers, names = {"raw": [], "nms": []}, None
+    tables = []
     for run in runs:
-        try:
+        with suppress(UserError):
             arrays, classes = per_image(run), Classes.read(run.classes_file)
-        except UserError:
-            continue
-        names = classes.names if classes else names
-        for prefix, own in numbers.items():
-            own.append(by_class(arrays, prefix).mean(axis=1))
-    if not numbers["raw"]:
+            numbers = range(arrays["objects"].shape[1])
+            labels = classes.names if classes else [f"class {number}" for number in numbers]
+            aps = {prefix: by_class(arrays, prefix).mean(axis=1) for prefix in ("raw", "nms")}
+            tables.append(pd.DataFrame(aps, labels))
+    if not tables:
         return {}
-    raw, nms = (pd.Series(np.mean(own, axis=0)) for own in numbers.values())
-    labels = names or [f"class {k}" for k in range(len(raw))]
-    return dict(zip(labels, _cells(raw, nms), strict=True))
+    means = pd.concat(tables).groupby(level=0, sort=False).mean()
+    return _cells(means.raw, means.nms).to_dict()
 
 
 def _cells(without: pd.Series, with_nms: pd.Series) -> pd.Series:
     texts = without.map("{:.1f}".format) + " → " + with_nms.map("{:.1f}".format)
     return texts.where(without.notna(), "-")
+
+
+def per_image(folder: RunFolder) -> dict[str, np.ndarray]:
+    """Reads per_image.npz of the run's default evaluation. Raises UserError."""
+    if not folder.result_file.is_file():
+        raise UserError(f"{folder.path} has no result.json: the run is not finished.")
+    if reason := problem(folder):
+        raise UserError(reason)
+    try:
+        spec = EvalSpec(**folder.result()["evaluation"])
+    except DAMAGE as error:
+        raise UserError(f"{folder.result_file} is damaged: {error!r}") from error
+    file = folder.evaluation(spec) / "per_image.npz"
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: copy it from the machine that made the run.")
+    arrays = read_arrays(file)
+    if missing := ARRAYS - arrays.keys():
+        raise UserError(f"{file} is damaged: it has no {', '.join(sorted(missing))}.")
+    return arrays

@@ -106,13 +106,12 @@ def lookup(speeds: list[Speed], networks: list[Network]) -> tuple[list[float | N
     measured = _on_one_device(speeds, networks)
     if not measured:
         return [None] * len(networks), None
-    every = [*measured.values()]
+    every = pd.DataFrame(measured.values())
     threads, classes = (
-        ", ".join(map(str, sorted({*values})))
-        for values in zip(*((speed.threads, speed.classes) for speed in every), strict=True)
+        ", ".join(map(str, sorted({*every[name]}))) for name in ("threads", "classes")
     )
     numbers = [measured[n].fps if n in measured else None for n in networks]
-    return numbers, f"{every[0].device} (threads: {threads}; classes: {classes})"
+    return numbers, f"{every.device[0]} (threads: {threads}; classes: {classes})"
 
 
 def _on_one_device(speeds: list[Speed], networks: list[Network]) -> dict[Network, Speed]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.core.frame import COCO
-from analysis.core.render import Page
+from analysis.core.render import NOTES, Page
 from analysis.core.table import Table, evaluators_of, without_records_root
 from onenet.data.sizes import ImageSize
 from onenet.detectors import DETECTORS
@@ -134,21 +134,12 @@ def _context(table: Table, common: Sequence[str]) -> list[str]:
     lines = ["; ".join(common), "; ".join([*origin, recipe])]
     configs = [spec.config for spec in table.runs.spec]
     if any(config.preset != "paper" or config.data.name != "coco" for config in configs):
-        lines.append(
-            "The paper's numbers are for COCO val2017 at full scale: compare the order of the "
-            "rows and their differences, not the absolute values"
-        )
+        lines.append(NOTES["scale"])
     return lines
 
 
 def _legend(table: Table) -> list[str]:
-    lines = [
-        "ours: mean ± sample standard deviation over n seeds; gap: ours minus paper",
-        "+NMS and gains: class-wise NMS at IoU 0.5 on the same detections; dup/obj: duplicates per "
-        "detected object, at the score threshold that reaches 0.9 of the maximal recall",
-    ]
-    if table.has_tide:
-        lines.append("dAP dupe: AP50 lost to duplicates (TIDE); earlier results do not have it")
+    lines = [*NOTES["table"], *([NOTES["tide"]] if table.has_tide else [])]
     if table.paper.FPS.notna().any():
         lines.append(
             f"FPS ours: network and post-processing, batch 1, float32, on {table.fps_device}"
@@ -199,7 +190,7 @@ def sweep_page(runs: pd.DataFrame, overrides: Sequence[str]) -> Page:
         question="",
         context=[shlex.join(["python", "run.py", "-m", *without_records_root(overrides)])],
         tables=[pd.DataFrame(lines, columns=["lr", "n", *names], index=index)],
-        notes=["mean ± sample standard deviation over n seeds; gain: by class-wise NMS at IoU 0.5"],
+        notes=[NOTES["sweep"]],
         todo=missing_summary(runs.done) if missing else "",
         commands=run_commands(missing, overrides),
     )

@@ -1,14 +1,21 @@
-"""Curves that the paper does not show, for the rows of Table 1. Data only; figures.py draws it."""
+"""Figures: their texts, and the curves that the paper does not show, for the rows of Table 1."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from analysis.core.frame import DAMAGE, assignments, metric_lines, warn
+from analysis.core.render import TEMPLATES
 from analysis.core.table import Results
 from onenet.sweeps.experiments import RunSpec
 
+TEXTS = yaml.safe_load((TEMPLATES / "figures.yaml").read_text(encoding="utf-8"))  # by figure
 COLORS = {
     "predefined": "#c8553d",
     "predefined + class": "#e0a100",
@@ -16,6 +23,36 @@ COLORS = {
     "predicted + class": "#2a6f97",
 }
 POINTS = 10  # of the conflict rate's curve, each a mean over training steps
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A figure with its texts. For a question of our own also what our runs answer."""
+
+    name: str
+    figure: Figure
+    title: str
+    caption: str
+    question: str = ""
+    sentence: str = ""  # the answer
+    experiment: str = "table1"  # that has the runs
+    table: pd.DataFrame | None = None  # of text
+
+
+def drawing(
+    name: str, figure: Figure, table: pd.DataFrame | None = None, **values: object
+) -> Drawing:
+    """Returns the figure with its texts from figures.yaml, and the values in them."""
+    texts = {key: text.format_map(values) for key, text in TEXTS[name].items()}
+    return Drawing(name, figure, table=table, **texts)
+
+
+def row_of_axes(
+    columns: int, width: float, height: float, **options
+) -> tuple[Figure, Iterator[Axes]]:
+    """Returns a new figure, and its axes side by side."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns, squeeze=False, **options).flat
 
 
 def nms_threshold(spec: RunSpec) -> pd.Series:
@@ -29,15 +66,7 @@ def duplicates(spec: RunSpec) -> pd.Series:
     return pd.Series({score: count / objects for score, count, objects in rows if objects})
 
 
-def nms_training(spec: RunSpec) -> pd.Series:
-    return _by_step(spec, "nms_gain")
-
-
-def ap_training(spec: RunSpec) -> pd.Series:
-    return _by_step(spec, "AP")
-
-
-def _by_step(spec: RunSpec, metric: str) -> pd.Series:
+def by_step(spec: RunSpec, metric: str) -> pd.Series:
     """step -> the metric, for the snapshots at which it is defined."""
     lines = [line for line in metric_lines(spec.folder) if line.get("evaluation") == "first64"]
     return pd.Series({line["step"]: line[metric] for line in lines if metric in line})
@@ -60,58 +89,29 @@ def conflicts(spec: RunSpec) -> pd.Series:
     return pd.Series([*100 * sums.conflicts / sums.objects.clip(1)], index=groups.step.last())
 
 
-STEP = "training step"
-CURVES: list[tuple[Callable[[RunSpec], pd.Series], str, str, str, str]] = [
-    (
-        nms_threshold, "NMS gain against the NMS threshold",
-        "AP with class-wise NMS at each IoU threshold, minus AP without NMS, on the same "
-        "detections. A detector that needs no NMS gains nothing at any threshold.",
-        "IoU threshold of NMS", "gain in AP",
-    ),
-    (
-        nms_training, "NMS gain during training",
-        "AP with NMS at IoU 0.5, minus AP without NMS, on the first 64 validation images, at eight "
-        "snapshots.",
-        STEP, "gain in AP",
-    ),
-    (
-        ap_training, "AP during training",
-        "Without NMS, on the first 64 validation images.", STEP, "AP",
-    ),
-    (
-        duplicates, "Duplicates against the score threshold",
-        "Duplicates per detected object, among the detections with at least this score: detections "
-        "of an object that another detection already matches.",
-        "score threshold", "duplicates per object",
-    ),
-    (
-        changes, "Objects whose positive sample changes",
-        "Between successive snapshots, an eighth of the training apart.", STEP, "% of objects",
-    ),
-    (
-        conflicts, "Conflicts",
-        "Training objects whose cheapest slot is also the cheapest slot of another object.",
-        STEP, "% of objects",
-    ),
-]  # fmt: skip
+CURVES: dict[str, Callable[[RunSpec], pd.Series]] = {
+    "nms_threshold": nms_threshold,
+    "nms_training": partial(by_step, metric="nms_gain"),
+    "ap_training": partial(by_step, metric="AP"),
+    "duplicates": duplicates,
+    "changes": changes,
+    "conflicts": conflicts,
+}
 
 
-def charts(results: Results, names: Sequence[str] | None = None) -> list[dict]:
-    """Returns the named charts (None: all) that have data, each with the panels and rows that have
-    data, as the report's script reads them."""
-    drawable = []
-    for points, title, caption, x, y in CURVES:
-        if names is not None and points.__name__ not in names:
-            continue
-        panels = []
-        for name, rows in rows_by_data(results).items():
-            series = [_series(label, runs, points) for label, runs in rows.items()]
-            if any(series):
-                panels.append({"title": name, "series": [*filter(None, series)]})
-        if panels:
-            drawable.append({"name": points.__name__, "title": title, "caption": caption, "x": x,
-                             "y": y, "panels": panels})  # fmt: skip
-    return drawable
+def chart(results: Results, name: str) -> dict | None:
+    """Returns a curve with the panels and rows that have data, as the report's script reads it, or
+    None if none has."""
+    panels = []
+    for data, rows in rows_by_data(results).items():
+        series = [_series(label, runs, name) for label, runs in rows.items()]
+        if any(series):
+            panels.append({"title": data, "series": [*filter(None, series)]})
+    return {"name": name, **TEXTS[name], "panels": panels} if panels else None
+
+
+def charts(results: Results) -> list[dict]:
+    return [*filter(None, (chart(results, name) for name in CURVES))]
 
 
 def rows_by_data(results: Results) -> dict[str, dict[str, pd.DataFrame]]:
@@ -127,10 +127,16 @@ def rows_by_data(results: Results) -> dict[str, dict[str, pd.DataFrame]]:
     }  # fmt: skip
 
 
-def _series(label: str, runs: pd.DataFrame, points: Callable[[RunSpec], pd.Series]) -> dict | None:
+def _series(label: str, runs: pd.DataFrame, name: str) -> dict | None:
     """Returns a row's mean over its seeds and their sample standard deviation (0 for a single
     seed), at the x that all seeds have."""
-    curves = [curve for spec in runs.spec if len(curve := _points(spec, points))]
+    curves = []
+    for spec in runs.spec:
+        try:
+            curves.append(CURVES[name](spec))
+        except DAMAGE as error:
+            warn(f"{name} of {spec.folder.path}: a file is damaged ({error!r})")
+    curves = [curve for curve in curves if len(curve)]
     frame = pd.concat(curves, axis=1, join="inner").sort_index() if curves else pd.DataFrame()
     if frame.empty:
         return None
@@ -141,11 +147,3 @@ def _series(label: str, runs: pd.DataFrame, points: Callable[[RunSpec], pd.Serie
         "std": frame.std(axis=1).fillna(0.0).tolist(),
         "n": len(curves),
     }
-
-
-def _points(spec: RunSpec, points: Callable[[RunSpec], pd.Series]) -> pd.Series:
-    try:
-        return points(spec)
-    except DAMAGE as error:
-        warn(f"{points.__name__} of {spec.folder.path}: a file is damaged ({error!r})")
-        return pd.Series()

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
+import yaml
+from jinja2 import Environment, FileSystemLoader, Template
 
 from onenet.system.files import REPOSITORY
 
 TEMPLATES = REPOSITORY / "analysis" / "page"
+NOTES = yaml.safe_load((TEMPLATES / "notes.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ def markdown(page: Page) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def markdown_table(table: pd.DataFrame) -> str:
-    align = ["left"] * table.index.nlevels + ["right"] * len(table.columns)
+def markdown_table(table: pd.DataFrame, numbers: str = "right") -> str:
+    align = ["left"] * table.index.nlevels + [numbers] * len(table.columns)
     escaped = table.reset_index().map(lambda cell: cell.replace("|", r"\|"))
     return escaped.to_markdown(index=False, tablefmt="pipe", colalign=align, disable_numparse=True)
 
@@ -65,15 +66,14 @@ def latex(page: Page) -> str:
     return "\n".join([*lines, "\\end{table*}"]) + "\n"
 
 
+def template(name: str) -> Template:
+    return Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template(name)
+
+
 def html_page(page: Page) -> str:
     """A self-contained page."""
-    templates = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
     with pd.option_context("display.max_colwidth", None):
-        tables = [
-            Markup(table.reset_index().to_html(index=False, border=0, table_id=f"table{number}"))
-            for number, table in enumerate(page.tables, 1)
-        ]
-    return templates.get_template("table.html").render(page=page, tables=tables) + "\n"
+        return template("table.html").render(page=page) + "\n"
 
 
 def _bullets(lines: list[str]) -> str:

@@ -1,6 +1,7 @@
 """Draws Figures 5 and 6 of the paper, and heat maps of positive samples inside their boxes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,48 +12,25 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from analysis.core.frame import assignments
-from analysis.core.plots import rows_by_data
+from analysis.core.plots import Drawing, drawing, rows_by_data
 from analysis.core.statistics import positives
 from analysis.core.table import Results
-from onenet.evaluation import drawing
+from onenet.evaluation.drawing import with_boxes, with_positives
 from onenet.runs.folder import RunFolder
 from onenet.system.files import read_json
 
 IMAGES = 4
 BINS = 15
-Drawing = tuple[str, str, Figure]  # title, caption, figure
-
-
-def figure5(results: Results) -> Drawing | None:
-    """Prefers runs on images that show the class in a part of the object."""
-    caption = (
-        "Each dot is an object's positive sample at the end of training; the rows differ in the "
-        "matching cost."
-    )
-    return _pictures(results, "Figure 5: positive samples", caption, -1, _positives)
-
-
-def figure6(results: Results) -> Drawing | None:
-    caption = (
-        "All boxes above a score threshold, which is chosen for each model so that it reaches 0.9 "
-        "of its maximal recall."
-    )
-    note = "\nscore ≥ {threshold:.2f}"
-    title = "Figure 6: predictions without NMS"
-    return _pictures(results, title, caption, 0, _boxes, note)
+THRESHOLD = "\nscore ≥ {threshold:.2f}"
 
 
 def heat_maps(results: Results) -> Drawing | None:
     """Maps all objects of the last snapshots, over all seeds, to one unit box."""
-    tables = {
-        name: {
-            label: arrays
-            for label, runs in rows.items()
-            if (arrays := [run for spec in runs.spec if assignments(run := spec.folder)])
-        }
-        for name, rows in rows_by_data(results).items()
-    }
-    tables = {name: rows for name, rows in tables.items() if rows}
+    tables: dict[str, dict[str, list[RunFolder]]] = {}
+    for data, rows in rows_by_data(results).items():
+        for label, runs in rows.items():
+            if folders := [spec.folder for spec in runs.spec if assignments(spec.folder)]:
+                tables.setdefault(data, {})[label] = folders
     if not tables:
         return None
     columns = max(map(len, tables.values()))
@@ -63,38 +41,20 @@ def heat_maps(results: Results) -> Drawing | None:
     for line, (name, rows) in zip(axes, tables.items(), strict=True):
         for axis, (label, runs) in zip(line, rows.items(), strict=False):
             _heat_map(axis, runs, f"{label}\n{name}", parts=name == "parts")
-    title = "Where inside the box positive samples lie"
-    caption = (
-        "Location of the positive sample relative to its object's box (the square), for all "
-        "objects of the first 64 validation images at the end of training, over all seeds. Below: "
-        "the fraction of samples at the grid point nearest to the centre, inside the box, and "
-        "inside the part that shows the class."
-    )
-    return title, caption, figure
-
-
-SAMPLES: dict[str, Callable[[Results], Drawing | None]] = {
-    "figure5": figure5,
-    "figure6": figure6,
-    "positives": heat_maps,
-}
+    return drawing("positives", figure)
 
 
 def _pictures(
-    results: Results,
-    title: str,
-    caption: str,
-    which: int,
-    draw: Callable,
-    note: str = "",
+    results: Results, name: str, which: int, draw: Callable, keys: Sequence[str], note: str = ""
 ) -> Drawing | None:
     """Draws one line of images per row that has pictures. Of several data sets with pictures it
     takes the one at the index `which`, and of several seeds the one with most rows.
 
-    `note`: what is written below a row's label, from the listing of its pictures.
+    `keys`: what to draw on an image, from its entry in the listing of pictures. `note`: what is
+    written below a row's label, from that listing.
     """
     candidates = []
-    for name, rows in rows_by_data(results).items():
+    for data, rows in rows_by_data(results).items():
         seeds: dict[int, list[tuple[str, Path, dict]]] = {}
         for label, runs in rows.items():
             for spec in runs.spec:
@@ -103,7 +63,7 @@ def _pictures(
                     seeds.setdefault(spec.config.seed, []).append((label, folder, listing))
         if seeds:
             seed = max(seeds, key=lambda seed: (len(seeds[seed]), -seed))
-            candidates.append((name, seed, seeds[seed]))
+            candidates.append((data, seed, seeds[seed]))
     if not candidates:
         return None
     data, seed, lines = candidates[which]
@@ -113,19 +73,11 @@ def _pictures(
     for line, (label, folder, listing) in zip(axes, lines, strict=True):
         for axis, entry in zip(line, listing["images"], strict=False):
             with Image.open(folder / entry["file"]) as picture:
-                axis.imshow(draw(picture, entry))
+                axis.imshow(draw(picture, *(entry[key] for key in keys)))
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(label + note.format_map(listing))
-    return title, f"The same validation images ({data}), seed {seed}. {caption}", figure
-
-
-def _positives(picture: Image.Image, entry: dict) -> Image.Image:
-    return drawing.with_positives(picture, entry["ground_truth"], entry["positives"])
-
-
-def _boxes(picture: Image.Image, entry: dict) -> Image.Image:
-    return drawing.with_boxes(picture, entry["before_nms"])
+    return drawing(name, figure, data=data, seed=seed)
 
 
 def _heat_map(axis: Axes, runs: list[RunFolder], title: str, parts: bool) -> None:
@@ -143,3 +95,14 @@ def _heat_map(axis: Axes, runs: list[RunFolder], title: str, parts: bool) -> Non
     text = "\n".join(f"{name} {fractions[column]:.0f} %" for name, column in names.items())
     axis.set_title(title, fontsize=8)
     axis.text(0.5, 1.3, text, ha="center", va="top", fontsize=8)
+
+
+SAMPLES: dict[str, Callable[[Results], Drawing | None]] = {
+    "figure5": partial(  # prefers runs on images that show the class in a part of the object
+        _pictures, name="figure5", which=-1, draw=with_positives, keys=("ground_truth", "positives")
+    ),
+    "figure6": partial(
+        _pictures, name="figure6", which=0, draw=with_boxes, keys=("before_nms",), note=THRESHOLD
+    ),
+    "positives": heat_maps,
+}

@@ -3,13 +3,15 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import pandas as pd
 
 from analysis.core.claims import VERDICTS, Condition, Judgement
 from analysis.core.frame import OWN_RUNS, RECORDS
-from analysis.core.render import Page
+from analysis.core.render import NOTES, Page
+from analysis.core.statistics import Interval
 from analysis.core.table import command_of
 from onenet.sweeps.experiments import RunSpec, read_experiment
 from onenet.sweeps.summary import number
@@ -26,13 +28,11 @@ def summary(judgements: Sequence[Judgement]) -> str:
 
 def data(judgements: Sequence[Judgement]) -> pd.DataFrame:
     """One line per claim, with the numbers of the decisive condition."""
-    lines = []
-    for judgement in judgements:
-        interval = judgement.decisive.interval
-        numbers = [math.nan] * 3 + [0]
-        if interval is not None:
-            numbers = [interval.mean, interval.low, interval.high, interval.n]
-        lines.append((judgement.id, judgement.quotation, *numbers, judgement.verdict))
+    unknown = Interval(math.nan, math.nan, math.nan, 0)
+    lines = [
+        (each.id, each.quotation, *astuple(each.decisive.interval or unknown), each.verdict)
+        for each in judgements
+    ]
     return pd.DataFrame(lines, columns=COLUMNS).replace([math.inf, -math.inf], math.nan).round(6)
 
 
@@ -51,12 +51,7 @@ def page(judgements: Sequence[Judgement]) -> Page:
     return Page(
         heading="The paper's claims",
         question="Which claims hold for our runs, and with what confidence?",
-        context=[
-            summary(judgements),
-            "ours: the left side of the condition, as a mean over seeds (differences are paired by "
-            "seed) with Student's interval; a claim is reproduced if the intervals of all its "
-            "conditions lie entirely on the stated side",
-        ],
+        context=[summary(judgements), NOTES["claims"]],
         tables=[pd.DataFrame(lines, columns=names).set_index(names[:3])],
         notes=notes,
         todo="Not run yet:" if commands else "",

@@ -1,6 +1,11 @@
-"""What is swept where: the settings of our committed runs, beside those of the experiments."""
+"""What is swept where (analysis/results/swept.csv), and the settings of our committed runs, beside
+those of the experiments."""
 
 from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.core.frame import RESULTS
 
 Overrides = tuple[str, ...]
 
@@ -12,7 +17,6 @@ LARGER: Overrides = ("backbone=tiny", "size.short=128", "schedule=0.5")
 # The paper's networks on the built-in data: timing needs no training, and at 64 pixels it would
 # only show the overhead.
 NETWORKS: Overrides = ("preset=paper", "data=shapes", "seed=0")
-BACKBONES: Overrides = ("backbone=tiny,resnet18",)
 
 SETTINGS = {  # as in claims.csv
     "": (),
@@ -32,28 +36,15 @@ class Swept:
     experiment: str
     setting: str  # of SETTINGS
     column: str  # in analysis/results/README.md
-    note: str = ""  # in the report
-    more: Overrides = ()  # of its page
+    note: str  # in the report
+    more: str  # override of its page
 
     @property
     def overrides(self) -> Overrides:
         return SETTINGS[self.setting]
 
 
-SWEPT = (
-    Swept("rigid", "table1", "", "`rigid`: the outline is the class"),
-    Swept("parts", "table1", "parts", "`parts`: a small glyph is",
-          "where the class shows in a part of the object"),
-    Swept("longer", "table1", "longer", "`rigid`, twice as long", "trained twice as long"),
-    Swept("rigid", "table2", "", "ours"),
-    Swept("longer", "table2", "longer", "twice as long", "trained twice as long"),
-    Swept("rigid", "table3", "", "ours"),
-    Swept("rigid", "table4", "", "ours"),
-    Swept("rigid", "table5", "", "64 pixels", more=BACKBONES),
-    Swept("longer", "table5", "longer", "twice as long", "trained twice as long", BACKBONES),
-    Swept("rigid128", "table5", "larger", "128 pixels, half as long", "larger images"),
-    Swept("rigid", "table6", "", "ours"),
-    Swept("rigid", "assigners", "", "ours"),
-)  # fmt: skip
+_LINES = pd.read_csv(RESULTS / "swept.csv", dtype=str, keep_default_na=False)
+SWEPT = [Swept(**line) for line in _LINES.to_dict("records")]
 ELSEWHERE = {"parts": "on parts", "longer": "twice as long"}  # further verdicts in the report
 EXPERIMENTS = tuple(dict.fromkeys(each.experiment for each in SWEPT))  # the tables of the report

@@ -78,14 +78,6 @@ class Table:
         frame["done"] = self.runs.groupby("row").done.sum().reindex(frame.index, level="row")
         return frame
 
-    @cached_property
-    def results_by_row(self) -> dict[str, list]:
-        """The training and evaluation of each run, by row."""
-        rows: dict[str, list] = {}
-        for row, spec in zip(self.runs.row, self.runs.spec, strict=True):
-            rows.setdefault(row, []).append((spec.id, spec.evaluation))
-        return rows
-
     @property
     def has_tide(self) -> bool:
         """Whether a run has TIDE's errors, which came later than the other metrics."""
@@ -252,8 +244,10 @@ class Results:
                 f"{experiment} has {row.row.nunique()} rows '{label}' under {overrides}: give each "
                 "key a single value."
             )
-        results = self.table(experiment, setting).results_by_row
-        same = [name for name, own in results.items() if own == results[row.row.iloc[0]]]
+        rows: dict[str, list] = {}
+        for name, spec in zip(runs.row, runs.spec, strict=True):
+            rows.setdefault(name, []).append((spec.id, spec.evaluation))
+        same = [name for name, own in rows.items() if own == rows[row.row.iloc[0]]]
         if len(same) > 1:
             labels = " and ".join(f"'{name}'" for name in same)
             raise NoRow(f"{experiment}: {labels} are the same runs under {overrides}.")

@@ -5,10 +5,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from analysis.speed.timing import Timing, least_seconds
+from analysis.speed.timing import Timing, least_seconds, row
 from onenet.data.augment import Augmentation, View
 from onenet.data.coco import read_coco
 from onenet.data.images import ImageFiles
@@ -20,13 +21,7 @@ from onenet.data.sizes import SIZE_MULTIPLE, ImageSize
 BATCH = 8
 SIZE = ImageSize(short=512, ratio=1.667)
 AUGMENTATION = Augmentation(flip=0.5, min_scale=0.8125)  # shortest sides of 416..512
-GOAL = 1.5
-WHAT = (
-    "{images} JPEG files of COCO, decoded, resized to shortest sides of 416 to 512, flipped, and "
-    "normalized, in padded float32 batches of {batch}: {plain:.0f} and {ours:.0f} images per "
-    "second and core. Without normalization, which the GPU does in a training on GPUs: "
-    "{plain_raw:.0f} and {ours_raw:.0f}"
-)
+TORCHVISION = GeneralizedRCNNTransform(0, 0, PIXEL_MEAN, PIXEL_STD)  # without its resizing
 
 
 def rows(folder: Path) -> list[Timing]:
@@ -57,10 +52,9 @@ def rows(folder: Path) -> list[Timing]:
         lambda: plain(True), lambda: ours(True), lambda: plain(False), lambda: ours(False)
     )
     images = steps * BATCH
-    names = ("plain", "ours", "plain_raw", "ours_raw")
+    names = ("plain_rate", "our_rate", "plain_raw", "ours_raw")
     rates = dict(zip(names, (images / s for s in seconds), strict=True))
-    what = WHAT.format(images=images, batch=BATCH, **rates)
-    return [Timing("jpeg", what, 1e3 / rates["plain"], 1e3 / rates["ours"], "ms", GOAL)]
+    return [row("jpeg", 1e3 / rates["plain_rate"], 1e3 / rates["our_rate"], images=images, **rates)]
 
 
 def plain_batch(
@@ -78,9 +72,9 @@ def plain_batch(
         image = Image.open(source.path(key[1])).convert("RGB")
         image_boxes = torch.from_numpy(annotations.boxes_xyxy[annotations.rows(key[1])]).float()
         image, image_boxes = _transform(image, image_boxes, views[key])
-        images.append(_normalize(image) if normalized else image)
+        images.append(TORCHVISION.normalize(image) if normalized else image)
         boxes.append(image_boxes)
-    return _pad(images), boxes
+    return TORCHVISION.batch_images(images, SIZE_MULTIPLE), boxes
 
 
 def _transform(image: Image.Image, boxes: Tensor, view: View) -> tuple[Tensor, Tensor]:
@@ -93,17 +87,3 @@ def _transform(image: Image.Image, boxes: Tensor, view: View) -> tuple[Tensor, T
         boxes[:, [0, 2]] = new_width - boxes[:, [2, 0]]
     pixels = functional.pil_to_tensor(image)
     return functional.to_dtype(pixels, torch.float32, scale=True), boxes
-
-
-def _normalize(pixels: Tensor) -> Tensor:
-    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
-    return (pixels - mean[:, None, None]) / std[:, None, None]
-
-
-def _pad(images: list[Tensor]) -> Tensor:
-    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
-    height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in (height, width))
-    batch = images[0].new_full((len(images), 3, height, width), 0)
-    for padded, image in zip(batch, images, strict=True):
-        padded[:, : image.shape[1], : image.shape[2]].copy_(image)
-    return batch

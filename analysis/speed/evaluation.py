@@ -11,7 +11,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from analysis.speed.timing import Timing, least_seconds
+from analysis.speed.timing import Timing, least_seconds, row
 from onenet.data.annotations import Annotations
 from onenet.evaluation.coco_metrics import area_ranges
 from onenet.evaluation.evaluators import Accumulated, HotcocoEvaluator
@@ -28,13 +28,7 @@ TOLERANCE = 1e-9
 def rows(images: int = 5000) -> list[Timing]:
     """Raises AssertionError if the two give different metrics."""
     annotations, predictions = synthetic(images)
-    plain, ours = seconds(annotations, predictions)
-    what = (
-        f"{images:,} images × {MAX_DETECTIONS} detections, {CLASSES} classes, {OBJECTS} objects "
-        "per image; 12 metrics each without and with NMS, from arrays, one thread. Plain: two runs "
-        "of pycocotools. Ours: eval.backend=hotcoco"
-    )
-    return [Timing("eval", what, plain, ours, unit="s", goal=30)]
+    return [row("eval", *seconds(annotations, predictions), "s", images=images)]
 
 
 def growth(counts: tuple[int, ...] = (250, 500, 1000, 2000)) -> list[tuple[int, float, float]]:

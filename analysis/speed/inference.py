@@ -5,13 +5,15 @@ All weights are random. The time of a frame starts with the image as a tensor on
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
 
 import torch
 from torchvision.models import detection
 
 from analysis.core.fps import Network, Speed, network_of
 from analysis.core.settings import NETWORKS
-from analysis.speed.timing import Timing, least_seconds
+from analysis.speed.timing import Timing, compare, least_seconds
 from onenet import build
 from onenet.config.compose import loader, override
 from onenet.data.normalization import normalize
@@ -33,28 +35,14 @@ TORCHVISION = {
     "fcos": detection.fcos_resnet50_fpn,
     "retinanet": detection.retinanet_resnet50_fpn,
 }
-WHAT = (
-    "an image of {h} × {w}, float32, {threads}, random weights. Plain: torchvision's "
-    "fcos_resnet50_fpn in evaluation mode, {classes} classes, score_thresh=0, up to 1,000 "
-    "candidates per level, then its NMS; min_size={h} max_size={w} without its resizing, so the "
-    "image keeps its size. Ours: ResNet-50, neck=deconv (256, 128, 64 channels), {classes} "
-    "classes, as in an evaluation: BatchNorm folded, weights packed for the image size beforehand, "
-    "the 100 best pairs of slot and class, no NMS"
-)
 
 
 def rows() -> list[Timing]:
-    size_hw = (512, 853)
-    ours = our_detector(our_network(size_hw, "resnet50", "deconv"), size_hw)
+    size_hw = PAPER_SIZES[-1]
+    ours = our_detector(our_network(size_hw, "resnet50", "deconv"))
     plain = torchvision_detector("fcos", size_hw)
-    plain_seconds, seconds = least_seconds(plain, ours, warmup=3)
-    what = WHAT.format(
-        h=size_hw[0],
-        w=size_hw[1],
-        threads=plural(torch.get_num_threads(), "thread"),
-        classes=CLASSES,
-    )
-    return [Timing("fcos", what, 1e3 * plain_seconds, 1e3 * seconds, unit="ms", goal=2.0)]
+    threads = plural(torch.get_num_threads(), "thread")
+    return [compare("fcos", plain, ours, warmup=3, threads=threads)]
 
 
 def fps(device: str = "cpu", compared: bool = False) -> list[Speed]:
@@ -65,7 +53,7 @@ def fps(device: str = "cpu", compared: bool = False) -> list[Speed]:
     """
     networks_in_claims = networks(CLAIM_TABLES, (NETWORKS,))
     detectors = {
-        network: [our_detector(network, _size_hw(network), device, nms) for nms in (False, True)]
+        network: [our_detector(network, device, nms) for nms in (False, True)]
         for network in (networks_in_claims if compared else all_networks())
     }
     for name in () if compared else TORCHVISION:
@@ -84,47 +72,36 @@ def fps(device: str = "cpu", compared: bool = False) -> list[Speed]:
 
 def all_networks() -> list[Network]:
     """The networks of the paper's tables at both scales, and OneNet with every neck."""
-    onenets = [
-        our_network(size_hw, backbone, neck)
-        for size_hw in PAPER_SIZES
-        for backbone in ("resnet18", "resnet50", "resnet101")
-        for neck in ("deconv", "deconv_dcn", "fpn")
-    ]
+    backbones, necks = ("resnet18", "resnet50", "resnet101"), ("deconv", "deconv_dcn", "fpn")
+    onenets = [our_network(*each) for each in product(PAPER_SIZES, backbones, necks)]
     return list(dict.fromkeys([*onenets, *networks(TABLES, ((), NETWORKS))]))
 
 
 def networks(tables: Sequence[str], scales: Sequence[tuple[str, ...]]) -> list[Network]:
     """The distinct networks of the tables, with the overrides of each scale."""
-    all_rows = []
-    for table in tables:
-        for scale in scales:
-            specs = expand([f"+experiment={table}", "seed=0", *scale])
-            all_rows += [network_of(spec.config, spec.evaluation) for spec in specs]
-    return list(dict.fromkeys(all_rows))
+    every = (
+        network_of(spec.config, spec.evaluation)
+        for table in tables
+        for scale in scales
+        for spec in expand([f"+experiment={table}", "seed=0", *scale])
+    )
+    return list(dict.fromkeys(every))
 
 
-def our_network(
-    size_hw: tuple[int, int],
-    backbone: str,
-    neck: str,
-    heads: int = 1,
-    infer_heads: int = 1,
-    detector: str = "onenet",
-) -> Network:
-    return Network(detector, backbone, neck, 64, heads, infer_heads, _size(size_hw))
+def our_network(size_hw: tuple[int, int], backbone: str, neck: str, heads: int = 1) -> Network:
+    return Network("onenet", backbone, neck, 64, heads, 1, _size(size_hw))
 
 
-def our_detector(
-    network: Network, size_hw: tuple[int, int], device: str = "cpu", nms: bool = False
-) -> Callable[[], object]:
+def our_detector(network: Network, device: str = "cpu", nms: bool = False) -> Callable[[], object]:
     """Returns a function that detects objects in one image as an evaluation does."""
+    height, width = size_hw = tuple(map(int, network.size.split("x")))
     keys = {"neck.channels": network.channels, "heads": network.heads, "device": device}
     keys |= {name: getattr(network, name) for name in ("detector", "backbone", "neck")}
     config = loader().compose([override(key, value) for key, value in keys.items()])
     model = for_inference(build.detector(config, CLASSES))
     peaks = DETECTORS[network.detector].peaks
     images = torch.zeros(1, 3, *pad_to_multiple(size_hw), dtype=torch.uint8, device=device)
-    images[..., : size_hw[0], : size_hw[1]].random_(256)
+    images[..., :height, :width].random_(256)
     sizes_hw = torch.tensor([size_hw], device=device)
 
     @torch.inference_mode()
@@ -163,18 +140,15 @@ def torchvision_detector(
 def _timer(detectors: list[Callable[[], object]], device: str) -> Callable[[], list[float]]:
     """Returns a function that measures the FPS of each detector in one round, alternating."""
 
-    def synchronized(detect: Callable[[], object]) -> Callable[[], object]:
-        def run():
-            detect()
-            if device == "cuda":
-                torch.cuda.synchronize()
+    def synchronized(detect: Callable[[], object]) -> None:
+        detect()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
-        return run
-
-    detectors = [synchronized(detect) for detect in detectors]
-    seconds = sum(least_seconds(*detectors, rounds=1, warmup=3))
+    works = [partial(synchronized, detect) for detect in detectors]
+    seconds = sum(least_seconds(*works, rounds=1, warmup=3))
     repeats = int(min(100, max(1, ROUND_SECONDS / seconds)))
-    return lambda: [1 / s for s in least_seconds(*detectors, rounds=repeats, warmup=0)]
+    return lambda: [1 / s for s in least_seconds(*works, rounds=repeats, warmup=0)]
 
 
 def _speed(network: Network, device: str, rounds: list[list[float]], now: float) -> Speed:
@@ -192,11 +166,6 @@ def _speed(network: Network, device: str, rounds: list[list[float]], now: float)
         torch=torch.__version__,
         measured=now,
     )
-
-
-def _size_hw(network: Network) -> tuple[int, int]:
-    height, width = map(int, network.size.split("x"))
-    return height, width
 
 
 def _size(size_hw: tuple[int, int]) -> str:

@@ -1,48 +1,53 @@
 """Measures matching and focal loss against plain versions: time at batch 8, memory at batch 1."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from analysis.speed import plain
 from analysis.speed.scenes import MAP_HW, WORST, fresh, scene
-from analysis.speed.timing import Curve, Timing, least_seconds, peak_bytes
+from analysis.speed.timing import Curve, Timing, compare, compare_memory, least_seconds, row
 from onenet.assigners import hungarian, make_matcher
 from onenet.costs import MatchingCost
 from onenet.ops.focal import focal_loss
 from onenet.structures import HeadOutput, Target
 from onenet.system.memory import keep_freed_memory
 
-BATCH, MIB, MS = 8, 2**20, 1000
-GOALS = {7: 10.0, 20: 10.0, 100: 9.0}  # objects per image -> speed-up aimed at
+BATCH = 8
+Pair = tuple[Callable[[], object], Callable[[], object]]  # the plain version, and ours
 
 
 def match(output: HeadOutput, targets: list[Target]):
     return make_matcher("min_cost", "keep")(MatchingCost(), output, targets)
 
 
+def _pair(output: HeadOutput, targets: list[Target]) -> Pair:
+    """Returns the plain matching and ours, on the same predictions and targets."""
+    return partial(plain.match, output, targets), partial(match, output, targets)
+
+
+def _times(output: HeadOutput, targets: list[Target], rounds: int = 5) -> list[float]:
+    """Returns the milliseconds of the plain matching, of the plain one that gathers the objects'
+    columns first, and of ours."""
+    all_classes, ours = _pair(output, targets)
+    gathered = partial(plain.match, output, targets, gather_first=True)
+    return [1000 * each for each in least_seconds(all_classes, gathered, ours, rounds=rounds)]
+
+
 def matching_rows() -> list[Timing]:
     rows = []
-    for objects, goal in GOALS.items():
+    for objects in (7, 20, 100):
         output, targets = scene(BATCH, objects)
         _check_same_matches(output, targets)
-        candidates = [
-            lambda o=output, t=targets: plain.match(o, t),
-            lambda o=output, t=targets: match(o, t),
-            lambda o=output, t=targets: plain.match(o, t, gather_first=True),
-        ]
-        all_classes, ours, gathered = (MS * s for s in least_seconds(*candidates))
-        where = f"map 128×214, 80 classes, batch {BATCH}"
+        all_classes, gathered, ours = _times(output, targets)
         key = f"match_n{objects}"
-        rows.append(Timing(key, f"{objects} objects, {where}", all_classes, ours, "ms", goal))
-        rows.append(
-            Timing(f"{key}_gathered", "the plain version gathers first", gathered, ours, "ms")
-        )
-    output, targets = scene(BATCH, 20, scattered=True)
-    seconds = least_seconds(lambda: plain.match(output, targets), lambda: match(output, targets))
-    what = f"20 objects, predicted boxes of random sizes, {where}"
-    rows.append(Timing("match_n20_scattered", what, *(MS * s for s in seconds), "ms"))
-    return [*rows, _matching_memory()]
+        rows.append(row(key, all_classes, ours))
+        rows.append(row(f"{key}_gathered", gathered, ours, text="match_gathered"))
+    scattered = scene(BATCH, 20, scattered=True)
+    rows.append(compare("match_n20_scattered", *_pair(*scattered)))
+    rows.append(compare_memory("match_n100_memory", *_pair(*scene(1, 100))))
+    return rows
 
 
 def worst_rows() -> list[Timing]:
@@ -54,57 +59,32 @@ def worst_rows() -> list[Timing]:
         output, targets = scene(BATCH, objects)
         for distribution in WORST:
             changed = distribution(output, targets)
-            gathered, ours, all_classes = (
-                MS * seconds
-                for seconds in least_seconds(
-                    lambda o=changed, t=targets: plain.match(o, t, gather_first=True),
-                    lambda o=changed, t=targets: match(o, t),
-                    lambda o=changed, t=targets: plain.match(o, t),
-                    rounds=3,
-                )
-            )
-            name = distribution.__name__.replace("_", " ")
-            what = f"{objects} objects, {name}"
-            key = f"worst_{distribution.__name__}_n{objects}"
-            rows.append(
-                Timing(key, f"{what}; its plain gathers columns first", gathered, ours, "ms")
-            )
+            all_classes, gathered, ours = _times(changed, targets, rounds=3)
+            name = distribution.__name__
+            values = {"objects": objects, "name": name.replace("_", " ")}
+            key = f"worst_{name}_n{objects}"
+            rows.append(row(key, gathered, ours, text="worst", **values))
             if distribution is fresh:
-                fresh_rows.append(Timing("match_fresh", what, all_classes, ours, "ms", 5.0))
-    lowest = min(rows, key=lambda row: row.ratio)
-    worst = replace(lowest, key="match_worst", what=f"the lowest of these: {lowest.what}", goal=0.9)
-    return [*rows, worst, min(fresh_rows, key=lambda row: row.ratio)]
+                fresh_rows.append(row("match_fresh", all_classes, ours, **values))
+    lowest, lowest_fresh = (min(each, key=lambda row: row.ratio) for each in (rows, fresh_rows))
+    worst = row("match_worst", lowest.plain, lowest.ours, lowest=lowest.what)
+    return [*rows, worst, lowest_fresh]
 
 
 def hungarian_rows() -> list[Timing]:
     """Hungarian matching of 100 objects, against scipy on all slots of every image."""
-    output, targets = scene(BATCH, 100)
-    cost = MatchingCost()
-    pair = (
-        lambda: plain.hungarian(cost, output, targets),
-        lambda: hungarian(cost, output, targets),
-    )
+    arguments = MatchingCost(), *scene(BATCH, 100)
+    pair = partial(plain.hungarian, *arguments), partial(hungarian, *arguments)
     for slots, matches in zip(*(work() for work in pair), strict=True):
         assert slots.tolist() == matches.pred_idx.tolist()
-    seconds = least_seconds(*pair, rounds=3)
-    what = f"assigner=hungarian, 100 objects, batch {BATCH}; its plain: scipy on all slots"
-    return [Timing("hungarian", what, *(MS * s for s in seconds), "ms", 8.0)]
-
-
-def _matching_memory() -> Timing:
-    output, targets = scene(1, 100)
-    peaks = [peak_bytes(lambda f=f: f(output, targets)) / MIB for f in (plain.match, match)]
-    what = "100 objects, one image, peak of allocated memory"
-    return Timing("match_n100_memory", what, *peaks, "MiB", 5.0)
+    return [compare("hungarian", *pair, rounds=3)]
 
 
 def _check_same_matches(output: HeadOutput, targets: list[Target]) -> None:
     """Checks that our slots cost the same as the plain version's. The slots may differ in near
     ties, as the plain focal cost adds 1e-8 inside the logarithms."""
-    matches = match(output, targets)
-    for image, (target, slots) in enumerate(
-        zip(targets, plain.match(output, targets), strict=True)
-    ):
+    expected, matches = (work() for work in _pair(output, targets))
+    for image, (target, slots) in enumerate(zip(targets, expected, strict=True)):
         cost = MatchingCost()(output, image, target)
         objects = torch.arange(len(slots))
         ours, theirs = cost[matches[image].pred_idx, objects], cost[slots, objects]
@@ -112,16 +92,13 @@ def _check_same_matches(output: HeadOutput, targets: list[Target]) -> None:
 
 
 def focal_rows() -> list[Timing]:
-    seconds = least_seconds(*_focal_pair(BATCH))
-    peaks = [peak_bytes(work) / MIB for work in _focal_pair(1)]
-    size = "[27392, 80] logits, forward and backward"
     return [
-        Timing("focal", f"{size}, batch {BATCH}", *(MS * s for s in seconds), "ms", 4.0),
-        Timing("focal_memory", f"{size}, one image, peak of allocations", *peaks, "MiB", 3.0),
+        compare("focal", *_focal_pair(BATCH)),
+        compare_memory("focal_memory", *_focal_pair(1)),
     ]
 
 
-def _focal_pair(images: int, map_hw: tuple[int, int] = MAP_HW, classes: int = 80):
+def _focal_pair(images: int, map_hw: tuple[int, int] = MAP_HW, classes: int = 80) -> Pair:
     """Returns the plain focal loss and ours, each with its backward pass, on the same positives."""
     output, targets = scene(images, 7, map_hw, classes)
     logits = output.class_logits.requires_grad_()
@@ -147,28 +124,15 @@ def _focal_pair(images: int, map_hw: tuple[int, int] = MAP_HW, classes: int = 80
 
 def growth() -> list[Curve]:
     """Times matching and focal loss of one image as its size, objects or classes grow."""
-    maps = ((32, 53), (64, 107), (128, 214), (256, 427))
-    objects = [(n, _matching_pair(scene(1, n))) for n in (1, 3, 10, 30, 100)]
-    classes = [(k, _matching_pair(scene(1, 7, classes=k))) for k in (3, 20, 80, 320)]
-    slots = [(h * w, _matching_pair(scene(1, 7, (h, w)))) for h, w in maps]
+    maps, pixels = ((32, 53), (64, 107), (128, 214), (256, 427)), "slots (pixels / 16)"
+    curves = (
+        ("matching", "objects", {n: _pair(*scene(1, n)) for n in (1, 3, 10, 30, 100)}),
+        ("matching", "classes", {k: _pair(*scene(1, 7, MAP_HW, k)) for k in (3, 20, 80, 320)}),
+        ("matching", pixels, {h * w: _pair(*scene(1, 7, (h, w))) for h, w in maps}),
+        ("focal loss", "classes", {k: _focal_pair(1, MAP_HW, k) for k in (3, 20, 80)}),
+        ("focal loss", pixels, {h * w: _focal_pair(1, (h, w)) for h, w in maps}),
+    )
     return [
-        _curve("matching", "objects", objects),
-        _curve("matching", "classes", classes),
-        _curve("matching", "slots (pixels / 16)", slots),
-        _curve("focal loss", "classes", [(k, _focal_pair(1, MAP_HW, k)) for k in (3, 20, 80)]),
-        _curve(
-            "focal loss",
-            "slots (pixels / 16)",
-            [(h * w, _focal_pair(1, (h, w))) for h, w in maps],
-        ),
+        Curve(what, x, [(value, *least_seconds(*pair, rounds=3)) for value, pair in pairs.items()])
+        for what, x, pairs in curves
     ]
-
-
-def _matching_pair(arguments: tuple[HeadOutput, list[Target]]):
-    """Returns the plain matching and ours, on the same predictions and targets."""
-    return (lambda: plain.match(*arguments)), (lambda: match(*arguments))
-
-
-def _curve(what: str, against: str, points: list) -> Curve:
-    times = [(value, *least_seconds(*pair, rounds=3)) for value, pair in points]
-    return Curve(what, against, times)

@@ -27,9 +27,9 @@ def scene(
     generator = torch.Generator().manual_seed(0)
     points = grid_points(*map_hw, STRIDE)
     logits = torch.randn(images, len(points), classes, generator=generator) - 4.6
-    boxes, targets = [], []
+    boxes, targets, size_hw = [], [], (STRIDE * map_hw[0], STRIDE * map_hw[1])
     for image in range(images):
-        gt = _objects(objects, (STRIDE * map_hw[0], STRIDE * map_hw[1]), generator)
+        gt = _objects(objects, size_hw, generator)
         labels = torch.randint(0, classes, (objects,), generator=generator)
         centers = (gt[:, :2] + gt[:, 2:]) / 2
         distance, nearest = torch.cdist(points, centers).min(dim=1)
@@ -40,7 +40,6 @@ def scene(
             around = points.repeat(1, 2) + 30 * torch.randn(len(points), 4, generator=generator)
         low = torch.minimum(around[:, :2], points)
         boxes.append(torch.cat([low, torch.maximum(around[:, 2:], points)], dim=1))
-        size_hw = (STRIDE * map_hw[0], STRIDE * map_hw[1])
         targets.append(Target(labels, gt, size_hw, image))
     return HeadOutput(logits, torch.stack(boxes), points), targets
 

@@ -3,8 +3,12 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import yaml
 from torch.profiler import ProfilerActivity, profile
+
+ROWS = yaml.safe_load(Path(__file__).with_name("rows.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,28 @@ def least_seconds(
             candidate()
             best[number] = min(best[number], time.perf_counter() - start)
     return best
+
+
+def row(
+    key: str, plain: float, ours: float, unit: str = "ms", text: str = "", **values: object
+) -> Timing:
+    """Returns the line of rows.yaml with this key, or the key `text`, and the values in it."""
+    line = ROWS[text or key]
+    what = line["what"].format_map(values)
+    return Timing(key, what, plain, ours, unit, line.get("goal"), line.get("at_most", False))
+
+
+def compare(
+    key: str, plain: Callable, ours: Callable, rounds: int = 5, warmup: int = 1, **values: object
+) -> Timing:
+    """Times both, in milliseconds."""
+    seconds = least_seconds(plain, ours, rounds=rounds, warmup=warmup)
+    return row(key, *(1000 * each for each in seconds), **values)
+
+
+def compare_memory(key: str, plain: Callable[[], object], ours: Callable[[], object]) -> Timing:
+    """Measures the peak memory of both, in MiB."""
+    return row(key, *(peak_bytes(work) / 2**20 for work in (plain, ours)), "MiB")
 
 
 def peak_bytes(work: Callable[[], object]) -> int:

@@ -8,15 +8,18 @@ processes alternate.
 import multiprocessing
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from analysis.speed import plain
 from analysis.speed.scenes import STRIDE, scene
-from analysis.speed.timing import Timing
+from analysis.speed.timing import Timing, row
 from onenet import build
 from onenet.assigners import make_matcher
 from onenet.costs import MatchingCost
@@ -29,7 +32,7 @@ from onenet.system.memory import keep_freed_memory
 from onenet.training.optim import make_optimizer
 
 SIDE, CLASSES, OBJECTS, ROUNDS = 512, 80, 7, 5
-SETTING = f"ResNet-18, neck=deconv, {SIDE}×{SIDE}, {OBJECTS} objects per image"
+LEARNED = ("class_logits", "boxes_xyxy")  # of a head's output
 
 
 @dataclass(frozen=True)
@@ -49,54 +52,40 @@ def rows() -> list[Timing]:
     (*ours, plain_step), _ = _fastest_steps(*variants, Variant(8, plain=True))
     lines = []
     for precision, step in zip(precisions, ours, strict=True):
-        key, goal = ("train_step", 1.5) if precision == fast else ("train_step_float32", None)
-        what = f"{SETTING}, batch 8, ours {precision}"
-        lines.append(Timing(key, what, plain_step, step, "ms", goal))
+        key = "train_step" if precision == fast else "train_step_float32"
+        lines.append(row(key, plain_step, step, precision=precision))
     for precision in reversed(precisions):
         (step,), (losses,) = _fastest_steps(Variant(2, precision))
-        is_float32 = precision == "float32"
-        key, goal = ("step_share", 0.03) if is_float32 else (f"step_share_{precision}", None)
-        what = f"matching and losses in a step of ours, {SETTING}, batch 2, {precision}"
-        lines.append(Timing(key, what, losses, step, "ms", goal, at_most=True))
+        key = "step_share" if precision == "float32" else f"step_share_{precision}"
+        lines.append(row(key, losses, step))
     return lines
 
 
 def _fastest_steps(*variants: Variant) -> tuple[list[float], list[float]]:
     """Times the fastest step of each variant, in milliseconds: the whole steps, and their matching
     and losses."""
+    spawn = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        steps = [stack.enter_context(_process(variant)) for variant in variants]
-        rounds = [[step() for step in steps] for _ in range(ROUNDS + 1)][1:]
-    best = [min(times) for times in zip(*rounds, strict=True)]
-    return [1e3 * step for step, _ in best], [1e3 * losses for _, losses in best]
+        processes = [stack.enter_context(ProcessPoolExecutor(1, spawn)) for _ in variants]
+        rounds = [
+            [each.submit(_step, v).result() for each, v in zip(processes, variants, strict=True)]
+            for _ in range(ROUNDS + 1)
+        ]
+    whole, losses = 1e3 * np.min(rounds[1:], axis=0).T
+    return whole.tolist(), losses.tolist()
 
 
-@contextmanager
-def _process(variant: Variant):
-    """Starts the variant's process. Yields a function that does a step in it and returns what the
-    function from `_steps` returns."""
-    context = multiprocessing.get_context("spawn")
-    connection, child_connection = context.Pipe()
-    process = context.Process(target=_serve, args=(variant, child_connection), daemon=True)
-    process.start()
-
-    def step() -> tuple[float, float]:
-        connection.send(None)
-        return connection.recv()
-
-    yield step
-    process.terminate()
-    process.join()
+def _step(variant: Variant) -> tuple[float, float]:
+    """Does a step in the variant's own process. Returns what the function from `_steps` returns."""
+    return _prepare(variant)()
 
 
-def _serve(variant: Variant, pipe) -> None:
+@cache
+def _prepare(variant: Variant) -> Callable[[], tuple[float, float]]:
     torch.set_num_threads(1)
     if not variant.plain:
         keep_freed_memory()
-    step = _steps(variant)
-    while True:
-        pipe.recv()
-        pipe.send(step())
+    return _steps(variant)
 
 
 def _steps(variant: Variant) -> Callable[[], tuple[float, float]]:
@@ -127,10 +116,9 @@ def _steps(variant: Variant) -> Callable[[], tuple[float, float]]:
         leaves = [_detach(output) for output in outputs]
         total_loss(leaves, targets).backward()
         loss_end = time.perf_counter()
-        tensors = [t for o in outputs for t in (o.class_logits, o.boxes_xyxy)]
-        torch.autograd.backward(
-            tensors, [t.grad for leaf in leaves for t in (leaf.class_logits, leaf.boxes_xyxy)]
-        )
+        pairs = [(getattr(o, name), getattr(leaf, name).grad)
+                 for o, leaf in zip(outputs, leaves, strict=True) for name in LEARNED]  # fmt: skip
+        torch.autograd.backward(*zip(*pairs, strict=True))
         optimizer.step()
         return time.perf_counter() - start, loss_end - loss_start
 
@@ -139,8 +127,5 @@ def _steps(variant: Variant) -> Callable[[], tuple[float, float]]:
 
 def _detach(output: HeadOutput) -> HeadOutput:
     """Returns the predictions as leaves, so that the losses' backward pass can be timed alone."""
-    leaves = {
-        name: getattr(output, name).detach().requires_grad_()
-        for name in ("class_logits", "boxes_xyxy")
-    }
+    leaves = {name: getattr(output, name).detach().requires_grad_() for name in LEARNED}
     return replace(output, **leaves)
