@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import nms
 
 from onenet.boxes import clip_to_image
 from onenet.structures import Detections, HeadOutput, UndecodedOutput
@@ -70,7 +70,18 @@ def _top_indices(values: Tensor, k: int) -> Tensor:
 
 def nms_keep(detections: Detections, iou: float = 0.5) -> Tensor:
     """Which detections class-wise non-maximum suppression keeps: [D] bool, on the CPU."""
-    keep = torch.zeros(len(detections.scores), dtype=torch.bool)
-    indices = batched_nms(detections.boxes_xyxy, detections.scores, detections.labels, iou)
-    keep[indices.cpu()] = True
-    return keep
+    return nms_masks(detections, [iou])[0]
+
+
+def nms_masks(detections: Detections, ious: Sequence[float]) -> Tensor:
+    """`nms_keep` at each of the IoU thresholds: [len(ious), D] bool.
+
+    Equals torchvision's `batched_nms`, but moves the boxes of different classes apart only once.
+    """
+    boxes, scores = detections.boxes_xyxy, detections.scores
+    masks = torch.zeros(len(ious), len(scores), dtype=torch.bool)
+    if len(scores):
+        apart = boxes + (detections.labels.to(boxes) * (boxes.max() + 1))[:, None]
+        for mask, iou in zip(masks, ious, strict=True):
+            mask[nms(apart, scores, iou).cpu()] = True
+    return masks

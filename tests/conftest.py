@@ -17,7 +17,7 @@ from onenet.costs import CostWeights, Pairs
 from onenet.data.annotations import Annotations
 from onenet.evaluation.predict import NMS_IOUS
 from onenet.evaluation.predictions import Predictions
-from onenet.postprocess import nms_keep
+from onenet.postprocess import nms_masks
 from onenet.structures import Detections, HeadOutput, Matches, Target
 
 torch.set_num_threads(1)
@@ -146,7 +146,7 @@ def make_predictions(image, boxes_xyxy, scores, labels) -> Predictions:
         rows = image == i
         columns = (torch.from_numpy(column[rows]) for column in (boxes, scores, labels))
         detections = Detections(*columns)
-        keep[:, rows] = [nms_keep(detections, iou).numpy() for iou in NMS_IOUS]
+        keep[:, rows] = nms_masks(detections, NMS_IOUS).numpy()
     return Predictions(
         image.astype(np.int64),
         boxes,

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torchvision.ops import box_iou
+from torchvision.ops import batched_nms, box_iou
 
 from onenet.boxes import grid_points
-from onenet.postprocess import nms_keep, suppress_non_peaks, top_k
+from onenet.postprocess import nms_keep, nms_masks, suppress_non_peaks, top_k
 from onenet.structures import Detections, HeadOutput, UndecodedOutput
 from tests.conftest import random_boxes, random_output, seeded
 from tests.test_boxes import scalar_iou_and_giou
@@ -188,6 +188,20 @@ def test_nms_equals_plain_python(threshold, classes):
         keep = nms_keep(detections, threshold)
         assert keep.tolist() == plain_nms(detections, threshold)
         assert 0 < keep.sum() < 60
+
+
+@pytest.mark.parametrize("count", [0, 1, 100])
+def test_nms_at_several_thresholds_equals_torchvision(count):
+    generator = seeded(count)
+    boxes = random_boxes(count, (800, 1333), generator)
+    scores = torch.rand(count, generator=generator).sort(descending=True).values
+    labels = torch.randint(80, (count,), generator=generator)
+    ious = (0.3, 0.5, 0.9)
+    masks = nms_masks(Detections(boxes, scores, labels), ious)
+    assert masks.shape == (3, count)
+    for mask, iou in zip(masks, ious, strict=True):
+        keep = batched_nms(boxes, scores, labels, iou)
+        assert mask.nonzero()[:, 0].tolist() == keep.sort().values.tolist()
 
 
 def test_nms_leaves_boxes_of_other_classes_alone():

@@ -10,7 +10,7 @@ from onenet.data.loading import Batch, DetectionDataset, evaluation_batches
 from onenet.data.normalization import normalize
 from onenet.evaluation.predictions import MAX_DETECTIONS, Predictions
 from onenet.ops.fusion import for_inference
-from onenet.postprocess import nms_keep, top_k
+from onenet.postprocess import nms_masks, top_k
 from onenet.structures import Detections, unpadded_sizes
 from onenet.system.context import ON_CPU, RunContext
 
@@ -51,7 +51,7 @@ def predict(
         for detections, target, original_hw, is_substitute in zip(*columns, strict=True):
             if is_substitute:
                 continue
-            masks = np.stack([nms_keep(detections, iou).numpy() for iou in NMS_IOUS])
+            masks = nms_masks(detections, NMS_IOUS).numpy()
             arrays = in_original_pixels(detections, target.size_hw, original_hw)
             by_image[number[target.image_id]] = (*arrays, masks)
         bad_images += loaded_batch.bad_images

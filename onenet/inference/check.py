@@ -18,7 +18,7 @@ from onenet.evaluation.coco_metrics import Scorer
 from onenet.evaluation.predict import NMS_IOUS, concatenate, in_original_pixels
 from onenet.inference.detector import TrainedDetector
 from onenet.inference.formats import Runner
-from onenet.postprocess import nms_keep
+from onenet.postprocess import nms_masks
 from onenet.runs.evaluations import default_evaluation
 from onenet.structures import Detections
 from onenet.system.plural import plural
@@ -101,7 +101,7 @@ def compare(
             count_differences(verdict, expected, actual)
             verdict.shrunk += each.is_shrunk
             for of_images, detections in zip(columns, (expected, actual), strict=True):
-                masks = np.stack([nms_keep(detections, iou).numpy() for iou in NMS_IOUS])
+                masks = nms_masks(detections, NMS_IOUS).numpy()
                 arrays = in_original_pixels(detections, each.size_hw, each.original_hw)
                 of_images[each.number] = (*arrays, masks)
     verdict.images = len(columns[0])
