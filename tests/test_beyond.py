@@ -4,6 +4,7 @@ Run: pytest tests/test_beyond.py
 """
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from analysis.core import beyond, errors
 from analysis.core.plots import Drawing
 from analysis.core.table import Results
 from onenet.sweeps.experiments import RunSpec, expand
+from onenet.system.files import write_json
 from tests.test_figures import run, table1
 from tests.test_tables import fill
 
@@ -91,8 +93,9 @@ def test_one_to_one_against_a_shared_slot_is_paired_by_seed(root):
     assert one.table.loc["crowded, centre 10", "keep"] == "50.0 ± 10.0"
 
 
-def test_the_score_gap_of_each_row_and_the_errors_of_table_1(root):
-    for spec in table1(root):
+def test_the_score_gap_of_each_row_and_the_errors_of_table_1(root, capsys):
+    rows = table1(root)
+    for spec in rows:
         gap = 0.4 if "cost=loc_cls" in spec.overrides else -0.1
         tide = dict.fromkeys(("dAP_dupe", "dAP_dupe_nms"), 3.0)
         fill(spec, AP=60.0, nms_gain=1.0, score_gap=gap, **tide)
@@ -100,6 +103,13 @@ def test_the_score_gap_of_each_row_and_the_errors_of_table_1(root):
     assert re.findall(r"-?0\.\d\d(?= \()", sentence) == ["-0.10", "0.40", "-0.10", "0.40"]
     page = errors.page(Results([f"runs_root={root}"]).table("table1"))
     assert [*page.tables[0].dupe] == ["3.0 → 3.0"] * 4
+    assert capsys.readouterr().err == ""  # per_image.npz may be absent, as in the records
+    file = rows[0].folder.evaluation(rows[0].evaluation) / "per_image.npz"
+    file.write_bytes(b"PK")
+    result = {"metrics": {"AP": 60.0}, "evaluation": asdict(rows[0].evaluation)}
+    write_json(rows[0].folder.result_file, result)
+    errors.page(Results([f"runs_root={root}"]).table("table1"))
+    assert str(file) in capsys.readouterr().err
 
 
 def test_without_runs_or_with_other_data_there_are_no_answers(root, tmp_path):

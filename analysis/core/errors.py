@@ -1,11 +1,9 @@
 """Why the runs of a table were wrong: TIDE's errors, and the AP of each class."""
 
-from contextlib import suppress
-
 import numpy as np
 import pandas as pd
 
-from analysis.core.frame import DAMAGE, problem, read_arrays
+from analysis.core.frame import DAMAGE, problem, read_arrays, warn
 from analysis.core.render import NOTES, Page
 from analysis.core.table import Table
 from onenet.config.options import TIDE
@@ -18,6 +16,10 @@ from onenet.runs.folder import RunFolder
 COMMAND = "python analysis/errors.py RUN  # further: its worst images; RUN is a run's folder or id"
 ARRAYS = {"objects", *(f"{side}_{name}" for side in ("raw", "nms")
                        for name in ("image", "label", "hits"))}  # fmt: skip
+
+
+class NotKept(UserError):
+    """The run has no per_image.npz here."""
 
 
 def page(table: Table) -> Page:
@@ -47,12 +49,17 @@ def _by_class(runs: list[RunFolder]) -> dict[str, str]:
     """The AP of each class, of the runs that keep their detections per image."""
     tables = []
     for run in runs:
-        with suppress(UserError):
+        try:
             arrays, classes = per_image(run), Classes.read(run.classes_file)
-            numbers = range(arrays["objects"].shape[1])
-            labels = classes.names if classes else [f"class {number}" for number in numbers]
-            aps = {prefix: by_class(arrays, prefix).mean(axis=1) for prefix in ("raw", "nms")}
-            tables.append(pd.DataFrame(aps, labels))
+        except NotKept:
+            continue
+        except UserError as error:
+            warn(str(error))
+            continue
+        numbers = range(arrays["objects"].shape[1])
+        labels = classes.names if classes else [f"class {number}" for number in numbers]
+        aps = {prefix: by_class(arrays, prefix).mean(axis=1) for prefix in ("raw", "nms")}
+        tables.append(pd.DataFrame(aps, labels))
     if not tables:
         return {}
     means = pd.concat(tables).groupby(level=0, sort=False).mean()
@@ -67,7 +74,7 @@ def _cells(without: pd.Series, with_nms: pd.Series) -> pd.Series:
 def per_image(folder: RunFolder) -> dict[str, np.ndarray]:
     """Reads per_image.npz of the run's default evaluation. Raises UserError."""
     if not folder.result_file.is_file():
-        raise UserError(f"{folder.path} has no result.json: the run is not finished.")
+        raise NotKept(f"{folder.path} has no result.json: the run is not finished.")
     if reason := problem(folder):
         raise UserError(reason)
     try:
@@ -76,7 +83,7 @@ def per_image(folder: RunFolder) -> dict[str, np.ndarray]:
         raise UserError(f"{folder.result_file} is damaged: {error!r}") from error
     file = folder.evaluation(spec) / "per_image.npz"
     if not file.is_file():
-        raise UserError(f"{file} does not exist: copy it from the machine that made the run.")
+        raise NotKept(f"{file} does not exist: copy it from the machine that made the run.")
     arrays = read_arrays(file)
     if missing := ARRAYS - arrays.keys():
         raise UserError(f"{file} is damaged: it has no {', '.join(sorted(missing))}.")
