@@ -47,8 +47,6 @@ Variants = Sequence[tuple[Override, ...]]
 MATCHING = ("cost", "assigner", "location")  # the groups of keys that decide an assignment
 AS_TRAINED = "as trained"
 MOVED = "the first row differs from the snapshot: another device may break near ties differently"
-
-
 COLUMNS = {  # of a replay, with their formats. A fraction or mean over nothing is NaN.
     "changed": ".1f",  # % of objects, compared to the snapshot
     "nearest": ".1f",  # % of positives; NaN for queries
