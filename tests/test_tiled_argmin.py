@@ -47,6 +47,7 @@ def way(request, monkeypatch):
         limit = 0 if request.param == "all in cache" else 2  # fraction of the tiles
         monkeypatch.setattr(tiled_argmin, "MANY_TILES", min(limit, 0.04))
         monkeypatch.setattr(tiled_argmin, "TOO_MANY_TILES", limit)
+        monkeypatch.setattr(tiled_argmin, "NEARLY_ALL_TILES", limit)
 
 
 def equals_the_whole_cost(cost: MatchingCost, output: HeadOutput, targets: list[Target]) -> None:
@@ -254,6 +255,18 @@ def test_a_logit_of_minus_infinity_is_a_negative(assigner, way):
     assert 77 not in before[1].pred_idx
     for match, expected in zip(assigner(MatchingCost(), output, targets), before, strict=True):
         assert torch.equal(match.pred_idx, expected.pred_idx)
+
+
+def test_without_weight_on_positives_minus_infinity_costs_nan(way):
+    """0 times infinity; the slot is the whole matrix's, too."""
+    cost = MatchingCost(alpha=0.0)
+    output, targets = two_images()
+    output.class_logits[1, 77] = -torch.inf
+    _, pred_idx = cheapest_slots(cost, output, targets)
+    expected = [cost(output, image, target).min(dim=0).indices
+                for image, target in enumerate(targets)]  # fmt: skip
+    assert torch.equal(pred_idx, torch.cat(expected))
+    assert (expected[1] == 77).all()
 
 
 @assigners

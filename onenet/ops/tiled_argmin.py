@@ -295,6 +295,6 @@ def _max_iou_and_giou(low: Tensor, high: Tensor, gt: Tensor) -> tuple[Tensor, Te
 
 def _has_bounds(cost: MatchingCost) -> bool:
     """Whether `_lower_bound` holds: for non-negative weights and a class cost that decreases with
-    the logit, but not with user-defined terms, which can be anything."""
-    decreasing = cost.cls_form == "cross_entropy" or (0 <= cost.alpha <= 1 and cost.gamma >= 0)
+    the logit (if `alpha` is 0, that of -inf is NaN), but not with user-defined terms."""
+    decreasing = cost.cls_form == "cross_entropy" or (0 < cost.alpha <= 1 and cost.gamma >= 0)
     return decreasing and not cost.own and all(w >= 0 for w in vars(cost.weights).values())
