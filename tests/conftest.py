@@ -23,7 +23,6 @@ from onenet.structures import Detections, HeadOutput, Matches, Target
 torch.set_num_threads(1)
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests run on the CPU even beside a GPU
 
-
 SLOWEST = ("faults", "cli", "rehearsal", "loop", "hydra_app", "detectors", "distributed", "search")
 
 

@@ -56,7 +56,8 @@ def least_seconds(
 def row(
     key: str, plain: float, ours: float, unit: str = "ms", text: str = "", **values: object
 ) -> Timing:
-    """Returns the line of rows.yaml with this key, or the key `text`, and the values in it."""
+    """Returns a line of the table. Its text, filled in with the values, and its goal are those of
+    the key `text`, by default `key`, in rows.yaml."""
     line = ROWS[text or key]
     what = line["what"].format_map(values)
     return Timing(key, what, plain, ours, unit, line.get("goal"), line.get("at_most", False))

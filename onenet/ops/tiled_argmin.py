@@ -32,7 +32,7 @@ MANY_TILES = 0.04  # fraction; if more are left for an object, SAMPLE tiles lowe
 TOO_MANY_TILES = 0.3  # if still more are left, evaluating all slots is faster
 NEARLY_ALL_TILES = 0.9  # if more are left for the whole batch, SAMPLE tiles would not help
 SAMPLE = 16  # tiles per object
-LIMIT, STEPS = 32, 32  # class costs of logits from -LIMIT to LIMIT are tabulated in 1 / STEPS
+LIMIT, STEPS = 32, 32  # table of class costs: for logits from -LIMIT to LIMIT, 1 / STEPS apart
 MAX_COORDINATE = 1e18  # pixels; its square is still finite
 ROUNDING = 1e-4  # relative margin of a bound; a hundred times the rounding error of float32
 
@@ -50,7 +50,7 @@ def cheapest_slots(
     if on_cpu and pairs > FEW_PAIRS:
         if _has_bounds(cost):
             return _branch_and_bound(cost, output, targets)
-        minima = [_evaluate_image(cost, output, *numbered) for numbered in enumerate(targets)]
+        minima = [_evaluate_image(cost, output, i, target) for i, target in enumerate(targets)]
         lowest, pred_idx = zip(*minima, strict=True)
         return torch.cat(lowest), torch.cat(pred_idx)
     return _evaluate_batch(cost, output, targets)

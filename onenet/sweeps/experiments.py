@@ -115,8 +115,8 @@ def expand(overrides: Sequence[str]) -> list[RunSpec]:
     """Returns the runs that the overrides of a command line request, each once, in their order.
 
     `+experiment=NAME` adds the rows of experiments/NAME.yaml. An override of a key that a row sets
-    selects the rows with that value. Any other applies to all rows, and multiplies them if it lists
-    values (`seed=0,1`). Raises UserError for what cannot work.
+    selects the rows that have the value, set or by default. Any other applies to all rows, and
+    multiplies them if it lists values (`seed=0,1`). Raises UserError for what cannot work.
     """
     return specs_of(axes_of(overrides))
 
@@ -179,8 +179,7 @@ def _experiment_specs(experiment: Experiment, axes: Axes) -> list[RunSpec]:
 
 
 def _has_value(row: Axes, key: str, values: list[Override]) -> bool:
-    """Whether the row sets the key to one of the values. If it does not set the key, whether one of
-    them is its value anyway."""
+    """Whether the row has one of these values of the key, set in the row or by default."""
     if key in row:
         return row[key][0].value() in [one.value() for one in values]
     overrides = [*itertools.chain(*row.values())]

@@ -268,7 +268,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ended", metavar="OUTCOME", help="how the run ended, if it has ended")
-    parser.add_argument("--wait", type=float, default=30.0, help="for W&B with --ended, seconds")
+    about = "seconds to wait for W&B at most, with --ended"
+    parser.add_argument("--wait", type=float, default=30.0, help=about)
     args = parser.parse_args(arguments)
     folder = RunFolder(args.folder)
     try:
