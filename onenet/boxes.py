@@ -1,5 +1,7 @@
 """Box geometry. Boxes are (x1, y1, x2, y2) in pixels everywhere."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,11 +25,10 @@ def ltrb_to_xyxy(points_xy: Tensor, ltrb: Tensor) -> Tensor:
     return torch.cat([points_xy - ltrb[..., :2], points_xy + ltrb[..., 2:]], dim=-1)
 
 
-def clip_to_image(boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Clips boxes to an image of (height, width) pixels: [..., 4] -> [..., 4]."""
-    height, width = size_hw
-    limit = boxes_xyxy.new_tensor([width, height, width, height])
-    return torch.minimum(boxes_xyxy.clamp(min=0), limit)
+def clip_to_images(boxes_xyxy: Tensor, sizes_hw: Sequence[tuple[int, int]]) -> Tensor:
+    """Clips the boxes of each image to its (height, width) in pixels: [B, N, 4] -> [B, N, 4]."""
+    limits = boxes_xyxy.new_tensor([(width, height) * 2 for height, width in sizes_hw])
+    return torch.minimum(boxes_xyxy.clamp(min=0), limits[:, None])
 
 
 def iou_and_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:

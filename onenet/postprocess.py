@@ -7,12 +7,14 @@ B images, P prediction slots, K classes, D detections.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import nms
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import batched_nms
 
-from onenet.boxes import clip_to_image
+from onenet.boxes import clip_to_images
 from onenet.structures import Detections, HeadOutput, UndecodedOutput
 
 
@@ -31,23 +33,26 @@ def top_k(
     [B] of (height, width) pixels, and dropped if they become empty. If there are fewer than k
     pairs, all are returned.
     """
-    class_logits = output.class_logits
+    logits = output.class_logits
     if peaks:
-        class_logits = suppress_non_peaks(class_logits, output.grid_hw)  # type: ignore[union-attr]
-    num_classes = class_logits.shape[-1]
-    slot_maxima = class_logits.amax(dim=2)  # [B, P]
-    detections = []
-    for image, size_hw in enumerate(sizes_hw):
-        # If one slot ranks above another, its best pair ranks above all pairs of the other slot. So
-        # the k best slots contain the k best pairs, and no other slot needs ranking by class.
-        slots = _top_indices(slot_maxima[image], k).sort().values
-        logits = class_logits[image, slots].flatten()  # slot by slot
-        pairs = _top_indices(logits, k)
-        boxes = clip_to_image(output.boxes_at(image, slots[pairs // num_classes]).float(), size_hw)
-        valid = (boxes[:, 2:] > boxes[:, :2]).all(dim=1) & (logits[pairs] > -torch.inf)
-        scores, labels = logits[pairs].float().sigmoid(), pairs % num_classes
-        detections.append(Detections(boxes[valid], scores[valid], labels[valid]))
-    return detections
+        logits = suppress_non_peaks(logits, output.grid_hw)  # type: ignore[union-attr]
+    num_classes = logits.shape[-1]
+    # If one slot ranks above another, its best pair ranks above all pairs of the other slot. So the
+    # k best slots contain the k best pairs, and no other slot needs ranking by class.
+    slots = _top_indices(logits.amax(dim=2), k).sort(dim=1).values  # [B, S]
+    logits = logits.take_along_dim(slots[..., None], dim=1).flatten(1)  # [B, S·K] slot by slot
+    pairs = _top_indices(logits, k)  # [B, D]
+    logits, labels = logits.gather(1, pairs), pairs % num_classes
+    image = torch.arange(len(slots), device=slots.device)[:, None]
+    boxes = output.boxes_at(image, slots.gather(1, pairs // num_classes)).float()
+    boxes = clip_to_images(boxes, sizes_hw)
+    valid = (boxes[..., 2:] > boxes[..., :2]).all(dim=2) & (logits > -torch.inf)
+    # The sigmoid image by image: its last bit depends on the position in the tensor, and scores
+    # must not depend on the other images of the batch.
+    return [
+        Detections(boxes[rows], logits.float().sigmoid()[rows], labels[rows])
+        for boxes, logits, labels, rows in zip(boxes, logits, labels, valid, strict=True)
+    ]
 
 
 def suppress_non_peaks(class_logits: Tensor, grid_hw: tuple[int, int]) -> Tensor:
@@ -62,26 +67,52 @@ def suppress_non_peaks(class_logits: Tensor, grid_hw: tuple[int, int]) -> Tensor
 
 
 def _top_indices(values: Tensor, k: int) -> Tensor:
-    """Indices of the k largest values of [N], largest first, ties by index; all if N < k."""
-    threshold = values.topk(min(k, len(values))).values[-1]
-    candidates = (values >= threshold).nonzero().squeeze(1)  # more than k if there are ties
-    return candidates[values[candidates].argsort(descending=True, stable=True)[:k]]
+    """Indices of the k largest values of each row of [B, N], largest first, ties by index: [B, k],
+    or [B, N] if N < k."""
+    top = values.topk(min(k, values.shape[1]))
+    if (values >= top.values[:, -1:]).sum() > top.indices.numel():  # ties: topk takes any of them
+        return values.argsort(dim=1, descending=True, stable=True)[:, :k]
+    indices = top.indices.sort(dim=1).values
+    order = values.gather(1, indices).argsort(dim=1, descending=True, stable=True)
+    return indices.gather(1, order)
 
 
 def nms_keep(detections: Detections, iou: float = 0.5) -> Tensor:
     """Which detections class-wise non-maximum suppression keeps: [D] bool, on the CPU."""
-    return nms_masks(detections, [iou])[0]
+    boxes, scores, labels = detections.boxes_xyxy, detections.scores, detections.labels
+    mask = torch.zeros(len(scores), dtype=torch.bool)
+    mask[batched_nms(boxes, scores, labels, iou).cpu()] = True
+    return mask
 
 
-def nms_masks(detections: Detections, ious: Sequence[float]) -> Tensor:
-    """`nms_keep` at each of the IoU thresholds: [len(ious), D] bool.
+def nms_masks(detections_of: Sequence[Detections], ious: Sequence[float]) -> list[np.ndarray]:
+    """`nms_keep` of each image of a batch, at each of T IoU thresholds: [T, D] bool.
 
-    Equals torchvision's `batched_nms`, but moves the boxes of different classes apart only once.
+    In a fraction of the time: the IoUs are computed once, and the detections of the same rank in
+    all images are processed together, for all thresholds.
     """
-    boxes, scores = detections.boxes_xyxy, detections.scores
-    masks = torch.zeros(len(ious), len(scores), dtype=torch.bool)
-    if len(scores):
-        apart = boxes + (detections.labels.to(boxes) * (boxes.max() + 1))[:, None]
-        for mask, iou in zip(masks, ious, strict=True):
-            mask[nms(apart, scores, iou).cpu()] = True
-    return masks
+    boxes = pad_sequence([_separate_classes(detections).cpu() for detections in detections_of])
+    x1, y1, x2, y2 = boxes.movedim(2, 0)[..., None].contiguous()  # [D, B, 1]
+    areas = (x2 - x1) * (y2 - y1)
+    xx1, yy1, xx2, yy2, other_areas = (each.transpose(0, 2) for each in (x1, y1, x2, y2, areas))
+    width = torch.minimum(x2, xx2).sub_(torch.maximum(x1, xx1)).clamp_(min=0)
+    height = torch.minimum(y2, yy2).sub_(torch.maximum(y1, yy1)).clamp_(min=0)
+    overlap = width * height  # [D, B, D]
+    iou = overlap / (areas + other_areas - overlap)
+    ranks = torch.arange(len(boxes))
+    iou = torch.where(ranks[:, None, None] < ranks, iou, 0).double()
+    thresholds = torch.tensor(ious, dtype=torch.float64)[:, None, None]
+    suppresses = (iou[:, None] > thresholds).numpy()  # [D, T, B, D]
+    keep = np.ones(suppresses.shape[1:], dtype=bool)
+    for rank, others in enumerate(suppresses):
+        keep &= ~(others & keep[..., rank, None])
+    return [keep[:, n, : len(each.scores)] for n, each in enumerate(detections_of)]
+
+
+def _separate_classes(detections: Detections) -> Tensor:
+    """The boxes moved so far apart that those of two classes do not overlap, as by torchvision's
+    `batched_nms`."""
+    boxes = detections.boxes_xyxy
+    if not len(boxes):
+        return boxes
+    return boxes + (detections.labels.to(boxes) * (boxes.max() + 1))[:, None]

@@ -59,8 +59,11 @@ class HeadOutput:
     boxes_xyxy: Tensor  # [B, P, 4] pixels, x1 <= x2 and y1 <= y2, not clipped to the image
     points_xy: Tensor  # [P, 2] pixels, the grid point of each slot; NaN if slots are queries
 
-    def boxes_at(self, image: int, slots: Tensor) -> Tensor:
-        """The boxes at the given slots of an image: [N] int64 -> [N, 4] pixels."""
+    def boxes_at(self, image: int | Tensor, slots: Tensor) -> Tensor:
+        """The boxes at the given slots of an image: [N] int64 -> [N, 4] pixels.
+
+        Or of several images: [B, 1] and [B, N] -> [B, N, 4].
+        """
         return self.boxes_xyxy[image, slots]
 
 
@@ -73,7 +76,7 @@ class UndecodedOutput:
     points_xy: Tensor  # [P, 2] pixels
     grid_hw: tuple[int, int]  # slots are the cells of the grid in row-major order: P = H·W
 
-    def boxes_at(self, image: int, slots: Tensor) -> Tensor:
+    def boxes_at(self, image: int | Tensor, slots: Tensor) -> Tensor:
         return ltrb_to_xyxy(self.points_xy[slots], self.ltrb[image, slots].relu())
 
     @cached_property

@@ -145,7 +145,7 @@ def make_predictions(image, boxes_xyxy, scores, labels) -> Predictions:
         rows = image == i
         columns = (torch.from_numpy(column[rows]) for column in (boxes, scores, labels))
         detections = Detections(*columns)
-        keep[:, rows] = nms_masks(detections, NMS_IOUS).numpy()
+        [keep[:, rows]] = nms_masks([detections], NMS_IOUS)
     return Predictions(
         image.astype(np.int64),
         boxes,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou, generalized_box_iou
 
-from onenet.boxes import clip_to_image, grid_points, iou_and_giou, ltrb_to_xyxy
+from onenet.boxes import clip_to_images, grid_points, iou_and_giou, ltrb_to_xyxy
 from tests.conftest import random_boxes, seeded
 
 
@@ -40,7 +40,7 @@ def test_distances_to_the_sides_become_a_box_around_the_point():
 def test_boxes_are_cut_at_the_border_of_the_image():
     boxes = torch.tensor([[-5.0, -6, 70, 50], [1, 2, 3, 4], [70, 50, 80, 60], [-9, -9, -1, -1]])
     expected = [[0, 0, 60, 40], [1, 2, 3, 4], [60, 40, 60, 40], [0, 0, 0, 0]]
-    assert clip_to_image(boxes, (40, 60)).tolist() == expected
+    assert clip_to_images(boxes[None], [(40, 60)])[0].tolist() == expected
 
 
 def test_iou_and_giou_equal_scalar_python_for_touching_nested_and_distant_boxes():

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from onenet import export, load
-from onenet.boxes import clip_to_image
+from onenet.boxes import clip_to_images
 from onenet.config.compose import compose
 from onenet.errors import UserError
 from onenet.inference import check, formats
@@ -176,7 +176,7 @@ def test_boxes_are_clipped_to_the_image_without_its_padding():
     boxes = torch.tensor([[[0.0, 0, 90, 60], [85, 0, 95, 10]]])
     detections = clipped((boxes, torch.tensor([[0.5, 0.4]]), torch.tensor([[1, 2]])), (50, 80))
     assert detections.boxes_xyxy.tolist() == [[0, 0, 80, 50]]
-    torch.testing.assert_close(detections.boxes_xyxy, clip_to_image(boxes[0, :1], (50, 80)))
+    torch.testing.assert_close(detections.boxes_xyxy, clip_to_images(boxes[:, :1], [(50, 80)])[0])
 
 
 # --- the command ---

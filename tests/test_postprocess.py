@@ -63,6 +63,20 @@ def test_equal_scores_are_ranked_by_slot_then_by_class(grid_hw, classes, values)
                 assert_equals(detections, scalar_top_k(output, image, (40, 60), k))
 
 
+def test_the_other_images_of_a_batch_change_no_bit():
+    output = random_output(5, 7, seeded(), (9, 11))
+    output.class_logits[1] = output.class_logits[1].round()  # ties in one image only
+    sizes = [(36, 44), (20, 44), (36, 10), (30, 30), (36, 44)]
+    for image, detections in enumerate(top_k(output, sizes, 13)):
+        rows = slice(image, image + 1)
+        alone = replace(
+            output, class_logits=output.class_logits[rows], boxes_xyxy=output.boxes_xyxy[rows]
+        )
+        (expected,) = top_k(alone, sizes[rows], 13)
+        for name, values in vars(expected).items():
+            assert torch.equal(getattr(detections, name), values), name
+
+
 @pytest.mark.parametrize("grid_hw", [(1, 1), (3, 5), (7, 4)])
 def test_peaks_are_the_slots_that_no_neighbour_is_above(grid_hw):
     height, width = grid_hw
@@ -190,18 +204,41 @@ def test_nms_equals_plain_python(threshold, classes):
         assert 0 < keep.sum() < 60
 
 
-@pytest.mark.parametrize("count", [0, 1, 100])
-def test_nms_at_several_thresholds_equals_torchvision(count):
-    generator = seeded(count)
-    boxes = random_boxes(count, (800, 1333), generator)
-    scores = torch.rand(count, generator=generator).sort(descending=True).values
-    labels = torch.randint(80, (count,), generator=generator)
-    ious = (0.3, 0.5, 0.9)
-    masks = nms_masks(Detections(boxes, scores, labels), ious)
-    assert masks.shape == (3, count)
-    for mask, iou in zip(masks, ious, strict=True):
-        keep = batched_nms(boxes, scores, labels, iou)
-        assert mask.nonzero()[:, 0].tolist() == keep.sort().values.tolist()
+@pytest.mark.parametrize("counts", [[0], [1], [0, 0], [100], [3, 0, 100, 1, 57]])
+@pytest.mark.parametrize("classes", [1, 80])
+def test_nms_at_several_thresholds_equals_torchvision(counts, classes):
+    generator = seeded(classes)
+    ious = (0.3, 0.9, 0.5, 1 / 3)  # in any order
+    batch = [random_detections(count, classes, generator) for count in counts]
+    masks_of = nms_masks(batch, ious)
+    for detections, masks in zip(batch, masks_of, strict=True):
+        assert masks.shape == (4, len(detections.scores))
+        for mask, iou in zip(masks, ious, strict=True):
+            columns = detections.boxes_xyxy, detections.scores, detections.labels
+            assert mask.nonzero()[0].tolist() == sorted(batched_nms(*columns, iou).tolist())
+
+
+def random_detections(count: int, classes: int, generator: torch.Generator) -> Detections:
+    """Several detections around each of some places, some with equal scores."""
+    places = random_boxes(1 + count // 6, (80, 130), generator)
+    jitter = 4 * torch.rand(count, 4, generator=generator)
+    return Detections(
+        places.repeat(6, 1)[:count] + jitter,
+        torch.randint(50, (count,), generator=generator).div(50).sort(descending=True).values,
+        torch.randint(classes, (count,), generator=generator),
+    )
+
+
+@pytest.mark.parametrize(("other", "iou", "kept"), [
+    ([0.0, 0, 10, 3], 0.3, False),  # float32's quotient 0.3 is above the threshold, a double
+    ([0.0, 0, 10, 5], 0.5, True),
+    ([0.0, 0, 10, 7], 0.7, True),  # and its 0.7 is below it
+])  # fmt: skip
+def test_nms_at_a_threshold_that_equals_the_iou(other, iou, kept):
+    boxes = torch.tensor([[0.0, 0, 10, 10], other])
+    detections = Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]))
+    assert nms_keep(detections, iou).tolist() == [True, kept]
+    assert nms_masks([detections], [iou])[0].tolist() == [[True, kept]]
 
 
 def test_nms_leaves_boxes_of_other_classes_alone():

@@ -45,15 +45,19 @@ def predict(
         images, targets = normalize(loaded_batch.images.to(device)), loaded_batch.targets
         output = network(images, unpadded_sizes(targets, device), num_heads=infer_heads)[-1]
         on_batch(loaded_batch, output)
-        sizes_hw = [target.size_hw for target in targets]
-        detections_of = top_k(output, sizes_hw, MAX_DETECTIONS, peaks)
-        columns = detections_of, targets, loaded_batch.original_hw, loaded_batch.is_substitute
-        for detections, target, original_hw, is_substitute in zip(*columns, strict=True):
-            if is_substitute:
-                continue
-            masks = nms_masks(detections, NMS_IOUS).numpy()
-            arrays = in_original_pixels(detections, target.size_hw, original_hw)
-            by_image[number[target.image_id]] = (*arrays, masks)
+        detections_of = top_k(output, [t.size_hw for t in targets], MAX_DETECTIONS, peaks)
+        rows = zip(
+            targets,
+            detections_of,
+            nms_masks(detections_of, NMS_IOUS),
+            loaded_batch.original_hw,
+            loaded_batch.is_substitute,
+            strict=True,
+        )
+        for target, detections, masks, original_hw, is_substitute in rows:
+            if not is_substitute:
+                arrays = in_original_pixels(detections, target.size_hw, original_hw)
+                by_image[number[target.image_id]] = (*arrays, masks)
         bad_images += loaded_batch.bad_images
     parts = world.gather((by_image, bad_images))
     if not world.first:

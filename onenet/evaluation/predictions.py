@@ -46,5 +46,7 @@ class Predictions:
             np.asarray(annotations.category_ids)[self.labels].tolist(),
             strict=True,
         )
-        keys = ("image_id", "bbox", "score", "category_id")
-        return [dict(zip(keys, row, strict=True)) for row in rows]
+        return [
+            {"image_id": image_id, "bbox": bbox, "score": score, "category_id": category_id}
+            for image_id, bbox, score, category_id in rows
+        ]

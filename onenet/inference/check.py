@@ -101,7 +101,7 @@ def compare(
             count_differences(verdict, expected, actual)
             verdict.shrunk += each.is_shrunk
             for of_images, detections in zip(columns, (expected, actual), strict=True):
-                masks = nms_masks(detections, NMS_IOUS).numpy()
+                [masks] = nms_masks([detections], NMS_IOUS)
                 arrays = in_original_pixels(detections, each.size_hw, each.original_hw)
                 of_images[each.number] = (*arrays, masks)
     verdict.images = len(columns[0])

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import json
 import platform
 import resource
 import subprocess
@@ -12,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import orjson
 import torch
 from torch import nn
 
@@ -141,8 +141,8 @@ def write(
 
     `start_time`: of the evaluation, by `time.perf_counter`.
     """
-    rows = predictions.to_coco(annotations)
-    text = json.dumps(rows).encode()  # level 6 would take three times as long to save 7 %
+    text = orjson.dumps(predictions.to_coco(annotations))  # a tenth of the time of `json`
+    # Level 6 would take three times as long to save 7 %.
     write_atomically(target / "detections.json.gz", gzip.compress(text, compresslevel=3))
     arrays = io.BytesIO()
     np.savez_compressed(arrays, **per_image.pack(annotations, predictions))

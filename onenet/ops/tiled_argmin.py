@@ -77,7 +77,7 @@ def _evaluate_batch(
             whwh=whwh[chunk, None],
         )
         total = cost.of(pairs)
-        if device.type == "cpu" and not total.isfinite().all():
+        if device.type == "cpu" and not total.sum().isfinite():  # faster than `isfinite().all()`
             for number, target in enumerate(targets):
                 cost(output, number, target)  # raises, unless only logits are -inf
         minimum = total.min(dim=1)

@@ -22,8 +22,8 @@ class CenterOutput:
     points_xy: Tensor  # [P, 2] pixels, the centre of each cell
     grid_hw: tuple[int, int]  # slots are the cells of the map in row-major order
 
-    def boxes_at(self, image: int, slots: Tensor) -> Tensor:
-        """The boxes at the given slots of an image: [N] int64 -> [N, 4] pixels."""
+    def boxes_at(self, image: int | Tensor, slots: Tensor) -> Tensor:
+        """See `HeadOutput.boxes_at`."""
         return decode(
             self.points_xy[slots], self.offset_xy[image, slots], self.size_wh[image, slots]
         )
