@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms
 
-from onenet.boxes import clip_to_images
+from onenet.boxes import clip_to_images, iou_and_giou
 from onenet.structures import Detections, HeadOutput, UndecodedOutput
 
 
@@ -91,22 +91,16 @@ def nms_masks(detections_of: Sequence[Detections], ious: Sequence[float]) -> lis
     In a fraction of the time: the IoUs are computed once, and the detections of the same rank in
     all images are processed together, for all thresholds.
     """
-    boxes = pad_sequence([_separate_classes(detections).cpu() for detections in detections_of])
-    x1, y1, x2, y2 = boxes.movedim(2, 0)[..., None].contiguous()  # [D, B, 1]
-    areas = (x2 - x1) * (y2 - y1)
-    xx1, yy1, xx2, yy2, other_areas = (each.transpose(0, 2) for each in (x1, y1, x2, y2, areas))
-    width = torch.minimum(x2, xx2).sub_(torch.maximum(x1, xx1)).clamp_(min=0)
-    height = torch.minimum(y2, yy2).sub_(torch.maximum(y1, yy1)).clamp_(min=0)
-    overlap = width * height  # [D, B, D]
-    iou = overlap / (areas + other_areas - overlap)
-    ranks = torch.arange(len(boxes))
-    iou = torch.where(ranks[:, None, None] < ranks, iou, 0).double()
-    thresholds = torch.tensor(ious, dtype=torch.float64)[:, None, None]
-    suppresses = (iou[:, None] > thresholds).numpy()  # [D, T, B, D]
-    keep = np.ones(suppresses.shape[1:], dtype=bool)
-    for rank, others in enumerate(suppresses):
-        keep &= ~(others & keep[..., rank, None])
-    return [keep[:, n, : len(each.scores)] for n, each in enumerate(detections_of)]
+    boxes = [_separate_classes(each).cpu() for each in detections_of]
+    planes = pad_sequence(boxes, batch_first=True).movedim(2, 0).contiguous()  # [4, B, D]
+    padded = planes.movedim(0, 2)  # each coordinate contiguous: `iou_and_giou` is faster so
+    iou = iou_and_giou(padded[:, :, None], padded[:, None])[0].triu(diagonal=1)  # [B, D, D]
+    thresholds = torch.tensor(ious, dtype=torch.float64)[:, None, None]  # as in torchvision's NMS
+    spares = (iou[:, None].double() <= thresholds).numpy()  # [B, T, D, D] the one spares the other
+    keep = np.ones(spares.shape[:3], dtype=bool)  # [B, T, D]
+    for rank in range(keep.shape[2]):
+        keep &= spares[:, :, rank] | ~keep[:, :, rank, None]
+    return [keep[n, :, : len(each)] for n, each in enumerate(boxes)]
 
 
 def _separate_classes(detections: Detections) -> Tensor:
