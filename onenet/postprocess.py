@@ -98,7 +98,7 @@ def nms_masks(detections_of: Sequence[Detections], ious: Sequence[float]) -> lis
     thresholds = torch.tensor(ious, dtype=torch.float64)[:, None, None]  # as in torchvision's NMS
     spares = (iou[:, None].double() <= thresholds).numpy()  # [B, T, D, D] the one spares the other
     keep = np.ones(spares.shape[:3], dtype=bool)  # [B, T, D]
-    for rank in range(keep.shape[2]):
+    for rank in range(padded.shape[1]):
         keep &= spares[:, :, rank] | ~keep[:, :, rank, None]
     return [keep[n, :, : len(each)] for n, each in enumerate(boxes)]
 
