@@ -40,18 +40,19 @@ def top_k(
     # If one slot ranks above another, its best pair ranks above all pairs of the other slot. So the
     # k best slots contain the k best pairs, and no other slot needs ranking by class.
     slots = _top_indices(logits.amax(dim=2), k).sort(dim=1).values  # [B, S]
-    logits = logits.take_along_dim(slots[..., None], dim=1).flatten(1)  # [B, S·K] slot by slot
-    pairs = _top_indices(logits, k)  # [B, D]
-    logits, labels = logits.gather(1, pairs), pairs % num_classes
-    image = torch.arange(len(slots), device=slots.device)[:, None]
-    boxes = output.boxes_at(image, slots.gather(1, pairs // num_classes)).float()
+    pair_logits = logits.take_along_dim(slots[..., None], dim=1).flatten(1)  # [B, S·K] by slot
+    pairs = _top_indices(pair_logits, k)  # [B, D]
+    best_logits, labels = pair_logits.gather(1, pairs), pairs % num_classes
+    images = torch.arange(len(slots), device=slots.device)[:, None]
+    boxes = output.boxes_at(images, slots.gather(1, pairs // num_classes)).float()
     boxes = clip_to_images(boxes, sizes_hw)
-    valid = (boxes[..., 2:] > boxes[..., :2]).all(dim=2) & (logits > -torch.inf)
-    # The sigmoid image by image: its last bit depends on the position in the tensor, and scores
-    # must not depend on the other images of the batch.
+    valid = (boxes[..., 2:] > boxes[..., :2]).all(dim=2) & (best_logits > -torch.inf)
+    # Image by image, because the last bit of a sigmoid depends on the position in the tensor, and
+    # scores must not depend on the other images of the batch.
+    scores = [of_image.float().sigmoid() for of_image in best_logits]
     return [
-        Detections(boxes[rows], logits.float().sigmoid()[rows], labels[rows])
-        for boxes, logits, labels, rows in zip(boxes, logits, labels, valid, strict=True)
+        Detections(*(column[rows] for column in columns))
+        for rows, *columns in zip(valid, boxes, scores, labels, strict=True)
     ]
 
 
@@ -86,26 +87,27 @@ def nms_keep(detections: Detections, iou: float = 0.5) -> Tensor:
 
 
 def nms_masks(detections_of: Sequence[Detections], ious: Sequence[float]) -> list[np.ndarray]:
-    """`nms_keep` of each image of a batch, at each of T IoU thresholds: [T, D] bool.
+    """`nms_keep` at each of T IoU thresholds, for each image of a batch: [T, D] bool.
 
-    In a fraction of the time: the IoUs are computed once, and the detections of the same rank in
-    all images are processed together, for all thresholds.
+    Faster than calling it T times per image: each IoU is computed once, and one loop over the ranks
+    of the detections serves all images and thresholds.
     """
     boxes = [_separate_classes(each).cpu() for each in detections_of]
     planes = pad_sequence(boxes, batch_first=True).movedim(2, 0).contiguous()  # [4, B, D]
     padded = planes.movedim(0, 2)  # each coordinate contiguous: `iou_and_giou` is faster so
-    iou = iou_and_giou(padded[:, :, None], padded[:, None])[0].triu(diagonal=1)  # [B, D, D]
-    thresholds = torch.tensor(ious, dtype=torch.float64)[:, None, None]  # as in torchvision's NMS
-    spares = (iou[:, None].double() <= thresholds).numpy()  # [B, T, D, D] the one spares the other
-    keep = np.ones(spares.shape[:3], dtype=bool)  # [B, T, D]
+    iou = iou_and_giou(padded[:, :, None], padded[:, None])[0]  # [B, D, D]
+    iou = iou.triu(diagonal=1)  # a detection only suppresses those that rank below it
+    thresholds = torch.tensor(ious, dtype=torch.float64)[:, None, None]
+    compatible = (iou[:, None].double() <= thresholds).numpy()  # [B, T, D, D]
+    keep = np.ones(compatible.shape[:3], dtype=bool)  # [B, T, D]
     for rank in range(padded.shape[1]):
-        keep &= spares[:, :, rank] | ~keep[:, :, rank, None]
+        keep &= compatible[:, :, rank] | ~keep[:, :, rank, None]
     return [keep[n, :, : len(each)] for n, each in enumerate(boxes)]
 
 
 def _separate_classes(detections: Detections) -> Tensor:
-    """The boxes moved so far apart that those of two classes do not overlap, as by torchvision's
-    `batched_nms`."""
+    """The boxes [D, 4], shifted by class so that boxes of two classes never overlap. Torchvision's
+    `batched_nms` shifts them alike."""
     boxes = detections.boxes_xyxy
     if not len(boxes):
         return boxes

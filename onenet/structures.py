@@ -62,7 +62,7 @@ class HeadOutput:
     def boxes_at(self, image: int | Tensor, slots: Tensor) -> Tensor:
         """The boxes at the given slots of an image: [N] int64 -> [N, 4] pixels.
 
-        Or of several images: [B, 1] and [B, N] -> [B, N, 4].
+        For a batch, `image` is [B, 1] int64 and `slots` [B, N]: -> [B, N, 4].
         """
         return self.boxes_xyxy[image, slots]
 

@@ -142,7 +142,7 @@ def write(
     `start_time`: of the evaluation, by `time.perf_counter`.
     """
     text = orjson.dumps(predictions.to_coco(annotations))  # a tenth of the time of `json`
-    # Level 6 would take three times as long to save 7 %.
+    # Level 6 would take three times as long to save 8 %.
     write_atomically(target / "detections.json.gz", gzip.compress(text, compresslevel=3))
     arrays = io.BytesIO()
     np.savez_compressed(arrays, **per_image.pack(annotations, predictions))
